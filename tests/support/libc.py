@@ -1,0 +1,76 @@
+"""The few system calls that Python 3.11 does not offer, for the tests only.
+
+The product has its own wrappers in `fuseunion.syscalls`; the tests do not use them, so that a mistake there cannot
+hide itself. Every function raises OSError with the errno of the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD = -100
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+MNT_DETACH = 2
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+PR_SET_DUMPABLE = 4
+
+
+class RenameFlag(enum.IntFlag):
+    """Flags of renameat2(2)."""
+
+    NONE = 0
+    NOREPLACE = 1
+    EXCHANGE = 2
+    WHITEOUT = 4
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def rename(old: bytes, new: bytes, flags: RenameFlag = RenameFlag.NONE) -> None:
+    """renameat2(2) with paths relative to the working directory."""
+    _check(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, int(flags)))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags))
+
+
+def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    _check(
+        _libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            fstype.encode(),
+            ctypes.c_ulong(flags),
+            os.fsencode(data),
+        )
+    )
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags))
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2)."""
+    _check(_libc.syncfs(fd))
+
+
+def become_dumpable() -> None:
+    """Let this process read its own /proc entries again after it changed its user id (prctl(2))."""
+    _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))

@@ -1,0 +1,63 @@
+"""Finding the processes that a test started, however far they detached themselves.
+
+A daemon leaves its session, its working directory and its parent, but keeps its environment: every command of a test
+carries `FUSEUNION_TEST=<token>`, and whoever still has the token in /proc/PID/environ belongs to the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+TOKEN_VARIABLE = "FUSEUNION_TEST"
+
+
+def with_token(token: str) -> list[int]:
+    """Process ids whose environment holds the token; zombies are left out (they hold nothing any more)."""
+    wanted = f"{TOKEN_VARIABLE}={token}".encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        # The process may end while it is looked at, or belong to somebody else.
+        with contextlib.suppress(OSError):
+            if wanted in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
+                found.append(int(entry))
+    return found
+
+
+def command_line(pid: int) -> str:
+    """The command line of a process, for messages; empty when it has gone."""
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """The open descriptors of a process and what each refers to."""
+    found = {}
+    directory = f"/proc/{pid}/fd"
+    for name in os.listdir(directory):
+        # A descriptor may be closed between the listing and the look.
+        with contextlib.suppress(FileNotFoundError):
+            found[int(name)] = os.readlink(f"{directory}/{name}")
+    return found
+
+
+def resident_kib(pid: int) -> int:
+    """Resident memory of a process in KiB."""
+    for line in Path("/proc", str(pid), "status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError(f"process {pid} has no resident memory: it has ended")
+
+
+def kill_all(token: str) -> list[int]:
+    """SIGKILL for every process of a test; returns whom it met."""
+    victims = with_token(token)
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return victims
