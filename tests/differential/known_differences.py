@@ -1,0 +1,75 @@
+"""Every difference between fuseunion and an oracle that is meant, with its reason.
+
+A difference is data: which call, what the oracle answers, what fuseunion answers. It may not leave the two sides in
+different states, so both answers are errors, or the call only reads. Whatever is not listed fails the test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tests.differential.operations import Call, Operation, Outcome
+
+
+class Oracle(Enum):
+    """What fuseunion is compared with."""
+
+    KERNEL = "kernel overlayfs"
+    PLAIN = "plain directory"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference; None matches every answer."""
+
+    oracles: frozenset[Oracle]
+    calls: frozenset[Call]
+    expected: str | None
+    got: str | None
+    reason: str
+
+    def covers(self, oracle: Oracle, operation: Operation, expected: Outcome, got: Outcome) -> bool:
+        """Whether this is the difference that was seen."""
+        return (
+            oracle in self.oracles
+            and operation.call in self.calls
+            and (self.expected is None or self.expected == expected.error)
+            and (self.got is None or self.got == got.error)
+        )
+
+
+_BOTH = frozenset(Oracle)
+_OPENING = frozenset({Call.OPEN, Call.READ, Call.WRITE, Call.APPEND, Call.OPEN_TRUNCATE})
+
+KNOWN = (
+    Difference(
+        _BOTH,
+        _OPENING,
+        "ENXIO",
+        "EACCES",
+        "a mount of fuseunion is nodev unless `-o dev` asks otherwise, as every FUSE mount; so a device node cannot be "
+        "opened (mount(2), MS_NODEV), where the other looks for its driver and finds none",
+    ),
+    Difference(
+        frozenset({Oracle.PLAIN}),
+        frozenset({Call.STATVFS}),
+        None,
+        None,
+        "a plain directory may lie on another filesystem than upper",
+    ),
+)
+
+
+def is_known(oracle: Oracle, operation: Operation, expected: Outcome, got: Outcome) -> bool:
+    """Whether a difference between two outcomes is listed."""
+    return any(difference.covers(oracle, operation, expected, got) for difference in KNOWN)
+
+
+def is_withheld(oracle: Oracle, operation: Operation, expected: Outcome) -> bool:
+    """Whether the oracle refused what fuseunion is documented to do better; then fuseunion is not asked.
+
+    A directory that a lower holds cannot be renamed in overlayfs without redirect_dir (overlayfs.rst, "renaming
+    directories": EXDEV); in fuseunion it can (design.md), which the plain directory checks.
+    """
+    return oracle is Oracle.KERNEL and operation.call is Call.RENAME and expected.error == "EXDEV"

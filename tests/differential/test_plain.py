@@ -1,0 +1,24 @@
+"""fuseunion against a plain directory: POSIX without a union, which fuseunion's improvements are meant to reach."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.differential import recipes
+from tests.differential.known_differences import Oracle
+from tests.differential.lockstep import check
+from tests.support.arena import Arena
+
+SEEDS = range(int(os.environ.get("FUSEUNION_SEEDS", "16")))
+STEPS = 120
+
+
+@pytest.mark.actors("root")
+@pytest.mark.limit(150)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_plain_directory(arena: Arena, seed: int) -> None:
+    """Outcomes, trees, link groups and link counts are those of a copy of the merged tree."""
+    lowers = [arena.lower(description) for description in recipes.layers(1000 + seed, hard_links=True)]
+    check(arena, lowers, Oracle.PLAIN, 1000 + seed, STEPS)
