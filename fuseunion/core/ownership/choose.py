@@ -1,0 +1,132 @@
+"""Which ownership store a layer uses: found out by probing, never from a filesystem's name.
+
+A layer says so itself, by the attribute on its root directory (fuse-overlayfs main.c main; containers/storage sets
+it when it unpacks with force_mask). A layer whose root lacks it is read plainly. The upper of a mount that asks for
+stored ownership is marked; from then on it is one, whether or not a later mount asks again, since writing real
+owners beside stored ones would show neither.
+
+    upper's filesystem has        facts are in                            symbolic links
+    user xattrs                   user.containers.override_stat           database
+    security xattrs (mode 1)      security.fuseoverlayfs.override_stat    the same
+    neither                       database                                database
+
+The database module, and with it sqlite3, is imported only where a database is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable
+
+from fuseunion.core.ownership import facts as codec
+from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
+from fuseunion.core.ownership.store import OwnershipStore
+from fuseunion.core.ownership.xattr import OverrideName, XattrStore, getxattr, setxattr
+from fuseunion.options import XattrPermissions
+
+_log = logging.getLogger("fuseunion.ownership")
+
+_ABSENT = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
+_NAMES = {
+    XattrPermissions.PRIVILEGED: OverrideName.PRIVILEGED,
+    XattrPermissions.CONTAINERS: OverrideName.CONTAINERS,
+}
+
+
+def detect(root_fd: int) -> XattrStore | None:
+    """The store that a lower layer was written with, or None where its files are what they look like.
+
+    Raises:
+        OSError: EIO and the like from the layer.
+    """
+    found = _marked(root_fd)
+    return None if found is None else XattrStore(found[0])
+
+
+def choose(
+    root_fd: int,
+    wanted: XattrPermissions,
+    work_fd: int,
+    lower_fds: Iterable[int] = (),
+    *,
+    volatile: bool = False,
+) -> OwnershipStore | None:
+    """The store of an upper, made ready for use; None where real owners are written.
+
+    Args:
+        root_fd: the upper's root, an O_RDONLY descriptor.
+        wanted: what the mount asks for.
+        work_fd: the directory of the work area that outlives the mount.
+        lower_fds: the roots of the lowers, topmost first: the first that is marked lends an unmarked upper the
+            facts of the root directory.
+        volatile: never wait for the disk.
+
+    Raises:
+        OSError: EPERM where security.* may not be set, else as setxattr(2) and the database.
+    """
+    marked = _marked(root_fd)
+    name = _NAMES.get(wanted)
+    if name is None:
+        if marked is not None:
+            store: OwnershipStore | None = _with_xattr(marked[0], work_fd, volatile=volatile)
+        else:
+            store = _database(work_fd, volatile=volatile) if has_database(work_fd) else None
+    else:
+        value = _root_facts(root_fd, marked, lower_fds)
+        try:
+            setxattr(root_fd, name, value)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            store = _database(work_fd, volatile=volatile)
+            store.store(root_fd, os.fstat(root_fd), codec.parse(value))
+        else:
+            store = _with_xattr(name, work_fd, volatile=volatile)
+    if store is not None:
+        _log.info("owners and modes of the upper are stored in %s", store.label)
+    return store
+
+
+def has_database(work_fd: int) -> bool:
+    """True where a work area holds an ownership database, so that it must be kept."""
+    try:
+        os.stat(DATABASE_FILE, dir_fd=work_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _marked(root_fd: int) -> tuple[OverrideName, bytes] | None:
+    for name in OverrideName:
+        try:
+            return name, getxattr(root_fd, name)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+    return None
+
+
+def _root_facts(root_fd: int, marked: tuple[OverrideName, bytes] | None, lower_fds: Iterable[int]) -> bytes:
+    """What the upper's root directory shall look like: as stored, as the first marked lower's, or as it is.
+
+    (fuse-overlayfs makes an unmarked one 0:0 with mode 0555, which the user who mounts may not write to.)
+    """
+    if marked is not None:
+        return marked[1]
+    for fd in lower_fds:
+        lower = _marked(fd)
+        if lower is not None:
+            return lower[1]
+    return codec.unparse(Facts.of(os.fstat(root_fd)))
+
+
+def _with_xattr(name: OverrideName, work_fd: int, *, volatile: bool) -> XattrStore:
+    return XattrStore(name, None if name is OverrideName.PRIVILEGED else _database(work_fd, volatile=volatile))
+
+
+def _database(work_fd: int, *, volatile: bool) -> OwnershipStore:
+    from fuseunion.core.ownership.database import DatabaseStore
+
+    return DatabaseStore(work_fd, volatile=volatile)

@@ -1,0 +1,87 @@
+"""The interface of an ownership store.
+
+An object is addressed as the xattr calls need it: by a path that is never followed (`/proc/self/fd/N/NAME`, see
+`RealDir.proc_path`) or by a descriptor of any kind, O_PATH too. Together with the stat result of the real object,
+which every caller has at hand.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+
+from fuseunion.core.identity import KEEP
+from fuseunion.core.ownership.facts import Facts
+
+Where = bytes | int
+
+
+class OwnershipStore(ABC):
+    """Where the owner, mode and device number of a layer's objects are kept.
+
+    Attributes:
+        label: how the log names it.
+    """
+
+    label: str
+
+    @abstractmethod
+    def find(self, where: Where, st: os.stat_result) -> Facts | None:
+        """What is stored of an object, or None where the real stat result is all there is.
+
+        Raises:
+            OSError: EINVAL for an attribute that cannot be read, EIO for a broken database, as the real access.
+        """
+
+    @abstractmethod
+    def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
+        """Remember the facts of an object, whose real stat result is given.
+
+        Raises:
+            OSError: as setxattr(2); EIO, ENOSPC for the database.
+        """
+
+    def load(self, where: Where, st: os.stat_result) -> os.stat_result:
+        """The real stat result with what is stored in place of owner, mode, type and device number.
+
+        Raises:
+            OSError: as `find`.
+        """
+        facts = self.find(where, st)
+        return st if facts is None else facts.apply(st)
+
+    def change(self, where: Where, st: os.stat_result, *, uid: int = KEEP, gid: int = KEEP, mode: int = KEEP) -> None:
+        """chown(2) and chmod(2): change some of the facts and keep the others.
+
+        Args:
+            mode: permission, set-id and sticky bits.
+
+        Raises:
+            OSError: as `find` and `store`.
+        """
+        facts = Facts.of(self.load(where, st))
+        self.store(
+            where,
+            st,
+            facts._replace(
+                uid=facts.uid if uid == KEEP else uid,
+                gid=facts.gid if gid == KEEP else gid,
+                mode=facts.mode if mode == KEEP else mode,
+            ),
+        )
+
+    @abstractmethod
+    def forget(self, st: os.stat_result) -> None:
+        """The last name of an object is gone, and nobody has it open."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """What was stored must survive a power failure from here on.
+
+        Raises:
+            OSError: EIO.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of all files."""

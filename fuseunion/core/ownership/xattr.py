@@ -1,0 +1,96 @@
+"""The ownership store of containers/storage and fuse-overlayfs: an extended attribute on the object itself.
+
+Three names are in use. `security.` needs a privileged daemon and exists on every kind of object; `user.` exists on
+files and directories only, so the facts of symbolic links go to a companion store, if there is one, or are given up
+in silence, as fuse-overlayfs does.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import os
+import stat
+
+from fuseunion.core.ownership import facts as codec
+from fuseunion.core.ownership.facts import Facts
+from fuseunion.core.ownership.store import OwnershipStore, Where
+
+_log = logging.getLogger("fuseunion.ownership")
+
+# ENODATA: not stored. EOPNOTSUPP: this object, or a filesystem that takes part in a lower, has no xattrs.
+# EACCES: user.* wants read permission on the object (fs/xattr.c xattr_permission); what a daemon may not read, a
+# foreign lower's file, must still be listed, and shows its real owner.
+_NOT_STORED = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES})
+
+
+class OverrideName(enum.StrEnum):
+    """The attributes, in the order in which fuse-overlayfs looks for them (main.c main)."""
+
+    PRIVILEGED = "security.fuseoverlayfs.override_stat"
+    CONTAINERS = "user.containers.override_stat"
+    LEGACY = "user.fuseoverlayfs.override_stat"
+
+
+class XattrStore(OwnershipStore):
+    """Facts in an extended attribute.
+
+    Args:
+        name: the attribute.
+        companion: where the facts of objects go that cannot have it; the store owns it.
+    """
+
+    def __init__(self, name: OverrideName, companion: OwnershipStore | None = None) -> None:
+        self.name = name
+        self.companion = companion
+        self.label = name if companion is None else f"{name}, {companion.label} for symbolic links"
+
+    def _holds(self, st: os.stat_result) -> bool:
+        return self.name is OverrideName.PRIVILEGED or stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)
+
+    def find(self, where: Where, st: os.stat_result) -> Facts | None:
+        if not self._holds(st):
+            return None if self.companion is None else self.companion.find(where, st)
+        try:
+            value = getxattr(where, self.name)
+        except OSError as error:
+            if error.errno in _NOT_STORED:
+                return None
+            raise
+        return codec.parse(value)
+
+    def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
+        if self._holds(st):
+            setxattr(where, self.name, codec.unparse(facts))
+        elif self.companion is not None:
+            self.companion.store(where, st, facts)
+        else:
+            _log.debug("the owner %d:%d of inode %d has no place", facts.uid, facts.gid, st.st_ino)
+
+    def forget(self, st: os.stat_result) -> None:
+        if self.companion is not None and not self._holds(st):
+            self.companion.forget(st)
+
+    def sync(self) -> None:
+        if self.companion is not None:
+            self.companion.sync()
+
+    def close(self) -> None:
+        if self.companion is not None:
+            self.companion.close()
+
+
+def getxattr(where: Where, name: str) -> bytes:
+    """getxattr(2) that follows no link, and takes O_PATH descriptors too."""
+    if isinstance(where, int):
+        return os.getxattr(b"/proc/self/fd/%d" % where, name)
+    return os.getxattr(where, name, follow_symlinks=False)
+
+
+def setxattr(where: Where, name: str, value: bytes) -> None:
+    """setxattr(2) that follows no link, and takes O_PATH descriptors too."""
+    if isinstance(where, int):
+        os.setxattr(b"/proc/self/fd/%d" % where, name, value)
+    else:
+        os.setxattr(where, name, value, follow_symlinks=False)
