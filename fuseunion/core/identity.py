@@ -80,7 +80,7 @@ class IdMap:
     """A correspondence between disk ids and shown ids; the empty map is the identity.
 
     Args:
-        ranges: triples, in any order.
+        ranges: (disk, shown, length) triples, in any order (`options.parse_id_map` reads them).
         kind: "uid" or "gid", for messages and the overflow id.
 
     Raises:
@@ -98,9 +98,9 @@ class IdMap:
         "trivial",
     )
 
-    def __init__(self, ranges: Iterable[IdRange] = (), kind: str = "uid") -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int, int]] = (), kind: str = "uid") -> None:
         self.kind = kind
-        self.ranges = tuple(ranges)
+        self.ranges = tuple(IdRange(*item) for item in ranges)
         self.trivial = not self.ranges
         for item in self.ranges:
             _check_range(item, kind)
@@ -118,24 +118,6 @@ class IdMap:
                 raise ValueError(
                     f"{kind} map: {one} and {two} both store shown id {two.shown}; let the ranges be disjoint"
                 )
-
-    @classmethod
-    def parse(cls, text: str, kind: str = "uid") -> IdMap:
-        """The map in a colon-separated list of triples; empty elements are skipped (podman sends some).
-
-        Raises:
-            ValueError: the text is not a list of triples, or the triples are refused.
-        """
-        numbers = []
-        for element in text.split(":"):
-            if not element:
-                continue
-            if not (element.isascii() and element.isdigit()):
-                raise ValueError(f"{kind} map {text!r}: {element!r} is not a number; expected DISK:SHOWN:LEN")
-            numbers.append(int(element))
-        if len(numbers) % 3:
-            raise ValueError(f"{kind} map {text!r}: {len(numbers)} numbers are not triples; expected DISK:SHOWN:LEN")
-        return cls((IdRange(*numbers[i : i + 3]) for i in range(0, len(numbers), 3)), kind)
 
     def shown_or_none(self, disk: int) -> int | None:
         """The shown id of a disk id, or None where the map does not cover it."""
@@ -186,7 +168,7 @@ class IdMap:
         return ":".join(str(item) for item in self.ranges)
 
     def __repr__(self) -> str:
-        return f"IdMap.parse({str(self)!r}, {self.kind!r})"
+        return f"IdMap({self}, {self.kind!r})"
 
 
 def _check_range(item: IdRange, kind: str) -> None:

@@ -148,7 +148,7 @@ def test_binary_round_trip(entries: Acl) -> None:
 
 @given(acls(st.integers(0, 99)))
 def test_mapped_qualifiers_come_back(entries: Acl) -> None:
-    identity = Identity(IdMap.parse("0:1000:100"), IdMap.parse("0:5000:100", "gid"))
+    identity = Identity(IdMap([(0, 1000, 100)]), IdMap([(0, 5000, 100)], "gid"))
     value = acl.unparse(entries)
     shown = acl.to_shown(value, identity)
     assert acl.to_disk(shown, identity) == value
@@ -163,7 +163,7 @@ def test_without_a_map_nothing_is_read() -> None:
 
 
 def test_unmapped_qualifiers_are_shown_as_overflow_and_refused() -> None:
-    identity = Identity(IdMap.parse("0:1000:100"))
+    identity = Identity(IdMap([(0, 1000, 100)]))
     value = acl.unparse(
         (
             Entry(Tag.USER_OBJ, 7),

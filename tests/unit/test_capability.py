@@ -31,14 +31,14 @@ def test_binary_round_trip(value: Capability) -> None:
 
 @given(capabilities.map(lambda value: value._replace(rootid=value.rootid % 100)))
 def test_a_mapped_root_comes_back(value: Capability) -> None:
-    identity = Identity(IdMap.parse("0:1000:100"))
+    identity = Identity(IdMap([(0, 1000, 100)]))
     shown = capability.to_shown(capability.unparse(value), identity)
     assert capability.parse(shown) == value._replace(rootid=value.rootid + 1000)
     assert capability.to_disk(shown, identity) == capability.unparse(value)
 
 
 def test_a_root_shown_as_0_is_version_2() -> None:
-    identity = Identity(IdMap.parse("1000:0:1"))
+    identity = Identity(IdMap([(1000, 0, 1)]))
     value = capability.unparse(Capability(1 << CAP_NET_RAW, 0, True, 1000))
     assert len(value) == 24
     shown = capability.to_shown(value, identity)
@@ -51,7 +51,7 @@ def test_without_a_map_nothing_is_read() -> None:
 
 
 def test_an_unmapped_root_overflows_and_cannot_be_stored() -> None:
-    identity = Identity(IdMap.parse("0:1000:100"))
+    identity = Identity(IdMap([(0, 1000, 100)]))
     value = capability.unparse(Capability(1, 0, True, 500))
     with pytest.raises(OSError) as shown:
         capability.to_shown(value, identity)
