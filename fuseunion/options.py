@@ -238,19 +238,21 @@ _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "noxattrs": ("xattrs", lambda name, value: not _switch(name, value)),
 }
 
-SILENT = frozenset(
+SILENT = frozenset((
     # what mount(8), fstab and systemd add for themselves
-    "defaults auto noauto user users nouser owner group nofail _netdev nonempty fsname subtype comment "
-    "sync async dirsync remount relatime norelatime strictatime nostrictatime lazytime nolazytime diratime nodiratime "
-    "private rprivate shared rshared slave rslave bind rbind iversion noiversion mand nomand silent loud "
-    # labels, which the kernel does not offer for a FUSE mount of this kind; fuse-overlayfs ignores them too
-    "context fscontext defcontext rootcontext "
+    "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev", "nonempty",
+    "fsname", "subtype", "comment", "sync", "async", "dirsync", "remount", "silent", "loud", "mand", "nomand",
+    "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "diratime", "nodiratime",
+    "iversion", "noiversion", "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+    # security labels: fuse-overlayfs ignores them too
+    "context", "fscontext", "defcontext", "rootcontext",
     # tuning of other implementations
-    "default_permissions kernel_cache auto_cache big_writes max_write max_read max_readahead threaded writeback "
-    "splice_read splice_write splice_move no_splice_read no_splice_write no_splice_move fast_ino static_nlink "
+    "kernel_cache", "auto_cache", "big_writes", "max_write", "max_read", "max_readahead", "threaded", "writeback",
+    "splice_read", "splice_write", "splice_move", "no_splice_read", "no_splice_write", "no_splice_move",
+    "fast_ino", "static_nlink",
     # what is so here anyway
-    "userxattr index xino ino32_t uuid".split()
-)
+    "default_permissions", "userxattr", "index", "xino", "ino32_t", "uuid",
+))  # fmt: skip
 """Words that change nothing here and are accepted without a remark, in both forms, with any value."""
 
 _ONLY: dict[str, tuple[str, ...]] = {

@@ -4,15 +4,16 @@ Hand-written, because a container engine starts the program for every mount and 
 this. Operands, by what `-o` leaves open:
 
     fuseunion LOWER[:LOWER...] UPPER MERGED
-    fuseunion --read-only LOWER[:LOWER...] MERGED          also -o ro
+    fuseunion --read-only LOWER[:LOWER...] MERGED           also -o ro
     fuseunion --ephemeral LOWER[:LOWER...] MERGED
-    fuseunion -o lowerdir=LOWER... UPPER MERGED            each of lowerdir= and upperdir= takes the place of its operand
-    fuseunion [-f] -o lowerdir=...[,upperdir=...] MERGED           mount program: podman, buildah, Apptainer
-    fuseunion SOURCE MERGED -o lowerdir=... [-o ...]               mount program: mount.fuse3, fstab, containerd
+    fuseunion -o lowerdir=LOWER... UPPER MERGED             lowerdir= and upperdir= each replace their operand
+    fuseunion [-f] -o lowerdir=...[,upperdir=...] MERGED    mount program: podman, buildah, Apptainer
+    fuseunion SOURCE MERGED -o lowerdir=... [-o ...]        mount program: mount.fuse3, fstab, containerd
 
-An operand before MERGED, when lowerdir= is given, is a SOURCE (a mere label) if UPPER cannot be meant: upperdir= or ro
-is given too, or it is one of the customary labels in SOURCES. The two mount-program lines are recognised by lowerdir= without
-any option that only a person would write (the long ones), or by the name the program is called under.
+An operand before MERGED, when lowerdir= is given, is a SOURCE (a mere label) if UPPER cannot be meant: upperdir= or
+ro is given too, or it is one of the customary labels in SOURCES. The two mount-program lines are recognised by
+lowerdir= without any option that only a person would write (the long ones), or by the name that the program is called
+under.
 """
 
 import os

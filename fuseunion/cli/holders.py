@@ -1,0 +1,72 @@
+"""Who keeps a mount busy: processes with an open file, a working or root directory or a mapping on it.
+
+As fuser(1) does it, by looking through /proc; an ordinary user sees his own processes only.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process and one reason why it keeps the mount busy."""
+
+    pid: int
+    command: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.command} ({self.reason})"
+
+
+def holders(device: int) -> list[Holder]:
+    """The processes that use the filesystem with this st_dev."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            reason = next(_reasons(f"/proc/{name}", device), None)
+            if reason:
+                found.append(Holder(int(name), _command(name), reason))
+        except OSError:
+            continue  # ended meanwhile, or another user's
+    return found
+
+
+def _reasons(process: str, device: int) -> Iterator[str]:
+    for link, reason in (("cwd", "its working directory"), ("root", "its root directory")):
+        if _on(f"{process}/{link}", device):
+            yield reason
+    for fd in os.listdir(f"{process}/fd"):
+        if _on(f"{process}/fd/{fd}", device):
+            yield f"has {_name(f'{process}/fd/{fd}')} open"
+    number = f"{os.major(device):02x}:{os.minor(device):02x}"
+    with open(f"{process}/maps", errors="surrogateescape") as maps:
+        for line in maps:
+            fields = line.split(maxsplit=5)
+            if fields[3] == number:
+                yield f"has {fields[5].strip() if len(fields) > 5 else 'a file'} mapped"
+
+
+def _on(path: str, device: int) -> bool:
+    try:
+        return os.stat(path).st_dev == device
+    except OSError:
+        return False
+
+
+def _name(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return "a file"
+
+
+def _command(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", errors="replace") as comm:
+            return comm.read().strip()
+    except OSError:
+        return "?"

@@ -1,0 +1,50 @@
+"""The command table, and the one place where a UserError becomes a line on stderr and an exit code.
+
+Without a command name the arguments are those of a mount. A lower directory that has the name of a command is written
+`./umount`.
+"""
+
+import importlib
+import os
+import sys
+
+from fuseunion.errors import ExitCode, UserError
+
+COMMANDS = {
+    "umount": "fuseunion.cli.umount",
+}
+"""Name and module; each has run(arguments: list[str], program: str) -> int and is imported when it is asked for."""
+
+MOUNT = "fuseunion.cli.mount"
+
+
+def run(argv: list[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: with the program's name first.
+    Returns:
+        The exit status (errors.ExitCode).
+    """
+    program, *arguments = argv
+    name = MOUNT
+    if arguments and arguments[0] in COMMANDS:
+        name = COMMANDS[arguments.pop(0)]
+    try:
+        command = importlib.import_module(name)
+        return int(command.run(arguments, os.path.basename(program)))
+    except UserError as error:
+        _say(error.message)
+        return error.exit_code
+    except OSError as error:
+        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
+        _say(f"{where}{error.strerror or error}")
+        return ExitCode.FAILURE
+    except KeyboardInterrupt:
+        # The shell's convention for a program ended by SIGINT.
+        return 130
+
+
+def _say(message: str) -> None:
+    line = " ".join(message.splitlines())
+    sys.stderr.write(f"fuseunion: {line}\n".encode("utf-8", "backslashreplace").decode())

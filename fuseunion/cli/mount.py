@@ -1,0 +1,83 @@
+"""The mount command: `fuseunion LOWER[:LOWER...] UPPER MERGED`, and the mount program of container engines."""
+
+import os
+import sys
+
+from fuseunion.cli.arguments import parse
+from fuseunion.errors import ExitCode
+
+HELP = """\
+Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
+       fuseunion --read-only LOWER[:LOWER...] MERGED
+       fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
+       fuseunion umount MERGED
+
+Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the
+leftmost is on top; write a colon within a path as '\\:'. UPPER is created if it is missing; MERGED must exist, and may
+be the same directory as LOWER.
+
+Options:
+  --work DIR            work directory, on UPPER's filesystem (default: a hidden sibling of UPPER, removed at unmount)
+  -r, --read-only       no upper directory; nothing can be written
+  --ephemeral           an upper in memory that is gone after unmount
+  --size SIZE           its limit: bytes, or with k, m, g, t, or % of the memory
+  --volatile            never sync; after a crash of the machine the upper is lost
+  --allow-other         let other users in (for users who are not root: needs user_allow_other in /etc/fuse.conf)
+  --uid-map D:S:N       show the users D, D+1, ... (N of them) on disk as S, S+1, ...; repeatable
+  --gid-map D:S:N       the same for groups
+  --fakeroot            keep owners, modes and devices in extended attributes, so that any user can set them
+  --timeout SECONDS     how long the kernel may remember names and attributes (default: as long as it likes)
+  --log-file FILE       write the daemon's log to FILE instead of syslog
+  -f, --foreground      stay in the foreground, log to stderr
+  -d, --debug           the same, and trace every request
+  -o OPTION[,OPTION...] options of mount(8), overlayfs and fuse-overlayfs: lowerdir=, upperdir=, workdir=, ro,
+                        allow_other, volatile, noacl, timeout=, ... (docs/options.md)
+  -V, --version         print the version
+  -h, --help            print this help
+
+Examples:
+  fuseunion /srv/base ~/changes ~/merged        write to a tree that is not yours to change
+  fuseunion patches:base out merged             two lower directories, patches on top
+  fuseunion --ephemeral /usr ~/try              try something and forget it
+  fuseunion umount ~/merged                     write everything out, unmount, wait until it is done
+"""
+
+
+def run(arguments: list[str], program: str) -> int:
+    """Mount; returns when the mount answers, or with -f when it has ended.
+
+    Raises:
+        UserError: with the exit status.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        print(HELP, end="")
+        return ExitCode.OK
+    inherited = _open_descriptors()
+    options = parse(arguments, program)
+    for word in options.ignored:
+        sys.stderr.write(f"unknown argument ignored: {word}\n")
+
+    from fuseunion.engines.setup import prepare
+
+    prepared = prepare(options)
+    from fuseunion.engines.fuse import daemon
+
+    return daemon.run(prepared, options, inherited)
+
+
+def _open_descriptors() -> frozenset[int]:
+    """What the caller left open for us beyond stdin, stdout and stderr, by mistake or as a /dev/fd/N target."""
+    try:
+        listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return frozenset()  # without /proc the layers' descriptors cannot be told from the caller's
+    return frozenset(fd for fd in listed if fd > 2 and _is_open(fd))
+
+
+def _is_open(fd: int) -> bool:
+    """False for the descriptor of the listing itself, whose number will be used again."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,183 @@
+"""`fuseunion umount MERGED`: write everything out, unmount, and wait until the daemon has gone.
+
+When it returns 0, everything is on the layers and the upper may be mounted, copied or removed. The daemon tells its
+process id in an extended attribute of the mount's root, so that it can be waited for whoever started it.
+"""
+
+import errno
+import os
+import select
+import subprocess
+import sys
+
+from fuseunion import mountinfo, syscalls
+from fuseunion.cli.holders import holders
+from fuseunion.engines.fuse import mount
+from fuseunion.errors import ExitCode, UserError
+
+PID_XATTR = "user.fuseunion.pid"
+"""Virtual attribute of the root of a mount: the daemon's process id, in decimal."""
+
+PATIENCE = 60.0
+"""Seconds that the daemon may take to write out and to remove its work directory."""
+
+HELP = """\
+Usage: fuseunion umount [--lazy] MERGED
+
+Writes everything out, unmounts MERGED and waits until its daemon has gone. If the mount is busy, says which processes
+use it and exits with status 4. A mount whose daemon has died ("Transport endpoint is not connected") is removed.
+
+Options:
+  -l, --lazy   take the mount out of the tree at once; those who use it may go on, and nothing is waited for
+  -h, --help   print this help
+
+Example:
+  fuseunion umount ~/merged
+"""
+
+
+def run(arguments: list[str], program: str) -> int:
+    """Unmount one mount.
+
+    Raises:
+        UserError: BUSY with the holders, LAYERS where nothing of ours is mounted, FAILURE where it cannot be unmounted.
+    """
+    operands, lazy = [], False
+    for argument in arguments:
+        if argument in ("-h", "--help"):
+            print(HELP, end="")
+            return ExitCode.OK
+        if argument in ("-l", "--lazy"):
+            lazy = True
+        elif argument.startswith("-") and argument != "-":
+            raise UserError(f"unknown option '{argument}'; see fuseunion umount --help")
+        else:
+            operands.append(argument)
+    if len(operands) != 1:
+        raise UserError("give one mounted directory: fuseunion umount MERGED")
+    _umount(operands[0], lazy=lazy)
+    return ExitCode.OK
+
+
+def _umount(given: str, *, lazy: bool) -> None:
+    path = os.path.realpath(given)
+    entry = mountinfo.mount_at(path)
+    if entry is None:
+        raise UserError(
+            f"'{given}' is not a mount point; see the mounted ones with: mount -t {mount.TYPE}", ExitCode.LAYERS
+        )
+    if entry.fstype != mount.TYPE:
+        raise UserError(f"'{given}' is mounted by '{entry.fstype}', not by fuseunion; use umount", ExitCode.LAYERS)
+    dead = _is_dead(path)
+    daemon = None if dead else _open_daemon(path, entry)
+    try:
+        if not dead:
+            _flush(path)
+        try:
+            mount.unmount(path, lazy=lazy)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise UserError(f"cannot unmount '{given}': {error.strerror}", ExitCode.FAILURE) from None
+            if not dead:
+                raise UserError(_busy(given, path, entry), ExitCode.BUSY) from None
+            # Whoever holds a dead mount gets ENOTCONN from it either way.
+            mount.unmount(path, lazy=True)
+        if daemon is not None and not lazy and not _wait(daemon, PATIENCE):
+            raise UserError(
+                f"'{given}' is unmounted, but its daemon is still busy after {PATIENCE:g} seconds", ExitCode.FAILURE
+            )
+    finally:
+        if daemon is not None:
+            os.close(daemon)
+
+
+def _is_dead(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _flush(path: str) -> None:
+    """syncfs(2): hand dirty pages to the daemon."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return  # not ours to look into; unmounting flushes as well
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def _open_daemon(path: str, entry: mountinfo.Mount) -> int | None:
+    """A pidfd of the daemon, or None where it cannot be known (another pid namespace, somebody else's mount)."""
+    text = _daemon_pid(path) or _daemon_pid_as_owner(path, entry)
+    if text is None or not text.isdigit():
+        return None
+    try:
+        pidfd = os.pidfd_open(int(text))
+    except OSError:
+        return None
+    # The number means another process where the daemon runs in another pid namespace: it must hold /dev/fuse.
+    try:
+        held = [os.readlink(f"/proc/{text}/fd/{fd}") for fd in os.listdir(f"/proc/{text}/fd")]
+    except OSError:
+        held = []
+    if mount.DEVICE in held:
+        return pidfd
+    os.close(pidfd)
+    return None
+
+
+def _daemon_pid(path: str) -> str | None:
+    try:
+        return os.getxattr(path, PID_XATTR).decode("ascii", "replace")
+    except OSError:
+        return None
+
+
+def _daemon_pid_as_owner(path: str, entry: mountinfo.Mount) -> str | None:
+    """Ask as the mounting user: without allow_other the mount answers nobody else, not even root."""
+    ids = dict(option.partition("=")[::2] for option in entry.options.split(","))
+    if os.geteuid() != 0 or "user_id" not in ids or "group_id" not in ids:
+        return None
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            "import os, sys; print(os.getxattr(*sys.argv[1:]).decode())",
+            path,
+            PID_XATTR,
+        ],
+        user=int(ids["user_id"]),
+        group=int(ids["group_id"]),
+        extra_groups=[],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def _wait(pidfd: int, seconds: float) -> bool:
+    """Wait for a process to end; True when it has."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _busy(given: str, path: str, entry: mountinfo.Mount) -> str:
+    below = [other.target for other in mountinfo.mounts() if other.target.startswith(f"{path}/")]
+    users = [str(holder) for holder in holders(entry.device)]
+    reasons = [f"mounted below: {', '.join(below)}"] if below else []
+    if users:
+        reasons.append(f"used by {', '.join(users)}")
+    why = "; ".join(reasons) or "by a process that you may not see"
+    return f"'{given}' is busy: {why}; end that and try again, or use --lazy"

@@ -1,0 +1,94 @@
+"""From opened directories to the core's objects."""
+
+import os
+from dataclasses import dataclass
+
+from fuseunion.core.identity import IDENTITY, Identity, IdMap, IdRange
+from fuseunion.core.layer import Layer
+from fuseunion.core.state import Settings
+from fuseunion.core.union import Union
+from fuseunion.core.work import WorkDirectory
+from fuseunion.engines import volatile
+from fuseunion.engines.setup import Prepared
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.options import Options
+
+DISABLE_WHITEOUT_DEVICES = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT"
+"""Environment variable of fuse-overlayfs: write whiteouts as `.wh.` files only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What a Union is made of; `lowers` topmost first."""
+
+    lowers: list[Layer]
+    upper: Layer | None
+    work: WorkDirectory | None
+
+
+def open_layers(prepared: Prepared, options: Options) -> Layers:
+    """Make the layers, before anything is mounted over them.
+
+    Raises:
+        UserError: LAYERS, when the upper's filesystem cannot serve.
+    """
+    prepared.claim()
+    lowers = [
+        Layer(opened.fd, writable=False, label=opened.label, covered=opened.covered) for opened in prepared.lowers
+    ]
+    if prepared.upper is None or prepared.work is None:
+        return Layers(lowers, None, None)
+    upper = Layer(prepared.upper.fd, writable=True, label=prepared.upper.label, covered=prepared.upper.covered)
+    try:
+        work = WorkDirectory(
+            prepared.work.fd,
+            prepared.work.label,
+            allow_devices=not os.environ.get(DISABLE_WHITEOUT_DEVICES),
+        )
+        if options.volatile and not options.ephemeral:
+            volatile.mark(work.layer.root_fd)
+    except OSError as error:
+        raise UserError(
+            f"the filesystem of upper '{prepared.upper.label}' cannot be written "
+            f"({error.strerror} in the work directory '{prepared.work.label}'); use another or mount with --read-only",
+            ExitCode.LAYERS,
+        ) from None
+    return Layers(lowers, upper, work)
+
+
+def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
+    """Make the union.
+
+    Args:
+        posix_acl: the kernel leaves the umask to us.
+    Raises:
+        OSError: a layer cannot be read.
+        UserError: USAGE, for id maps that are none.
+    """
+    settings = Settings(
+        volatile=options.volatile or options.ephemeral or not options.fsync,
+        acl=options.acl,
+        xattrs=options.xattrs,
+        umask_pending=posix_acl,
+        identity=identity(options),
+    )
+    return Union(layers.lowers, layers.upper, layers.work, settings)
+
+
+def identity(options: Options) -> Identity:
+    """The ids that the mount shows and stores.
+
+    Raises:
+        UserError: USAGE, when ranges overlap or lie outside the ids.
+    """
+    if not (options.uid_map or options.gid_map) and options.squash_uid is None and options.squash_gid is None:
+        return IDENTITY
+    try:
+        return Identity(
+            IdMap((IdRange(*triple) for triple in options.uid_map), "uid"),
+            IdMap((IdRange(*triple) for triple in options.gid_map), "gid"),
+            options.squash_uid,
+            options.squash_gid,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -1,0 +1,189 @@
+"""From prepared layers to a mount that answers, and the process that serves it.
+
+    parent                                       child (its own session)
+    ------                                       -----------------------
+    prepare: check, open, lock
+    fork ------------------------------------->  build the union, mount, import pyfuse3
+    wait for one report                          /dev/null on 0-2, close what was inherited
+           <---------------------- b"+" -------  about to take the first request
+    statvfs(MERGED): an answer from the child
+    exit 0                                       serve ... unmounted: close layers, remove the work directory, exit
+
+The locks and the layers' descriptors pass over the fork. A failure in the child comes back as the report, so that the
+one line on stderr and the exit code are the parent's, and the child undoes what was made. Nothing of the child keeps
+the parent's stderr or session: a container engine waits until both have gone.
+"""
+
+import errno
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from fuseunion.engines import log
+from fuseunion.engines.assembly import build_union, open_layers
+from fuseunion.engines.fuse import mount
+from fuseunion.engines.setup import Prepared
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.options import Options
+
+_log = logging.getLogger("fuseunion.daemon")
+
+_READY = b"+"
+
+
+def run(prepared: Prepared, options: Options, inherited: frozenset[int]) -> ExitCode:
+    """Mount and serve: in this process with -f or -d, else in a child, returning when the mount is live.
+
+    Args:
+        inherited: descriptors that the program was started with, closed in the child.
+    Raises:
+        UserError: the mount did not come about.
+    """
+    given = mount.descriptor_of(prepared.target)
+    handler = log.file_handler(os.path.abspath(options.log_file)) if options.log_file else None
+    if options.foreground or options.trace:
+        if handler:
+            log.to_handler(handler, trace=options.trace)
+        else:
+            log.to_stderr(trace=options.trace)
+        _serve(prepared, options, lambda: None)
+        return ExitCode.OK
+
+    def detach() -> None:
+        if handler:
+            log.to_handler(handler)
+        else:
+            log.to_syslog()
+        _close_inherited(inherited - {given})
+        _redirect_to_null()
+
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os._exit(_child(prepared, options, writer, detach))
+    os.close(writer)
+    _await_report(reader, pid)
+    _await_answer(prepared.target)
+    return ExitCode.OK
+
+
+def _child(prepared: Prepared, options: Options, writer: int, detach: Callable[[], None]) -> int:
+    """The daemon's life; returns its exit status, which nobody reads after the report."""
+    report = writer
+
+    def ready() -> None:
+        nonlocal report
+        detach()
+        os.write(report, _READY)
+        os.close(report)
+        report = -1
+
+    try:
+        os.setsid()
+        _serve(prepared, options, ready)
+    except UserError as error:
+        code, message = error.exit_code, error.message
+    except Exception as error:  # noqa: BLE001
+        # The last line of defence of the process: whatever it is has to reach the user or the log.
+        _log.debug("the daemon ends", exc_info=True)
+        code, message = ExitCode.FAILURE, f"{type(error).__name__}: {error}"
+    else:
+        return ExitCode.OK
+    if report >= 0:
+        os.write(report, b"%d %s" % (code, message.encode(errors="surrogateescape")))
+    else:
+        _log.error("%s", message)
+    return code
+
+
+def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> None:
+    """Build, mount and serve until unmounted; undoes everything on failure."""
+    with ExitStack() as stack:
+        stack.callback(prepared.close)
+        try:
+            # Only now, when the user can be refused nothing any more: this imports pyfuse3 and trio.
+            from fuseunion.engines.fuse import session
+            from fuseunion.engines.fuse.operations import Operations
+        except ImportError as error:
+            raise UserError(f"{error}; install it with: pip install pyfuse3 trio", ExitCode.UNAVAILABLE) from None
+
+        layers = open_layers(prepared, options)
+        os.chdir("/")
+        os.umask(0)
+        _raise_file_limit()
+        # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
+        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
+        mount_point = mount.mount(prepared.target, _mount_flags(options))
+        stack.callback(mount_point.unmount)
+        union = build_union(layers, options, posix_acl=mount_point.posix_acl)
+        stack.callback(union.close)
+
+        def live() -> None:
+            prepared.keep()
+            ready()
+
+        operations = Operations(union, timeout=options.timeout, trace=options.trace)
+        session.serve(operations, mount_point, on_ready=live, allow_root=options.allow_root)
+
+
+def _mount_flags(options: Options) -> mount.MountFlags:
+    return mount.MountFlags(
+        read_only=options.read_only,
+        allow_other=True if options.allow_root else options.allow_other,
+        suid=options.suid,
+        dev=options.dev,
+        exec=options.exec,
+        noatime=options.noatime,
+        posix_acl=options.acl,
+    )
+
+
+def _await_report(reader: int, pid: int) -> None:
+    with open(reader, "rb") as pipe:
+        report = pipe.read()
+    if report == _READY:
+        return
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if report:
+        code, _, message = report.partition(b" ")
+        raise UserError(message.decode(errors="surrogateescape"), ExitCode(int(code)))
+    reason = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    raise UserError(f"the daemon ended {reason} before the mount was live", ExitCode.FAILURE)
+
+
+def _await_answer(target: str) -> None:
+    """One request through the kernel and back: the mount answers."""
+    if target.startswith("/dev/fd/"):
+        return  # mounted by somebody else, and we are not told where
+    try:
+        os.statvfs(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise UserError(f"the daemon of '{target}' ended at once; see its log", ExitCode.FAILURE) from None
+        # Any other errno is an answer.
+        _log.debug("statvfs of the new mount: %s", error)
+
+
+def _close_inherited(fds: frozenset[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _redirect_to_null() -> None:
+    sys.stdout.flush()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,72 @@
+"""The trio side of a mount: pyfuse3's loop, signals, and an orderly end.
+
+Importing this module imports pyfuse3 and trio, which is most of the time that a mount takes to start. So the daemon
+imports it last, when nothing can be refused any more.
+
+A mount ends in one of two ways. Somebody unmounts it: the kernel answers ENODEV, pyfuse3.main returns. Or a signal
+arrives: then the mount is taken away first, in a thread, because the kernel may write dirty pages to us before
+umount2(2) returns; if it is busy it leaves the tree at once, and those who still use it get ENOTCONN when we exit.
+"""
+
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import pyfuse3
+import trio
+
+from fuseunion.engines.fuse.mount import MountPoint
+
+_log = logging.getLogger("fuseunion.session")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""They end the mount; blocked by the caller until the loop is there to take them."""
+
+_GRACE = 2.0
+"""Seconds that requests under way get after a signal."""
+
+
+def serve(
+    operations: pyfuse3.Operations, mount_point: MountPoint, *, on_ready: Callable[[], None], allow_root: bool = False
+) -> None:
+    """Answer requests until the mount has gone.
+
+    Args:
+        operations: the handlers.
+        mount_point: where; its descriptor belongs to libfuse from now on.
+        on_ready: called when the loop is about to take its first request.
+        allow_root: answer only the mounting user and root.
+    Raises:
+        OSError: the /dev/fuse descriptor failed.
+    """
+    # Of the mount options libfuse needs the one that it enforces itself; the kernel's were given to mount(2).
+    pyfuse3.init(operations, f"/dev/fd/{mount_point.fd}", {"allow_root"} if allow_root else set())
+    try:
+        trio.run(_main, mount_point, on_ready)
+    finally:
+        pyfuse3.close(unmount=False)
+
+
+async def _main(mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
+            on_ready()
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(signals: AsyncIterator[int], mount_point: MountPoint, session_scope: trio.CancelScope) -> None:
+    async for number in signals:
+        _log.info("%s: unmounting", signal.Signals(number).name)
+        break
+    with trio.move_on_after(_GRACE):
+        try:
+            await trio.to_thread.run_sync(mount_point.unmount, abandon_on_cancel=True)
+        except OSError as error:
+            _log.warning("cannot unmount '%s': %s", mount_point.path, error.strerror)
+    pyfuse3.terminate()
+    await trio.sleep(_GRACE)
+    _log.warning("requests still unanswered %g seconds after the signal are given up", _GRACE)
+    session_scope.cancel()

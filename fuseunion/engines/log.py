@@ -1,0 +1,71 @@
+"""Where log lines go: stderr while a person watches, syslog or a file once the daemon is on its own.
+
+A daemon keeps no stderr: podman waits for every holder of that pipe to close it (containers/storage overlay.go, mount
+program). Where there is no syslog, as in most containers, lines of a daemon without --log-file are dropped.
+"""
+
+import logging
+import sys
+import syslog
+
+from fuseunion.errors import ExitCode, UserError
+
+_ROOT = logging.getLogger("fuseunion")
+
+
+class _SyslogHandler(logging.Handler):
+    """logging.handlers.SysLogHandler needs a socket module and a working /dev/log; syslog(3) just tries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        syslog.openlog("fuseunion", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            priority = syslog.LOG_ERR
+        elif record.levelno >= logging.WARNING:
+            priority = syslog.LOG_WARNING
+        else:
+            priority = syslog.LOG_INFO if record.levelno >= logging.INFO else syslog.LOG_DEBUG
+        syslog.syslog(priority, self.format(record))
+
+
+def to_stderr(*, trace: bool = False) -> None:
+    """Write to stderr: warnings, or with `trace` everything."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("fuseunion: %(message)s"))
+    _replace(handler, logging.DEBUG if trace else logging.WARNING)
+
+
+def to_syslog() -> None:
+    """Write to the system's log."""
+    handler = _SyslogHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    _replace(handler, logging.INFO)
+
+
+def file_handler(path: str) -> logging.Handler:
+    """A handler that appends to a file, opened now so that a bad path is refused in the foreground.
+
+    Raises:
+        UserError: USAGE, when it cannot be opened.
+    """
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UserError(f"--log-file '{path}' cannot be opened: {error.strerror}", ExitCode.USAGE) from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
+    return handler
+
+
+def to_handler(handler: logging.Handler, *, trace: bool = False) -> None:
+    """Write to a handler made before."""
+    _replace(handler, logging.DEBUG if trace else logging.INFO)
+
+
+def _replace(handler: logging.Handler, level: int) -> None:
+    for old in _ROOT.handlers[:]:
+        _ROOT.removeHandler(old)
+    _ROOT.addHandler(handler)
+    _ROOT.setLevel(level)
+    _ROOT.propagate = False
