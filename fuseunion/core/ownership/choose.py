@@ -48,7 +48,7 @@ def detect(root_fd: int) -> XattrStore | None:
 def choose(
     root_fd: int,
     wanted: XattrPermissions,
-    work_fd: int,
+    work_fd: int | None,
     lower_fds: Iterable[int] = (),
     *,
     volatile: bool = False,
@@ -58,7 +58,7 @@ def choose(
     Args:
         root_fd: the upper's root, an O_RDONLY descriptor.
         wanted: what the mount asks for.
-        work_fd: the directory of the work area that outlives the mount.
+        work_fd: the directory of the work area that outlives the mount; None does without a database.
         lower_fds: the roots of the lowers, topmost first: the first that is marked lends an unmarked upper the
             facts of the root directory.
         volatile: never wait for the disk.
@@ -72,15 +72,16 @@ def choose(
         if marked is not None:
             store: OwnershipStore | None = _with_xattr(marked[0], work_fd, volatile=volatile)
         else:
-            store = _database(work_fd, volatile=volatile) if has_database(work_fd) else None
+            found = work_fd is not None and has_database(work_fd)
+            store = _database(work_fd, volatile=volatile) if found else None
     else:
         value = _root_facts(root_fd, marked, lower_fds)
         try:
             setxattr(root_fd, name, value)
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
+            store = _database(work_fd, volatile=volatile) if error.errno == errno.EOPNOTSUPP else None
+            if store is None:
                 raise
-            store = _database(work_fd, volatile=volatile)
             store.store(root_fd, os.fstat(root_fd), codec.parse(value))
         else:
             store = _with_xattr(name, work_fd, volatile=volatile)
@@ -122,11 +123,13 @@ def _root_facts(root_fd: int, marked: tuple[OverrideName, bytes] | None, lower_f
     return codec.unparse(Facts.of(os.fstat(root_fd)))
 
 
-def _with_xattr(name: OverrideName, work_fd: int, *, volatile: bool) -> XattrStore:
+def _with_xattr(name: OverrideName, work_fd: int | None, *, volatile: bool) -> XattrStore:
     return XattrStore(name, None if name is OverrideName.PRIVILEGED else _database(work_fd, volatile=volatile))
 
 
-def _database(work_fd: int, *, volatile: bool) -> OwnershipStore:
+def _database(work_fd: int | None, *, volatile: bool) -> OwnershipStore | None:
+    if work_fd is None:
+        return None
     from fuseunion.core.ownership.database import DatabaseStore
 
     return DatabaseStore(work_fd, volatile=volatile)

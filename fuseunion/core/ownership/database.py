@@ -21,7 +21,7 @@ import errno
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fuseunion import syscalls
@@ -115,20 +115,6 @@ class DatabaseStore(OwnershipStore):
         with _translated():
             self._connection.execute("DELETE FROM facts WHERE ino = ?", (_key(st),))
         self._dirty = True
-
-    def rewrite(self, change: Callable[[Facts], Facts]) -> int:
-        """Change every row in one transaction; returns how many were changed."""
-        with _translated():
-            run = self._connection.execute
-            run("BEGIN")
-            rows = run("SELECT ino, uid, gid, mode, kind, rdev FROM facts").fetchall()
-            changed = [(change(Facts(*row[1:])), row[0]) for row in rows]
-            self._connection.executemany(
-                "UPDATE facts SET uid = ?, gid = ?, mode = ?, kind = ?, rdev = ? WHERE ino = ?",
-                [(*facts, ino) for facts, ino in changed],
-            )
-            run("COMMIT")
-        return len(rows)
 
     def is_empty(self) -> bool:
         """True when nothing is stored, so that the file need not outlive the mount."""

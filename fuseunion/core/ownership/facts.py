@@ -19,7 +19,7 @@ import re
 import stat
 from typing import Any, NamedTuple, cast
 
-DATABASE_FILE = b"ownership.sqlite3"
+DATABASE_FILE = b"fuseunion.db"
 """The name of the database in a work area; here, so that asking for it does not import sqlite3."""
 
 _VALUE = re.compile(rb"(\d+):(\d+):([0-7]+)(?::(.*))?", re.ASCII | re.DOTALL)

@@ -1,0 +1,257 @@
+"""New names: create, mkdir, mknod, symlink, link.
+
+An object is never seen half made. Where its owner is the daemon's own and nothing lies in its place, one system call
+makes it in the upper as it shall be, and the upper's filesystem does the inheriting (set-group-ID directories, default
+ACLs, umask). Otherwise it is made in work, closed to everybody, gets owner, ACL and mode, and enters the upper by one
+rename: over a whiteout where there is one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fuseunion.core import acl, xattrs
+from fuseunion.core.copy_up import copy_up_directory
+from fuseunion.core.handle import FileHandle
+from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.lookup import is_reserved, resolve
+from fuseunion.core.realdir import RealDir
+from fuseunion.core.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who makes an object: ids as they are kept on disk, and the umask that is still to be applied (0 if none)."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where an object goes, and what lies there."""
+
+    directory: Directory
+    upper: RealDir
+    name: bytes
+    device: bool  # a whiteout device or xwhiteout is in the way
+    hidden: bool  # a lower name is hidden here, so that a directory has to be opaque
+
+
+def check_name(name: bytes) -> None:
+    """Refuse names that cannot be kept.
+
+    Raises:
+        OSError: ENAMETOOLONG; EINVAL for names that are whiteouts to others.
+    """
+    if len(name) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    if is_reserved(name):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+
+
+def _place(state: State, directory: Directory, name: bytes) -> _Place:
+    check_name(name)
+    state.writable()
+    if directory.removed:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    if name in directory.children or resolve(state, directory.layers(), name) is not None:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    upper = copy_up_directory(state, directory)
+    device = upper.stat(name) is not None
+    return _Place(directory, upper, name, device, device or upper.hides(name))
+
+
+@contextmanager
+def _umask(value: int) -> Iterator[None]:
+    previous = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(previous)
+
+
+def default_acl(state: State, directory: Directory) -> bytes:
+    """The default ACL of a directory, b"" when it has none."""
+    known = directory.default_acl
+    if known is None:
+        known = b""
+        if state.settings.acl:
+            try:
+                known = os.getxattr(directory.proc_path(), xattrs.POSIX_ACL_DEFAULT)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+        directory.default_acl = known
+    return known
+
+
+def _make(
+    state: State, place: _Place, mode: int, owner: Owner, make: Callable[[bytes, int, int], int | None]
+) -> int | None:
+    """Make an object; `make(name, dirfd, mode)` does the system call and may return a descriptor."""
+    if not place.hidden and owner.uid == state.uid and owner.gid == state.gid:
+        with _umask(owner.umask):
+            return make(place.name, place.upper.fd(), mode)
+    return _make_in_work(state, place, mode, owner, make)
+
+
+def _make_in_work(
+    state: State, place: _Place, mode: int, owner: Owner, make: Callable[[bytes, int, int], int | None]
+) -> int | None:
+    upper = state.writable()
+    work = upper.work
+    kind = stat.S_IFMT(mode)
+    parent_st = os.stat(b".", dir_fd=place.upper.fd())
+    gid = owner.gid
+    permissions = stat.S_IMODE(mode)
+    if parent_st.st_mode & stat.S_ISGID:
+        gid = parent_st.st_gid
+        if kind == stat.S_IFDIR:
+            permissions |= stat.S_ISGID
+    inherited = acl.inherit(default_acl(state, place.directory) or None, kind | permissions, owner.umask)
+    temporary = work.new_name()
+    fd = make(temporary, work.tmp.fd(), kind | (0o700 if kind == stat.S_IFDIR else 0o600))
+    try:
+        path = work.tmp.proc_path(temporary)
+        os.chown(path, owner.uid, gid, follow_symlinks=False)
+        if kind != stat.S_IFLNK:
+            if inherited.access is not None:
+                os.setxattr(path, xattrs.POSIX_ACL_ACCESS, inherited.access, follow_symlinks=False)
+            if inherited.default is not None and kind == stat.S_IFDIR:
+                os.setxattr(path, xattrs.POSIX_ACL_DEFAULT, inherited.default, follow_symlinks=False)
+            os.chmod(path, stat.S_IMODE(inherited.mode))
+        if kind == stat.S_IFDIR and place.hidden:
+            upper.whiteouts.make_opaque(work.tmp, work.tmp.child(temporary))
+        if place.device:
+            upper.whiteouts.swap_in(temporary, place.upper, place.name, is_directory=kind == stat.S_IFDIR)
+        else:
+            work.publish(temporary, place.upper, place.name)
+        upper.whiteouts.drop_file_mark(place.upper, place.name)
+    except BaseException:
+        if fd is not None:
+            os.close(fd)
+        work.remove_tree(temporary)
+        raise
+    return fd
+
+
+def _register(state: State, place: _Place) -> Inode:
+    st = place.upper.stat(place.name)
+    if st is None:
+        raise OSError(errno.EIO, "the new object is not there", place.name)
+    ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
+    inode: Inode
+    if stat.S_ISDIR(st.st_mode):
+        inode = Directory(ino, place.directory, place.name, place.upper.child(place.name), ())
+    else:
+        inode = file = File(ino, stat.S_IFMT(st.st_mode))
+        file.upper = (place.upper, place.name)
+        file.disk_id = (st.st_dev, st.st_ino)
+        file.add_place(place.directory, place.name)
+    inode.st = st
+    state.table.add(inode)
+    place.directory.children[place.name] = inode
+    place.directory.stale()
+    return inode
+
+
+def create(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> tuple[File, FileHandle]:
+    """Make a regular file and open it for reading and writing.
+
+    Raises:
+        OSError: EEXIST, EINVAL (a `.wh.` name), ENAMETOOLONG, EROFS, ENOSPC, EDQUOT, EPERM.
+    """
+    place = _place(state, directory, name)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+    def make(new: bytes, dirfd: int, new_mode: int) -> int:
+        return os.open(new, flags, stat.S_IMODE(new_mode), dir_fd=dirfd)
+
+    fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
+    assert fd is not None
+    try:
+        inode = _register(state, place)
+        assert isinstance(inode, File)
+        return inode, FileHandle(inode, fd, writable=True)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def mkdir(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
+    """Make a directory: empty, whatever a lower holds under its name. Raises as `create`."""
+    place = _place(state, directory, name)
+
+    def make(new: bytes, dirfd: int, new_mode: int) -> None:
+        os.mkdir(new, stat.S_IMODE(new_mode), dir_fd=dirfd)
+
+    _make(state, place, stat.S_IFDIR | stat.S_IMODE(mode), owner, make)
+    return _register(state, place)
+
+
+def mknod(state: State, directory: Directory, name: bytes, mode: int, rdev: int, owner: Owner) -> Inode:
+    """Make a regular file, device, fifo or socket.
+
+    Raises:
+        OSError: EPERM for a 0/0 character device, which would be a whiteout (fs/overlayfs/dir.c ovl_mknod);
+            otherwise as `create`.
+    """
+    if stat.S_ISCHR(mode) and rdev == 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+    place = _place(state, directory, name)
+
+    def make(new: bytes, dirfd: int, new_mode: int) -> None:
+        os.mknod(new, new_mode, rdev, dir_fd=dirfd)
+
+    _make(state, place, mode, owner, make)
+    return _register(state, place)
+
+
+def symlink(state: State, directory: Directory, name: bytes, target: bytes, owner: Owner) -> Inode:
+    """Make a symbolic link. Raises as `create`."""
+    place = _place(state, directory, name)
+
+    def make(new: bytes, dirfd: int, _mode: int) -> None:
+        os.symlink(target, new, dir_fd=dirfd)
+
+    _make(state, place, stat.S_IFLNK | 0o777, owner, make)
+    return _register(state, place)
+
+
+def link(state: State, file: File, directory: Directory, name: bytes) -> File:
+    """Give an upper file one more name.
+
+    Precondition: the file was copied up.
+
+    Raises:
+        OSError: ENOENT for a file that has no name any more; EMLINK; otherwise as `create`.
+    """
+    place = _place(state, directory, name)
+    source = file.location()
+    if source is None or (file.removed and file.group is None):
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    upper = state.writable()
+    if place.device:
+        temporary = upper.work.new_name()
+        tmp = upper.work.tmp
+        os.link(source[1], temporary, src_dir_fd=source[0].fd(), dst_dir_fd=tmp.fd(), follow_symlinks=False)
+        try:
+            upper.whiteouts.swap_in(temporary, place.upper, name, is_directory=False)
+        except BaseException:
+            upper.work.unlink(temporary)
+            raise
+    else:
+        os.link(source[1], name, src_dir_fd=source[0].fd(), dst_dir_fd=place.upper.fd(), follow_symlinks=False)
+    upper.whiteouts.drop_file_mark(place.upper, name)
+    file.add_place(directory, name)
+    file.stale()
+    directory.children[name] = file
+    directory.stale()
+    return file

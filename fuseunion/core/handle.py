@@ -1,0 +1,46 @@
+"""Open files and directories.
+
+A file handle owns one real descriptor. Copy-up changes what the descriptor refers to (dup2), so that a handle that was
+opened before it reads what is written after it; the number stays, and a read in a worker thread sees the one or the
+other whole.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fuseunion.core.inode import Directory, File
+
+
+class FileHandle:
+    """An open file. `writable` says that it was opened for writing; before the copy-up it reads the lower."""
+
+    __slots__ = ("fd", "file", "writable")
+
+    def __init__(self, file: File, fd: int, *, writable: bool) -> None:
+        self.file = file
+        self.fd = fd
+        self.writable = writable
+        file.handles.add(self)
+        file.open_count += 1
+
+    def switch(self, fd: int) -> None:
+        """Refer to what `fd` refers to from now on."""
+        os.dup2(fd, self.fd, inheritable=False)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class DirectoryHandle:
+    """An open directory: the names as they were when the listing began, in a stable order."""
+
+    __slots__ = ("directory", "names")
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.names: list[bytes] | None = None
+        directory.open_count += 1
+
+
+Handle = FileHandle | DirectoryHandle

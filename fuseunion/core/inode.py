@@ -1,0 +1,319 @@
+"""Inodes of the merged tree and the table that holds them.
+
+Identity (the number, the kind) never changes; state (where the object lies, which names it has) does. A `File` is
+anything that is not a directory. It lives in one place at a time:
+
+    lower    (real directory, name) in a lower; stays valid for ever, since lowers never change
+    upper    (real directory, name) in the upper, once copied up or created there
+    pin      an O_PATH descriptor, once no name leads to it any more (deleted but open, or a hard link whose
+             remaining names were never looked up)
+
+A `Directory` has a stack of real directories, the upper's (if any) apart from the lowers', topmost first.
+
+An inode stays in the table while the kernel knows it (`nlookup` > 0), while it is open, or, for a directory, while
+a child of it is in the table. nlookup goes up in `InodeTable.remember` and down in `InodeTable.forget`, nowhere else.
+
+Cached attributes (`st`, `reply`) are valid until `stale()`: nobody but this daemon may change a layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fuseunion.core.numbers import ROOT, Ino, Numbers
+from fuseunion.core.realdir import RealDir
+
+if TYPE_CHECKING:
+    from fuseunion.core.handle import FileHandle
+    from fuseunion.core.links import LinkGroup
+
+log = logging.getLogger("fuseunion.inode")
+
+Location = tuple[RealDir, bytes]
+
+
+class Inode:
+    """What files and directories share."""
+
+    __slots__ = ("absent_xattrs", "ino", "kind", "nlookup", "open_count", "reply", "st")
+
+    def __init__(self, ino: Ino, kind: int) -> None:
+        self.ino = ino
+        self.kind = kind  # S_IFMT bits
+        self.nlookup = 0
+        self.open_count = 0
+        self.st: os.stat_result | None = None
+        self.reply: object | None = None  # the adapter's ready-made answer
+        self.absent_xattrs: frozenset[bytes] = frozenset()
+
+    def stale(self) -> None:
+        """Something about the inode changed."""
+        self.st = None
+        self.reply = None
+
+    @property
+    def removed(self) -> bool:
+        """True when no name leads to the inode."""
+        raise NotImplementedError
+
+    def places(self) -> Iterator[tuple[Directory, bytes]]:
+        """The names of the inode that are known, as (directory, name)."""
+        raise NotImplementedError
+
+
+class File(Inode):
+    """A regular file, symbolic link, device, fifo or socket."""
+
+    __slots__ = (
+        "_more",
+        "_place",
+        "disk_id",
+        "group",
+        "handles",
+        "link_key",
+        "lower",
+        "lower_id",
+        "lower_nlink",
+        "pin",
+        "upper",
+    )
+
+    def __init__(self, ino: Ino, kind: int) -> None:
+        super().__init__(ino, kind)
+        self.lower: Location | None = None
+        self.upper: Location | None = None
+        self.pin = -1
+        self.lower_id: tuple[int, int] | None = None  # (st_dev, st_ino) of the lower object
+        self.disk_id: tuple[int, int] | None = None  # (st_dev, st_ino) of the upper object
+        self.link_key: bytes | None = None  # key in the link index, for a lower file with several names
+        self.lower_nlink = 1
+        self.group: LinkGroup | None = None
+        self.handles: set[FileHandle] = set()
+        self._place: tuple[Directory, bytes] | None = None
+        self._more: set[tuple[Directory, bytes]] | None = None
+
+    @property
+    def in_upper(self) -> bool:
+        """True when the data is the upper's (or was, before the file was deleted)."""
+        return self.disk_id is not None
+
+    @property
+    def removed(self) -> bool:
+        return self._place is None
+
+    def places(self) -> Iterator[tuple[Directory, bytes]]:
+        if self._place is not None:
+            yield self._place
+        if self._more:
+            yield from tuple(self._more)
+
+    def add_place(self, directory: Directory, name: bytes) -> None:
+        place = (directory, name)
+        if self._place is None:
+            self._place = place
+        elif self._place != place:
+            if self._more is None:
+                self._more = set()
+            self._more.add(place)
+
+    def remove_place(self, directory: Directory, name: bytes) -> None:
+        place = (directory, name)
+        if self._place == place:
+            self._place = self._more.pop() if self._more else None
+        elif self._more:
+            self._more.discard(place)
+
+    @property
+    def only_place(self) -> bool:
+        """True when exactly one name is known."""
+        return self._place is not None and not self._more
+
+    def location(self) -> Location | None:
+        """Where the file lies by name, or None when only the pin leads to it."""
+        if self.upper is not None:
+            return self.upper
+        return None if self.disk_id is not None else self.lower
+
+    def proc_path(self) -> bytes:
+        """A path for calls that need one; it does not lead through a symbolic link of the tree."""
+        place = self.location()
+        if place is None:
+            return b"/proc/self/fd/%d" % self.pin
+        return place[0].proc_path(place[1])
+
+    def real_stat(self) -> os.stat_result:
+        """lstat of the object on disk.
+
+        Raises:
+            FileNotFoundError: when it vanished behind our back.
+        """
+        place = self.location()
+        if place is None:
+            return os.fstat(self.pin)
+        st = place[0].stat(place[1])
+        if st is None:
+            raise FileNotFoundError(2, os.strerror(2), place[1])
+        return st
+
+    def open(self, flags: int) -> int:
+        """A descriptor of the object, owned by the caller."""
+        place = self.location()
+        if place is None:
+            return os.open(b"/proc/self/fd/%d" % self.pin, flags & ~os.O_NOFOLLOW)
+        return place[0].open(place[1], flags)
+
+    def pin_down(self) -> None:
+        """Hold the object by a descriptor, because its name is about to go."""
+        if self.pin >= 0:
+            return
+        place = self.location()
+        if place is not None:
+            self.pin = os.open(place[1], os.O_PATH | os.O_NOFOLLOW, dir_fd=place[0].fd())
+
+    def unpin(self) -> None:
+        if self.pin >= 0:
+            os.close(self.pin)
+            self.pin = -1
+
+
+class Directory(Inode):
+    """A directory of the merged tree."""
+
+    __slots__ = ("_removed", "children", "default_acl", "lowers", "name", "parent", "upper")
+
+    def __init__(
+        self,
+        ino: Ino,
+        parent: Directory | None,
+        name: bytes,
+        upper: RealDir | None,
+        lowers: tuple[RealDir, ...],
+    ) -> None:
+        super().__init__(ino, stat.S_IFDIR)
+        self.parent = parent
+        self.name = name
+        self.upper = upper
+        self.lowers = lowers
+        self.children: dict[bytes, Inode] = {}
+        self.default_acl: bytes | None = None  # b"" when there is none, None when not yet asked
+        self._removed = False
+
+    @property
+    def removed(self) -> bool:
+        return self._removed
+
+    def mark_removed(self) -> None:
+        """The directory was deleted; it stays usable for those who have it open."""
+        self._removed = True
+
+    def places(self) -> Iterator[tuple[Directory, bytes]]:
+        if self.parent is not None and not self._removed:
+            yield self.parent, self.name
+
+    @property
+    def top(self) -> RealDir:
+        """The real directory that gives the attributes."""
+        return self.upper if self.upper is not None else self.lowers[0]
+
+    @property
+    def is_merged(self) -> bool:
+        """True when more than one real directory takes part."""
+        return len(self.lowers) + (self.upper is not None) > 1
+
+    def layers(self) -> tuple[RealDir, ...]:
+        """The stack, topmost first."""
+        return self.lowers if self.upper is None else (self.upper, *self.lowers)
+
+    def proc_path(self) -> bytes:
+        return self.top.proc_path(b".")
+
+    def real_stat(self) -> os.stat_result:
+        return os.stat(b".", dir_fd=self.top.fd())
+
+
+class InodeTable:
+    """Every inode the kernel knows, by number."""
+
+    def __init__(self, root: Directory, numbers: Numbers) -> None:
+        self.numbers = numbers
+        self.root = root
+        root.nlookup = 1
+        self._inodes: dict[int, Inode] = {ROOT: root}
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def get(self, ino: int) -> Inode:
+        """The inode of a number that the kernel sent.
+
+        Raises:
+            KeyError: for a number that was never given out (a bug, here or in the kernel).
+        """
+        return self._inodes[ino]
+
+    def find(self, ino: int) -> Inode | None:
+        return self._inodes.get(ino)
+
+    def free_number(self, wanted: Ino) -> Ino:
+        """`wanted`, or another number when a different object has it (a layer that was copied with its marks)."""
+        attempt = 0
+        ino = wanted
+        while ino in self._inodes:
+            attempt += 1
+            ino = self.numbers.hashed(0, wanted, attempt)
+        return ino
+
+    def add(self, inode: Inode) -> None:
+        self._inodes[inode.ino] = inode
+
+    def remember(self, inode: Inode) -> None:
+        """The kernel is told of the inode once more."""
+        inode.nlookup += 1
+
+    def forget(self, ino: int, nlookup: int) -> None:
+        """The kernel forgot `nlookup` of the times it was told (fuse_lowlevel.h, forget)."""
+        inode = self._inodes.get(ino)
+        if inode is None:
+            log.error("the kernel forgot inode %d, which it cannot know", ino)
+            return
+        inode.nlookup -= nlookup
+        if inode.nlookup < 0:
+            log.error("inode %d was forgotten %d times too often", ino, -inode.nlookup)
+            inode.nlookup = 0
+        self.drop_if_unused(inode)
+
+    def drop_if_unused(self, inode: Inode) -> None:
+        """Remove an inode that nobody can name any more, and then perhaps its parents."""
+        waiting = [inode]
+        while waiting:
+            inode = waiting.pop()
+            if inode.nlookup or inode.open_count or inode is self.root:
+                continue
+            if isinstance(inode, Directory):
+                if inode.children:
+                    continue
+                for real in inode.layers():
+                    real.unpin_if_removed(inode.removed)
+            elif isinstance(inode, File):
+                inode.unpin()
+            for directory, name in inode.places():
+                if directory.children.get(name) is inode:
+                    del directory.children[name]
+                    waiting.append(directory)
+            self._inodes.pop(inode.ino, None)
+
+    def close(self) -> None:
+        """Close the pins that are left at unmount."""
+        for inode in self._inodes.values():
+            if isinstance(inode, File):
+                inode.unpin()
+                for handle in inode.handles:
+                    handle.close()
+            elif isinstance(inode, Directory) and inode is not self.root:
+                for real in inode.layers():
+                    real.unpin_if_removed(inode.removed)
+        self._inodes.clear()

@@ -1,0 +1,190 @@
+"""The hard-link index: names of one lower file stay one file, while mounted and after a remount.
+
+Overlayfs copies up one name of a lower file and leaves the others behind; with its option `index` it keeps a link to
+the copy in WORK/index, named by the lower file's handle (Documentation/filesystems/overlayfs.rst "Inode index"). This
+is the same idea with names that an unprivileged reader can check:
+
+    WORK/links/<number>-<mtime>-<size>/    a lower file that matters: its number, mtime (ns) and size in hex
+        inode                              a hard link of its copy in the upper, once there is one
+        l-<count>                          the lower file's own count of links
+        c-<token>                          one lower name that no longer shows the lower file, because it was removed
+                                           or is a link of the copy now; the token is a hash of (directory, name)
+
+Both kinds of entries are made before what they describe, and a stale one corrects itself: a covered name that is seen
+as a lower name again is no longer counted. So the count of links is right after a crash too.
+
+Also kept here: copies that cannot hold xattrs (links, devices, sockets of an unprivileged user) and would otherwise
+lose the inode number of the lower file at a remount.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+
+from fuseunion.core.numbers import Ino
+from fuseunion.core.realdir import RealDir
+from fuseunion.core.work import WorkDirectory
+
+log = logging.getLogger("fuseunion.links")
+
+INODE = b"inode"
+_COVERED = b"c-"
+_COUNT = b"l-"
+_MODE = 0o700
+
+
+def key_of(number: Ino, st: os.stat_result) -> bytes:
+    """The name of a lower file's entry. Size and mtime guard against a lower that was replaced between two mounts."""
+    return b"%x-%x-%x" % (number, st.st_mtime_ns & 0xFFFFFFFFFFFFFFFF, st.st_size)
+
+
+def token_of(directory: Ino, name: bytes) -> bytes:
+    """The name of the mark for one lower name, `directory` being the number of the lower directory that holds it."""
+    return _COVERED + hashlib.blake2b(b"%d/%s" % (directory, name), digest_size=12).hexdigest().encode()
+
+
+class LinkGroup:
+    """One lower file with several names, or a copy whose number is kept here.
+
+    Attributes:
+        number: the lower file's number, which all its names show.
+        covered: tokens of the lower names that do not show the lower file any more.
+        lower_nlink: st_nlink of the lower file.
+        copy_ino: real inode number of the copy in the upper, or None before the copy-up.
+    """
+
+    __slots__ = ("_index", "copy_ino", "covered", "directory", "key", "lower_nlink", "number")
+
+    def __init__(self, index: LinkIndex, key: bytes, number: Ino, lower_nlink: int) -> None:
+        self._index = index
+        self.key = key
+        self.number = number
+        self.lower_nlink = lower_nlink
+        self.covered: set[bytes] = set()
+        self.copy_ino: int | None = None
+        self.directory = index.directory(key)
+
+    def nlink(self, copy_nlink: int | None) -> int:
+        """The count of links to show; `copy_nlink` is the real count of the copy, index included, if there is one."""
+        lower_names = max(self.lower_nlink - len(self.covered), 0)
+        return lower_names + (copy_nlink - 1 if copy_nlink else 0)
+
+    def cover(self, token: bytes) -> None:
+        """Count one lower name as gone; called before it goes."""
+        if token in self.covered:
+            return
+        self._index.make(self)
+        fd = os.open(token, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600, dir_fd=self.directory.fd())
+        os.close(fd)
+        self.covered.add(token)
+
+    def uncover(self, token: bytes) -> None:
+        """The lower name is there after all (a crash came between the mark and the change)."""
+        if token in self.covered:
+            self.covered.discard(token)
+            os.unlink(token, dir_fd=self.directory.fd())
+
+    def add_copy(self, source: RealDir, name: bytes, st: os.stat_result) -> None:
+        """Keep a link to the finished copy, which is still in work; `st` is its lstat."""
+        self._index.make(self)
+        try:
+            os.link(name, INODE, src_dir_fd=source.fd(), dst_dir_fd=self.directory.fd(), follow_symlinks=False)
+        except FileExistsError:
+            # A crash came between the index and the upper; the newer copy is the one that will be seen.
+            os.unlink(INODE, dir_fd=self.directory.fd())
+            os.link(name, INODE, src_dir_fd=source.fd(), dst_dir_fd=self.directory.fd(), follow_symlinks=False)
+        self.copy_ino = st.st_ino
+        self._index.by_copy[st.st_ino] = self
+
+    def remove(self) -> None:
+        """Forget the file: no name of it is left."""
+        self._index.remove(self)
+
+
+class LinkIndex:
+    """All link groups of one work directory, loaded at mount."""
+
+    def __init__(self, work: WorkDirectory) -> None:
+        self._work = work
+        self._root = work.links
+        self._groups: dict[bytes, LinkGroup] = {}
+        self.by_copy: dict[int, LinkGroup] = {}
+        self._load()
+
+    def _load(self) -> None:
+        if self._work.layer.root.stat(b"links") is None:
+            return
+        for key in self._root.names():
+            number = _number_of(key)
+            if number is None:
+                log.warning("ignoring %r in the link index of %s", key, self._work.layer.label)
+                continue
+            group = LinkGroup(self, key, number, 1)
+            for entry in group.directory.names():
+                if entry == INODE:
+                    st = group.directory.stat(INODE)
+                    if st is not None:
+                        group.copy_ino = st.st_ino
+                        self.by_copy[st.st_ino] = group
+                elif entry.startswith(_COVERED):
+                    group.covered.add(entry)
+                elif entry.startswith(_COUNT) and entry[len(_COUNT) :].isdigit():
+                    group.lower_nlink = int(entry[len(_COUNT) :])
+            self._groups[key] = group
+
+    def directory(self, key: bytes) -> RealDir:
+        """The real directory of one entry; it need not exist."""
+        return self._root.child(key)
+
+    def get(self, key: bytes) -> LinkGroup | None:
+        """The group of a lower file, or None when nothing of it ever changed."""
+        return self._groups.get(key)
+
+    def get_or_new(self, key: bytes, number: Ino, lower_nlink: int) -> LinkGroup:
+        """The group of a lower file; a new one is written to disk with its first fact."""
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = LinkGroup(self, key, number, lower_nlink)
+        return group
+
+    def make(self, group: LinkGroup) -> None:
+        """Make the directory of a group."""
+        if group.copy_ino is not None or group.covered:
+            return  # made for an earlier fact
+        for parent, name in ((self._work.layer.root, b"links"), (self._root, group.key)):
+            try:
+                os.mkdir(name, _MODE, dir_fd=parent.fd())
+            except FileExistsError:
+                pass  # of another group, or made just before a crash
+        count = _COUNT + b"%d" % group.lower_nlink
+        os.close(os.open(count, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600, dir_fd=group.directory.fd()))
+
+    def remove(self, group: LinkGroup) -> None:
+        """Remove a group from memory and disk."""
+        self._groups.pop(group.key, None)
+        if group.copy_ino is not None:
+            self.by_copy.pop(group.copy_ino, None)
+            group.copy_ino = None
+        try:
+            taken = self._work.take(self._root, group.key)
+        except FileNotFoundError:
+            return  # nothing was ever written
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+                raise
+            log.warning("cannot remove %r from the link index: %s", group.key, error)
+            return
+        self._work.remove_tree(taken)
+
+
+def _number_of(key: bytes) -> Ino | None:
+    parts = key.split(b"-")
+    if len(parts) != 3:
+        return None
+    try:
+        return Ino(int(parts[0], 16))
+    except ValueError:
+        return None

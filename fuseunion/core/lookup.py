@@ -1,0 +1,257 @@
+"""Which layers make up directory/name, and which inode that is.
+
+The rules are those of fs/overlayfs/namei.c ovl_lookup and ovl_lookup_layer. Down the stack of the parent:
+
+    nothing          go on with the next layer
+    whiteout         end
+    non-directory    the object, unless a directory was found above; end
+    directory        joins the stack; if it is opaque, end
+    `.wh.NAME`       the layers below are hidden; end
+
+Only directories of the parent's own stack are asked, so what a parent hides stays hidden in all its descendants.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fuseunion.core import whiteout, xattrs
+from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.links import INODE, key_of, token_of
+from fuseunion.core.numbers import Ino
+from fuseunion.core.realdir import AUFS_PREFIX, RealDir
+from fuseunion.core.state import State
+
+log = logging.getLogger("fuseunion.lookup")
+
+
+@dataclass(slots=True)
+class FoundFile:
+    """A non-directory: where, its lstat, and the marks on it if it was read from a layer that can have some."""
+
+    real: RealDir
+    st: os.stat_result
+    marks: dict[bytes, bytes]
+
+
+@dataclass(slots=True)
+class FoundDirectory:
+    """The stack of a directory, topmost first, and the marks on the topmost."""
+
+    stack: list[RealDir]
+    marks: dict[bytes, bytes]
+
+
+def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | FoundDirectory | None:
+    """Find `name` in a stack of real directories.
+
+    Raises:
+        OSError: EPERM for a file whose data lies elsewhere (metacopy, which we do not read), EIO and the like from
+            the layers.
+    """
+    directories: list[RealDir] = []
+    top_marks: dict[bytes, bytes] = {}
+    last_marks: dict[bytes, bytes] = {}
+    end = len(stack)
+    index = 0
+    while index < end:
+        real = stack[index]
+        index += 1
+        below = index < end
+        st = real.stat(name)
+        if st is not None:
+            if not stat.S_ISDIR(st.st_mode):
+                if whiteout.is_whiteout(real, name, st) or directories:
+                    break
+                marks = xattrs.marks(real.proc_path(name)) if below or real.layer.writable else {}
+                if xattrs.METACOPY in marks:
+                    log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
+                    raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+                return FoundFile(real, st, marks)
+            if directories and whiteout.is_opaque(directories[-1].parent or real, directories[-1], last_marks):
+                break
+            child = real.child(name)
+            last_marks = xattrs.marks(real.proc_path(name)) if below or real.layer.writable else {}
+            if not directories:
+                top_marks = last_marks
+            directories.append(child)
+            redirect = last_marks.get(xattrs.REDIRECT)
+            if redirect is not None and below and not whiteout.is_opaque(real, child, last_marks):
+                directories += _redirected(state, stack[index:], redirect)
+                break
+        if below and real.hides(name):
+            break
+    return FoundDirectory(directories, top_marks) if directories else None
+
+
+def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list[RealDir]:
+    """The stack below a directory that was renamed with redirect_dir=on (overlayfs.rst, "Redirecting directories").
+
+    Raises:
+        OSError: EINVAL for a redirect that overlayfs would not accept either (ovl_get_redirect_xattr).
+    """
+    names = redirect.split(b"/")
+    if len(names) == 1:
+        dirs: Sequence[RealDir] = below
+    else:
+        layers = {real.layer for real in below}
+        dirs = [root for root in state.root.lowers if root.layer in layers]
+        names = names[1:]
+    if not all(names) or b"." in names or b".." in names:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), redirect)
+    for part in names:
+        found = resolve(state, dirs, part)
+        if not isinstance(found, FoundDirectory):
+            return []
+        dirs = found.stack
+    return list(dirs)
+
+
+def lower_is_positive(state: State, directory: Directory, name: bytes) -> bool:
+    """True when a lower shows something under `name`, so that removing the upper's object needs a whiteout
+    (fs/overlayfs/namei.c ovl_lower_positive)."""
+    for real in directory.lowers:
+        st = real.stat(name)
+        if st is not None:
+            return not whiteout.is_whiteout(real, name, st)
+        if real.hides(name):
+            return False
+    return False
+
+
+def is_reserved(name: bytes) -> bool:
+    """True for names that are whiteouts to fuse-overlayfs and OCI tools."""
+    return name.startswith(AUFS_PREFIX)
+
+
+def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
+    """The inode of `name`, or None. The inode is in the table: `remember` it or `drop_if_unused`.
+
+    Raises:
+        OSError: ENAMETOOLONG for a name that no layer could hold; of the layers.
+    """
+    known = directory.children.get(name)
+    if known is not None:
+        return known
+    if len(name) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    if directory.removed or is_reserved(name):
+        return None
+    found = resolve(state, directory.layers(), name)
+    if found is None:
+        return None
+    inode: Inode
+    if isinstance(found, FoundDirectory):
+        inode = _directory(state, directory, name, found)
+    elif found.real.layer.writable:
+        inode = _upper_file(state, directory, name, found)
+    else:
+        inode = _lower_file(state, directory, name, found)
+    directory.children[name] = inode
+    return inode
+
+
+def _directory(state: State, parent: Directory, name: bytes, found: FoundDirectory) -> Directory:
+    stack = found.stack
+    upper = stack[0] if stack[0].layer.writable else None
+    lowers = tuple(stack[1:] if upper is not None else stack)
+    top = stack[0]
+    st = os.stat(name, dir_fd=(top.parent or top).fd(), follow_symlinks=False)
+    if lowers:
+        numbered = st if upper is None else os.stat(b".", dir_fd=lowers[0].fd())
+        ino = state.numbers.number(numbered.st_dev, numbered.st_ino)
+    else:
+        ino = _marked_number(state, parent, name, st, found.marks)
+    inode = Directory(state.table.free_number(ino), parent, name, upper, lowers)
+    inode.st = st
+    state.table.add(inode)
+    return inode
+
+
+def _marked_number(state: State, parent: Directory, name: bytes, st: os.stat_result, marks: dict[bytes, bytes]) -> Ino:
+    value = marks.get(xattrs.UNION_ORIGIN)
+    if value is not None:
+        number = state.origins.number(value, st.st_ino, parent.lowers, name)
+        if number is not None:
+            return number
+    return state.numbers.number(st.st_dev, st.st_ino)
+
+
+def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) -> File:
+    st = found.st
+    upper = state.writable()
+    group = upper.links.by_copy.get(st.st_ino)
+    ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
+    disk_id = (st.st_dev, st.st_ino)
+    known = state.table.find(ino)
+    if isinstance(known, File) and known.disk_id == disk_id:
+        known.add_place(parent, name)
+        if known.upper is None:
+            known.upper = (found.real, name)
+            known.unpin()
+        return known
+    inode = File(state.table.free_number(ino), stat.S_IFMT(st.st_mode))
+    inode.upper = (found.real, name)
+    inode.disk_id = disk_id
+    inode.group = group
+    inode.st = st
+    inode.add_place(parent, name)
+    state.table.add(inode)
+    return inode
+
+
+def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) -> File:
+    st = found.st
+    ino = state.numbers.number(st.st_dev, st.st_ino)
+    lower_id = (st.st_dev, st.st_ino)
+    if st.st_nlink > 1:
+        known = state.table.find(ino)
+        if isinstance(known, File) and known.lower_id == lower_id:
+            known.add_place(parent, name)
+            _seen_again(state, known, found.real, name)
+            return known
+    inode = File(state.table.free_number(ino), stat.S_IFMT(st.st_mode))
+    inode.lower = (found.real, name)
+    inode.lower_id = lower_id
+    inode.st = st
+    inode.add_place(parent, name)
+    if st.st_nlink > 1:
+        inode.link_key = key_of(ino, st)
+        inode.lower_nlink = st.st_nlink
+        if state.upper is not None:
+            inode.group = state.upper.links.get(inode.link_key)
+            if inode.group is not None and inode.group.copy_ino is not None:
+                inode.upper = (inode.group.directory, INODE)
+                inode.disk_id = (state.upper.layer.st_dev, inode.group.copy_ino)
+                inode.stale()
+        _seen_again(state, inode, found.real, name)
+    state.table.add(inode)
+    return inode
+
+
+def _seen_again(state: State, inode: File, real: RealDir, name: bytes) -> None:
+    """A lower name shows the lower file: if the index counted it as gone, a crash came in between."""
+    if inode.group is not None and inode.group.covered:
+        token = lower_token(state, real, name)
+        if token in inode.group.covered:
+            inode.group.uncover(token)
+            inode.stale()
+
+
+def lower_token(state: State, real: RealDir, name: bytes) -> bytes:
+    """The link index's token for a name in a lower directory."""
+    st = os.stat(b".", dir_fd=real.fd())
+    return token_of(state.numbers.number(st.st_dev, st.st_ino), name)
+
+
+def lower_name(state: State, directory: Directory, name: bytes) -> tuple[RealDir, os.stat_result] | None:
+    """The lower non-directory that `name` shows or would show without the upper, with the directory it lies in."""
+    found = resolve(state, directory.lowers, name) if directory.lowers else None
+    if isinstance(found, FoundFile):
+        return found.real, found.st
+    return None

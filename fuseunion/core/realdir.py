@@ -1,0 +1,240 @@
+"""Real directories: the one door to the files of a layer.
+
+A `RealDir` names a directory of one layer by its parent and its name there. Every access to a file is
+(descriptor of the real directory, one name), so no path is ever resolved through an untrusted tree, no symbolic
+link is ever followed, and a path may be deeper than PATH_MAX. A rename changes two fields of one object, and all
+that lies below follows.
+
+Descriptors are opened when needed and kept in a bounded cache, least recently used first out: an idle directory
+holds none. A descriptor got from `RealDir.fd()` is good until the next suspension point of the caller and for the
+next dozens of accesses; nobody may keep it longer, and a worker thread may never use one.
+
+The walk stays on the layer's own mount (RESOLVE_NO_XDEV, as the private mount clones of overlayfs do,
+fs/overlayfs/super.c ovl_get_layers): where something is mounted inside a lower, its mount point is an empty directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from fuseunion import syscalls
+
+if TYPE_CHECKING:
+    from fuseunion.core.layer import Layer
+
+_OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_RESOLVE = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
+
+# What stat(2) answers when a name is not there, cannot be there, or when its directory is a mount point.
+_ABSENT = frozenset({errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EXDEV})
+
+AUFS_PREFIX = b".wh."
+AUFS_OPAQUE = b".wh..wh..opq"
+
+
+class DescriptorCache:
+    """Open directory descriptors, at most `capacity` of them; the least recently used is closed first."""
+
+    __slots__ = ("_open", "capacity")
+
+    def __init__(self, capacity: int = 512) -> None:
+        self.capacity = capacity
+        self._open: OrderedDict[RealDir, int] = OrderedDict()
+
+    def touch(self, real: RealDir) -> None:
+        self._open.move_to_end(real)
+
+    def add(self, real: RealDir, fd: int) -> None:
+        self._open[real] = fd
+        if len(self._open) > self.capacity:
+            oldest, oldest_fd = self._open.popitem(last=False)
+            oldest.forget_descriptor()
+            os.close(oldest_fd)
+
+    def take(self, real: RealDir) -> int | None:
+        """Hand the descriptor of `real` over to the caller, or None when it has none."""
+        return self._open.pop(real, None)
+
+    def close(self) -> None:
+        for real, fd in self._open.items():
+            real.forget_descriptor()
+            os.close(fd)
+        self._open.clear()
+
+
+class RealDir:
+    """A directory of one layer. `parent` is None for the layer's root."""
+
+    __slots__ = ("_fd", "_hidden", "_opaque_file", "_pinned", "_trail", "layer", "name", "parent")
+
+    def __init__(self, layer: Layer, parent: RealDir | None, name: bytes, trail: tuple[bytes, ...] = ()) -> None:
+        self.layer = layer
+        self.parent = parent
+        self.name = name
+        self._fd = -1
+        self._pinned = False
+        # The rest of the way from here to the union's own mount point, when that lies below: it must never be entered.
+        self._trail = trail
+        # Names hidden by `.wh.NAME` files here: None before the directory was listed.
+        self._hidden: set[bytes] | None = None
+        self._opaque_file = False
+
+    def child(self, name: bytes) -> RealDir:
+        """The real directory called `name` in this one; it need not exist."""
+        trail = self._trail
+        return RealDir(self.layer, self, name, trail[1:] if trail and trail[0] == name else ())
+
+    # -- descriptors ---------------------------------------------------------------------------------------------
+
+    def fd(self) -> int:
+        """An O_PATH descriptor, borrowed: see the module's text for how long it is good.
+
+        Raises:
+            OSError: EXDEV where the directory is covered by another mount, ENOENT, ELOOP, ENOTDIR, EACCES.
+        """
+        fd = self._fd
+        if fd >= 0:
+            if not self._pinned:
+                self.layer.descriptors.touch(self)
+            return fd
+        return self._open()
+
+    def _open(self) -> int:
+        missing: list[RealDir] = []
+        node: RealDir = self
+        while node._fd < 0:
+            missing.append(node)
+            assert node.parent is not None, "a root's descriptor is pinned"
+            node = node.parent
+        fd = node.fd()
+        for node in reversed(missing):
+            fd = syscalls.openat2(fd, node.name, _OPEN_DIRECTORY, _RESOLVE)
+            node._fd = fd
+            node.layer.descriptors.add(node, fd)
+        return fd
+
+    def pin(self, fd: int) -> None:
+        """Use `fd`, which now belongs to this object, from here on: for roots and for removed directories."""
+        self.unpin()
+        cached = self.layer.descriptors.take(self)
+        if cached is not None:
+            os.close(cached)
+        self._fd = fd
+        self._pinned = True
+
+    def unpin(self) -> None:
+        """Close a pinned descriptor."""
+        if self._pinned:
+            os.close(self._fd)
+            self._fd = -1
+            self._pinned = False
+
+    def unpin_if_removed(self, removed: bool) -> None:
+        """Close the descriptor that a removed directory was held by; a layer's root keeps its own."""
+        if removed and self.parent is not None:
+            self.unpin()
+
+    def forget_descriptor(self) -> None:
+        """The cache closed the descriptor."""
+        self._fd = -1
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def stat(self, name: bytes) -> os.stat_result | None:
+        """lstat(2) of one name, or None when it is not there."""
+        if self._trail and len(self._trail) == 1 and self._trail[0] == name:
+            return self.layer.covered_stat
+        try:
+            return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            raise
+
+    def open(self, name: bytes, flags: int) -> int:
+        """openat(2) of one name, close-on-exec, never following a link, without touching the access time.
+
+        Raises:
+            OSError: as openat(2); ELOOP for a symbolic link.
+        """
+        flags |= os.O_NOFOLLOW
+        if self.layer.noatime:
+            try:
+                return os.open(name, flags | os.O_NOATIME, dir_fd=self.fd())
+            except PermissionError as error:
+                if error.errno != errno.EPERM:
+                    raise
+                # open(2): only the owner and CAP_FOWNER may use O_NOATIME.
+        return os.open(name, flags, dir_fd=self.fd())
+
+    def proc_path(self, name: bytes) -> bytes:
+        """A path to one name for the calls that take no directory descriptor (the xattr family before Linux 6.13)."""
+        return b"/proc/self/fd/%d/%s" % (self.fd(), name)
+
+    def names(self) -> list[bytes]:
+        """Every name in the directory as it is on disk; also learns the `.wh.` files.
+
+        Raises:
+            OSError: EACCES where the directory may not be read.
+        """
+        try:
+            fd = self.open(b".", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return []
+            raise
+        try:
+            names = [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
+        self._learn(names)
+        return names
+
+    # -- `.wh.` files ------------------------------------------------------------------------------------------------
+
+    def _learn(self, names: list[bytes]) -> None:
+        hidden: set[bytes] = set()
+        opaque = False
+        for name in names:
+            if name.startswith(AUFS_PREFIX):
+                if name == AUFS_OPAQUE:
+                    opaque = True
+                elif not name.startswith(b".wh..wh."):
+                    hidden.add(name[len(AUFS_PREFIX) :])
+        self._hidden = hidden
+        self._opaque_file = opaque
+
+    def _listed(self) -> set[bytes] | None:
+        if self._hidden is None:
+            try:
+                self.names()
+            except PermissionError:
+                return None  # a directory that can be searched but not read: ask for each name
+        return self._hidden
+
+    def hides(self, name: bytes) -> bool:
+        """True when a file `.wh.NAME` here hides `name` in the layers below (OCI image layer specification)."""
+        hidden = self._listed()
+        if hidden is None:
+            return self.stat(AUFS_PREFIX + name) is not None
+        return name in hidden
+
+    def has_opaque_file(self) -> bool:
+        """True when `.wh..wh..opq` lies here."""
+        if self._listed() is None:
+            return self.stat(AUFS_OPAQUE) is not None
+        return self._opaque_file
+
+    def note_mark(self, name: bytes, present: bool) -> None:
+        """Keep what is known of `.wh.` files true after one was written or removed."""
+        if self._hidden is None:
+            return
+        if name == AUFS_OPAQUE:
+            self._opaque_file = present
+        elif present:
+            self._hidden.add(name[len(AUFS_PREFIX) :])
+        else:
+            self._hidden.discard(name[len(AUFS_PREFIX) :])

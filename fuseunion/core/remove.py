@@ -1,0 +1,155 @@
+"""Names that go: unlink and rmdir.
+
+What only a lower holds is hidden by a whiteout and never copied. What goes from the upper is held by a descriptor until
+the kernel forgets it, so that open and current-directory users keep it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fuseunion.core.attributes import nlink_of, stat_of
+from fuseunion.core.copy_up import copy_up_directory
+from fuseunion.core.inode import Directory, File
+from fuseunion.core.links import INODE, key_of
+from fuseunion.core.lookup import lookup, lower_is_positive, lower_name, lower_token
+from fuseunion.core.readdir import is_empty
+from fuseunion.core.realdir import RealDir
+from fuseunion.core.state import State
+
+
+def unlink(state: State, directory: Directory, name: bytes) -> None:
+    """Remove a non-directory.
+
+    Raises:
+        OSError: ENOENT, EISDIR, EROFS, ENOSPC (a whiteout needs an inode), EACCES.
+    """
+    state.writable()
+    file = lookup(state, directory, name)
+    if file is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    if not isinstance(file, File):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    whiteouts = state.writable().whiteouts
+    upper = copy_up_directory(state, directory)
+    in_upper = upper.stat(name) is not None
+    if not in_upper:
+        cover_lower_name(state, directory, name)
+        whiteouts.cover(upper, name)
+    else:
+        hold(file, upper, name)
+        if lower_is_positive(state, directory, name):
+            whiteouts.replace_file(upper, name)
+        else:
+            os.unlink(name, dir_fd=upper.fd())
+    name_gone(state, file, directory, name)
+    state.table.drop_if_unused(file)
+
+
+def rmdir(state: State, directory: Directory, name: bytes) -> None:
+    """Remove a directory in which nothing is visible.
+
+    Raises:
+        OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES.
+    """
+    upper_side = state.writable()
+    target = lookup(state, directory, name)
+    if target is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    if not isinstance(target, Directory):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+    if not is_empty(state, target):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+    upper = copy_up_directory(state, directory)
+    positive = lower_is_positive(state, directory, name)
+    if target.upper is None:
+        upper_side.whiteouts.cover(upper, name)
+    else:
+        held = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=upper.fd())
+        try:
+            _remove_upper_directory(state, upper, name, positive=positive)
+        except BaseException:
+            os.close(held)
+            raise
+        target.upper.pin(held)
+    directory_gone(state, target, directory, name)
+    state.table.drop_if_unused(target)
+
+
+def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positive: bool) -> None:
+    side = state.writable()
+    if positive:
+        removed = side.whiteouts.replace_directory(upper, name)
+    else:
+        try:
+            os.rmdir(name, dir_fd=upper.fd())
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        removed = side.work.take(upper, name)  # whiteouts are in it
+    try:
+        side.work.remove_tree(removed)
+    except OSError as error:
+        # The directory is gone for the user; what resists is garbage in work.
+        state.log.warning("cannot remove %r from the work directory: %s", removed, error)
+
+
+def hold(file: File, upper: RealDir, name: bytes) -> None:
+    """Pin a file when the name that leads to it in the upper is about to go."""
+    if file.upper == (upper, name):
+        file.pin_down()
+
+
+def cover_lower_name(state: State, directory: Directory, name: bytes) -> None:
+    """Count a name of a lower file with several names as gone, before it goes."""
+    found = lower_name(state, directory, name)
+    if found is None or found[1].st_nlink < 2:
+        return
+    real, st = found
+    number = state.numbers.number(st.st_dev, st.st_ino)
+    group = state.writable().links.get_or_new(key_of(number, st), number, st.st_nlink)
+    group.cover(lower_token(state, real, name))
+    known = state.table.find(number)
+    if isinstance(known, File) and known.lower_id == (st.st_dev, st.st_ino):
+        known.group = group
+
+
+def name_gone(state: State, file: File, directory: Directory, name: bytes) -> None:
+    """Keep the inodes true after a non-directory lost a name."""
+    directory.children.pop(name, None)
+    directory.stale()
+    file.remove_place(directory, name)
+    file.stale()
+    if file.upper is not None and directory.upper is not None and file.upper == (directory.upper, name):
+        _relocate(file)
+    if file.group is not None and nlink_of(file, stat_of(file)) == 0:
+        file.pin_down()
+        file.upper = None if file.in_upper else file.upper
+        file.group.remove()
+        file.stale()
+
+
+def _relocate(file: File) -> None:
+    """Find another name that leads to the file in the upper; else the pin does."""
+    file.upper = None
+    candidates = [(place.upper, name) for place, name in file.places() if place.upper is not None]
+    if file.group is not None:
+        candidates.append((file.group.directory, INODE))
+    for real, name in candidates:
+        st = real.stat(name)
+        if st is not None and (st.st_dev, st.st_ino) == file.disk_id:
+            file.upper = (real, name)
+            file.unpin()
+            return
+
+
+def directory_gone(state: State, target: Directory, directory: Directory, name: bytes) -> None:
+    """Keep the inodes true after a directory was removed."""
+    directory.children.pop(name, None)
+    directory.stale()
+    for child in list(target.children.values()):
+        state.log.error("inode %d was left in a removed directory", child.ino)
+    target.mark_removed()
+    target.stale()

@@ -1,0 +1,309 @@
+"""rename(2), of directories of every kind too.
+
+Overlayfs answers EXDEV for a directory that a lower takes part in. Here its tree is copied up first, in place, where
+each step is an ordinary copy-up (`copy_tree`, driven by the caller because it may take long); then the directory is
+marked opaque, which changes nothing that is seen, and renamed like any other. A crash leaves a copied-up tree.
+
+Whether the old name needs a whiteout depends on the lowers of the old parent alone; whether a moved directory has to be
+opaque, on those of the new one. Publishing is one rename wherever renameat2 has the flags (see whiteout.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Generator
+
+from fuseunion import syscalls
+from fuseunion.core import origin, whiteout, xattrs
+from fuseunion.core.copy_up import copy_up_directory, link_name
+from fuseunion.core.create import check_name
+from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.lookup import FoundFile, lookup, lower_is_positive, resolve
+from fuseunion.core.readdir import candidates, is_empty
+from fuseunion.core.realdir import RealDir
+from fuseunion.core.remove import cover_lower_name, directory_gone, hold, name_gone
+from fuseunion.core.state import State
+
+_FLAGS = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
+
+
+def check_flags(flags: int) -> None:
+    """Refuse flags that renameat2(2) does not know.
+
+    Raises:
+        OSError: EINVAL.
+    """
+    both = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
+    if flags & ~_FLAGS or flags & both == both:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def copy_tree(state: State, directory: Directory) -> Generator[File, None, None]:
+    """Copy up every directory of a tree and yield every file that is still to be copied up.
+
+    What was copied stays copied, whatever the user does meanwhile: nothing in the upper ever becomes lower again.
+
+    Raises:
+        OSError: as a copy-up.
+    """
+    waiting = [directory]
+    directory.open_count += 1
+    try:
+        while waiting:
+            current = waiting[-1]
+            upper = copy_up_directory(state, current)
+            merged: list[Directory] = []
+            for name in candidates(current):
+                child = lookup(state, current, name)
+                if isinstance(child, Directory) and child.lowers:
+                    child.open_count += 1
+                    merged.append(child)
+                    continue
+                if isinstance(child, File):
+                    if not child.in_upper:
+                        child.open_count += 1
+                        try:
+                            yield child
+                        finally:
+                            child.open_count -= 1
+                    if child.group is not None and upper.stat(name) is None and not child.removed:
+                        link_name(state, child, current, name)
+                if child is not None:
+                    state.table.drop_if_unused(child)
+            waiting.pop()
+            _release(state, current)
+            waiting += merged
+    finally:
+        for current in waiting:
+            _release(state, current)
+
+
+def _release(state: State, directory: Directory) -> None:
+    directory.open_count -= 1
+    state.table.drop_if_unused(directory)
+
+
+def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
+    """Rename, replace or exchange.
+
+    Precondition: the source (and with RENAME_EXCHANGE the target) was copied up, a directory with `copy_tree`.
+
+    Raises:
+        OSError: ENOENT, EEXIST, ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EROFS, ENAMETOOLONG, ENOSPC, EACCES.
+    """
+    check_name(new_name)
+    source = lookup(state, old_dir, old_name)
+    if source is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), old_name)
+    target = lookup(state, new_dir, new_name)
+    if source is target:
+        return  # two names of one file (rename(2))
+    if flags & syscalls.RENAME_NOREPLACE and target is not None:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+    old_upper = copy_up_directory(state, old_dir)
+    new_upper = copy_up_directory(state, new_dir)
+    if isinstance(source, File) and old_upper.stat(old_name) is None:
+        link_name(state, source, old_dir, old_name)
+    if flags & syscalls.RENAME_EXCHANGE:
+        if target is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), new_name)
+        _exchange(state, (old_dir, old_name, source), (new_dir, new_name, target))
+        return
+    _check_target(state, source, target, new_name)
+    _prepare_source(state, source, old_dir, old_name, new_dir, new_name)
+    if isinstance(target, Directory):
+        _empty_target(state, target, new_upper)
+    elif isinstance(target, File):
+        if new_upper.stat(new_name) is None:
+            cover_lower_name(state, new_dir, new_name)
+        hold(target, new_upper, new_name)
+    leave = bool(flags & syscalls.RENAME_WHITEOUT) or lower_is_positive(state, old_dir, old_name)
+    held = -1
+    if isinstance(target, Directory) and target.upper is not None:
+        held = os.open(new_name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=new_upper.fd())
+    try:
+        _move(state, source, old_upper, old_name, new_upper, new_name, leave_whiteout=leave)
+    except BaseException:
+        if held >= 0:
+            os.close(held)
+        raise
+    if isinstance(target, Directory):
+        if target.upper is not None:
+            target.upper.pin(held)
+        directory_gone(state, target, new_dir, new_name)
+        state.table.drop_if_unused(target)
+    elif isinstance(target, File):
+        name_gone(state, target, new_dir, new_name)
+        state.table.drop_if_unused(target)
+    _moved(source, old_dir, old_name, new_dir, new_name)
+    state.writable().whiteouts.drop_file_mark(new_upper, new_name)
+
+
+def _check_target(state: State, source: Inode, target: Inode | None, name: bytes) -> None:
+    if target is None:
+        return
+    if isinstance(source, Directory):
+        if not isinstance(target, Directory):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        if not is_empty(state, target):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+    elif isinstance(target, Directory):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+
+
+def _prepare_source(
+    state: State, source: Inode, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes
+) -> None:
+    """Make the source independent of the place where it lies."""
+    assert old_dir.upper is not None
+    _note_path(state, old_dir, old_name)
+    if not isinstance(source, Directory):
+        return
+    assert source.upper is not None
+    whiteouts = state.writable().whiteouts
+    if source.lowers:
+        _note_paths_below(state, source)
+        whiteouts.make_opaque(old_dir.upper, source.upper)
+        _detach(source)
+        _drop_whiteouts(source.upper)
+    elif lower_is_positive(state, new_dir, new_name):
+        whiteouts.make_opaque(old_dir.upper, source.upper)
+
+
+def _note_path(state: State, directory: Directory, name: bytes) -> None:
+    """Complete the origin mark of an object that leaves the place of its lower (origin.py)."""
+    prefix = state.writable().work.capabilities.xattr_prefix
+    if prefix is None or directory.upper is None or not directory.lowers:
+        return
+    path = directory.upper.proc_path(name)
+    try:
+        value = os.getxattr(path, prefix + xattrs.UNION_ORIGIN, follow_symlinks=False)
+    except OSError:
+        return  # created in the upper, or of a kind that holds no xattrs
+    found = resolve(state, directory.lowers, name)
+    if found is None:
+        return
+    real = found.real if isinstance(found, FoundFile) else found.stack[0].parent
+    lower_path = origin.path_of(real, name) if real is not None else None
+    completed = origin.with_path(value, lower_path) if lower_path is not None else None
+    if completed is not None:
+        origin.rewrite(path, prefix, completed)
+
+
+def _note_paths_below(state: State, directory: Directory) -> None:
+    """Complete the marks of all that moves along with a directory."""
+    waiting = [directory]
+    while waiting:
+        current = waiting.pop()
+        for name in candidates(current):
+            child = lookup(state, current, name)
+            if child is None:
+                continue
+            _note_path(state, current, name)
+            if isinstance(child, Directory) and child.lowers:
+                child.open_count += 1
+                waiting.append(child)
+            else:
+                state.table.drop_if_unused(child)
+        if current is not directory:
+            _release(state, current)
+
+
+def _detach(directory: Directory) -> None:
+    """The lowers take no part any more in a directory and all that is known below it."""
+    waiting = [directory]
+    while waiting:
+        current = waiting.pop()
+        current.lowers = ()
+        current.stale()
+        waiting += [child for child in current.children.values() if isinstance(child, Directory)]
+
+
+def _drop_whiteouts(directory: RealDir) -> None:
+    """Remove whiteouts that hide nothing any more: the kernel would list them as device nodes."""
+    waiting = [directory]
+    while waiting:
+        current = waiting.pop()
+        for name in current.names():
+            st = current.stat(name)
+            if st is None:
+                continue
+            if stat.S_ISDIR(st.st_mode):
+                waiting.append(current.child(name))
+            elif whiteout.is_whiteout(current, name, st):
+                os.unlink(name, dir_fd=current.fd())
+
+
+def _empty_target(state: State, target: Directory, parent: RealDir) -> None:
+    """Make the upper part of an empty-looking directory really empty, so that it can be renamed over."""
+    if target.upper is None:
+        return
+    if target.lowers:
+        state.writable().whiteouts.make_opaque(parent, target.upper)
+    for name in target.upper.names():
+        os.unlink(name, dir_fd=target.upper.fd())
+        target.upper.note_mark(name, False)
+
+
+def _move(
+    state: State,
+    source: Inode,
+    old_upper: RealDir,
+    old_name: bytes,
+    new_upper: RealDir,
+    new_name: bytes,
+    *,
+    leave_whiteout: bool,
+) -> None:
+    side = state.writable()
+    in_the_way = new_upper.stat(new_name)
+    over_whiteout = in_the_way is not None and whiteout.is_whiteout(new_upper, new_name, in_the_way)
+    if isinstance(source, Directory) and over_whiteout:
+        if side.work.capabilities.exchange:
+            # The whiteout goes to the old name, where it may be needed.
+            syscalls.renameat2(old_upper.fd(), old_name, new_upper.fd(), new_name, syscalls.RENAME_EXCHANGE)
+            if not leave_whiteout:
+                os.unlink(old_name, dir_fd=old_upper.fd())
+            return
+        os.unlink(new_name, dir_fd=new_upper.fd())
+    if leave_whiteout:
+        side.whiteouts.move_away(old_upper, old_name, new_upper, new_name)
+    else:
+        os.rename(old_name, new_name, src_dir_fd=old_upper.fd(), dst_dir_fd=new_upper.fd())
+
+
+def _exchange(state: State, one: tuple[Directory, bytes, Inode], other: tuple[Directory, bytes, Inode]) -> None:
+    (one_dir, one_name, one_inode), (other_dir, other_name, other_inode) = one, other
+    assert one_dir.upper is not None and other_dir.upper is not None
+    _prepare_source(state, one_inode, one_dir, one_name, other_dir, other_name)
+    _prepare_source(state, other_inode, other_dir, other_name, one_dir, one_name)
+    # Without the flag in the filesystem there is no way that a crash could not spoil: EINVAL, as rename(2) says.
+    syscalls.renameat2(one_dir.upper.fd(), one_name, other_dir.upper.fd(), other_name, syscalls.RENAME_EXCHANGE)
+    del one_dir.children[one_name]
+    del other_dir.children[other_name]
+    _moved(one_inode, one_dir, one_name, other_dir, other_name)
+    _moved(other_inode, other_dir, other_name, one_dir, one_name)
+
+
+def _moved(inode: Inode, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes) -> None:
+    """Keep the inodes true after a rename."""
+    if old_dir.children.get(old_name) is inode:
+        del old_dir.children[old_name]
+    new_dir.children[new_name] = inode
+    assert old_dir.upper is not None and new_dir.upper is not None
+    if isinstance(inode, Directory):
+        inode.parent = new_dir
+        inode.name = new_name
+        assert inode.upper is not None
+        inode.upper.parent = new_dir.upper
+        inode.upper.name = new_name
+    elif isinstance(inode, File):
+        inode.remove_place(old_dir, old_name)
+        inode.add_place(new_dir, new_name)
+        if inode.upper == (old_dir.upper, old_name):
+            inode.upper = (new_dir.upper, new_name)
+    inode.stale()
+    old_dir.stale()
+    new_dir.stale()

@@ -1,0 +1,85 @@
+"""What every part of the core works on: the layers, the work area, the inodes, the settings."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fuseunion.core.identity import IDENTITY, Identity
+from fuseunion.core.inode import Directory, InodeTable
+from fuseunion.core.layer import Layer
+from fuseunion.core.links import LinkIndex
+from fuseunion.core.numbers import ROOT, Numbers
+from fuseunion.core.origin import OriginReader
+from fuseunion.core.realdir import RealDir
+from fuseunion.core.whiteout import WhiteoutWriter
+from fuseunion.core.work import WorkDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a union behaves.
+
+    Attributes:
+        volatile: never sync (the option of overlayfs).
+        acl: POSIX ACLs are kept and inherited.
+        xattrs: extended attributes are offered.
+        umask_pending: modes of new objects arrive without the caller's umask applied (a mount with MS_POSIXACL),
+            so that default ACLs are inherited exactly.
+        identity: the id maps.
+    """
+
+    volatile: bool = False
+    acl: bool = True
+    xattrs: bool = True
+    umask_pending: bool = False
+    identity: Identity = field(default=IDENTITY)
+
+
+class Upper:
+    """The writable side: the upper layer, its work directory and the writers that belong to them."""
+
+    __slots__ = ("layer", "links", "whiteouts", "work")
+
+    def __init__(self, layer: Layer, work: WorkDirectory) -> None:
+        self.layer = layer
+        self.work = work
+        self.links = LinkIndex(work)
+        self.whiteouts = WhiteoutWriter(work)
+
+
+class State:
+    """Everything of one union."""
+
+    __slots__ = ("gid", "log", "lowers", "numbers", "origins", "root", "settings", "table", "uid", "upper")
+
+    def __init__(self, lowers: Sequence[Layer], upper: Upper | None, settings: Settings) -> None:
+        self.lowers = tuple(lowers)
+        self.upper = upper
+        self.settings = settings
+        self.log = logging.getLogger("fuseunion.core")
+        # What the upper's filesystem gives to an object that we make.
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        devices = [layer.st_dev for layer in reversed(self.lowers)]
+        if upper is not None:
+            devices.append(upper.layer.st_dev)
+        self.numbers = Numbers(devices)
+        roots: tuple[RealDir, ...] = tuple(layer.root for layer in self.lowers)
+        self.origins = OriginReader(roots, self.numbers)
+        upper_root = upper.layer.root if upper is not None else None
+        self.root = Directory(ROOT, None, b"", upper_root, roots)
+        self.table = InodeTable(self.root, self.numbers)
+
+    def writable(self) -> Upper:
+        """The writable side.
+
+        Raises:
+            OSError: EROFS when the union has none.
+        """
+        if self.upper is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self.upper

@@ -1,0 +1,305 @@
+"""The one door to a union: every engine and tool goes through `Union`.
+
+All calls are synchronous and short, but for those that copy data: these are split, so that an engine can move the
+bytes in a thread (`copy_job`, `trees_to_copy`). Ids that come in and go out are those shown to the user; the id maps
+are applied here.
+
+Concurrency: calls are made from one thread, one at a time. `CopyJob.move` may run in another. Between `copy_job` and
+`CopyJob.publish` other calls may be made, but no second copy_job for the same file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Generator, Sequence
+
+from fuseunion.core import attributes, create, remove, rename, xattr_ops
+from fuseunion.core.attributes import Change
+from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, try_link_name
+from fuseunion.core.create import Owner
+from fuseunion.core.handle import DirectoryHandle, FileHandle
+from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.layer import Layer
+from fuseunion.core.lookup import lookup
+from fuseunion.core.readdir import candidates
+from fuseunion.core.state import Settings, State, Upper
+from fuseunion.core.work import WorkDirectory
+
+
+class Union:
+    """A writable upper over read-only lowers, or lowers alone.
+
+    Args:
+        lowers: topmost first; at least one. The union owns the layers and closes them.
+        upper: the writable layer, or None.
+        work: the work directory; needed with an upper.
+        settings: how to behave.
+
+    Raises:
+        OSError: when the link index cannot be read.
+    """
+
+    def __init__(
+        self, lowers: Sequence[Layer], upper: Layer | None, work: WorkDirectory | None, settings: Settings
+    ) -> None:
+        side = Upper(upper, work) if upper is not None and work is not None else None
+        self.state = State(lowers, side, settings)
+        self.settings = settings
+
+    def close(self) -> None:
+        """Close all descriptors and clean the work directory; the union must not be used after it."""
+        self.state.table.close()
+        if self.state.upper is not None:
+            self.state.upper.work.close()
+            self.state.upper.layer.close()
+        for layer in self.state.lowers:
+            layer.close()
+
+    @property
+    def root(self) -> Directory:
+        """The root of the merged tree."""
+        return self.state.root
+
+    @property
+    def writable(self) -> bool:
+        """True when there is an upper."""
+        return self.state.upper is not None
+
+    # -- inodes ------------------------------------------------------------------------------------------------------
+
+    def inode(self, ino: int) -> Inode:
+        """The inode of a number.
+
+        Raises:
+            OSError: ESTALE for a number that is not in the table.
+        """
+        inode = self.state.table.find(ino)
+        if inode is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def directory(self, ino: int) -> Directory:
+        """The directory of a number.
+
+        Raises:
+            OSError: ENOTDIR, ESTALE.
+        """
+        inode = self.inode(ino)
+        if not isinstance(inode, Directory):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return inode
+
+    def file(self, ino: int) -> File:
+        """The non-directory of a number.
+
+        Raises:
+            OSError: EISDIR, ESTALE.
+        """
+        inode = self.inode(ino)
+        if not isinstance(inode, File):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return inode
+
+    def lookup(self, directory: Directory, name: bytes) -> Inode | None:
+        """The inode of a name, or None. `remember` it when the kernel is told of it, else `release` it."""
+        inode = lookup(self.state, directory, name)
+        if isinstance(inode, File) and inode.group is not None and inode.in_upper and self.writable:
+            try_link_name(self.state, inode, directory, name)
+        return inode
+
+    def remember(self, inode: Inode) -> None:
+        """The kernel is told of the inode."""
+        self.state.table.remember(inode)
+
+    def forget(self, ino: int, nlookup: int) -> None:
+        """The kernel forgot the inode as many times."""
+        self.state.table.forget(ino, nlookup)
+
+    def release(self, inode: Inode) -> None:
+        """The caller is done with an inode that it did not `remember`."""
+        self.state.table.drop_if_unused(inode)
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    def stat(self, inode: Inode) -> tuple[os.stat_result, int]:
+        """lstat of an inode as on disk, and the count of links to show."""
+        st = attributes.stat_of(inode)
+        return st, attributes.nlink_of(inode, st)
+
+    def setattr(self, inode: Inode, change: Change) -> None:
+        """Change attributes. Precondition: a file was copied up."""
+        self.state.writable()
+        if change.empty:
+            return
+        if isinstance(inode, Directory):
+            copy_up_directory(self.state, inode)
+        attributes.apply(inode, change)
+
+    def readlink(self, file: File) -> bytes:
+        """The target of a symbolic link."""
+        place = file.location()
+        if place is None:
+            return os.readlink(b"", dir_fd=file.pin)
+        return os.readlink(place[1], dir_fd=place[0].fd())
+
+    def statfs(self) -> os.statvfs_result:
+        """statvfs(3) of the upper, or of the topmost lower."""
+        state = self.state
+        layer = state.upper.layer if state.upper is not None else state.lowers[0]
+        return os.fstatvfs(layer.root_fd)
+
+    # -- copy-up -----------------------------------------------------------------------------------------------------
+
+    def copy_job(self, file: File, limit: int | None = None) -> CopyJob | None:
+        """Begin the copy-up of a file; None when there is nothing left to do.
+
+        Args:
+            limit: copy no more than so many bytes, because the file is about to be truncated to them.
+
+        Raises:
+            OSError: EROFS; EACCES for a file that the daemon may not read; ENOSPC.
+        """
+        self.state.writable()
+        if file.in_upper:
+            return None
+        if stat.S_ISREG(file.kind):
+            return CopyJob(self.state, file, limit)
+        copy_up_special(self.state, file)
+        return None
+
+    def trees_to_copy(self, inode: Inode) -> Generator[File, None, None]:
+        """The files that have to be copied up before `inode` can be renamed; directories are copied on the way."""
+        self.state.writable()
+        if isinstance(inode, Directory):
+            if inode.lowers:
+                yield from rename.copy_tree(self.state, inode)
+        elif isinstance(inode, File) and not inode.in_upper:
+            yield inode
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def create(self, directory: Directory, name: bytes, mode: int, owner: Owner) -> tuple[File, FileHandle]:
+        """Make a regular file and open it (create.create)."""
+        return create.create(self.state, directory, name, mode, owner)
+
+    def mkdir(self, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
+        """Make a directory (create.mkdir)."""
+        return create.mkdir(self.state, directory, name, mode, owner)
+
+    def mknod(self, directory: Directory, name: bytes, mode: int, rdev: int, owner: Owner) -> Inode:
+        """Make a file, device, fifo or socket (create.mknod)."""
+        return create.mknod(self.state, directory, name, mode, rdev, owner)
+
+    def symlink(self, directory: Directory, name: bytes, target: bytes, owner: Owner) -> Inode:
+        """Make a symbolic link (create.symlink)."""
+        return create.symlink(self.state, directory, name, target, owner)
+
+    def link(self, file: File, directory: Directory, name: bytes) -> File:
+        """Give a copied-up file one more name (create.link)."""
+        return create.link(self.state, file, directory, name)
+
+    def unlink(self, directory: Directory, name: bytes) -> None:
+        """Remove a non-directory (remove.unlink)."""
+        remove.unlink(self.state, directory, name)
+
+    def rmdir(self, directory: Directory, name: bytes) -> None:
+        """Remove an empty directory (remove.rmdir)."""
+        remove.rmdir(self.state, directory, name)
+
+    def rename(self, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
+        """Rename (rename.rename). Precondition: `trees_to_copy` of what moves is done."""
+        rename.rename(self.state, old_dir, old_name, new_dir, new_name, flags)
+
+    # -- open files --------------------------------------------------------------------------------------------------
+
+    def open(self, file: File, flags: int) -> FileHandle:
+        """Open a file. Opening a lower file for writing does not copy it: the descriptor reads until the first change.
+
+        Args:
+            flags: of open(2); only the access mode counts, the rest is the kernel's business.
+
+        Raises:
+            OSError: EROFS for writing without an upper; EACCES where the daemon itself may not.
+        """
+        wants_write = flags & os.O_ACCMODE != os.O_RDONLY
+        if wants_write:
+            self.state.writable()
+        if not wants_write or not file.in_upper:
+            fd = file.open(os.O_RDONLY)
+        else:
+            fd = _open_for_writing(file, flags & os.O_ACCMODE)
+        return FileHandle(file, fd, writable=wants_write)
+
+    def release_file(self, handle: FileHandle) -> None:
+        """The last user of a handle closed it."""
+        file = handle.file
+        file.handles.discard(handle)
+        file.open_count -= 1
+        handle.close()
+        self.release(file)
+
+    def write(self, handle: FileHandle, data: bytes, offset: int) -> int:
+        """Write all of `data`. Precondition: the file was copied up."""
+        handle.file.stale()
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(handle.fd, view, offset)
+            offset += written
+            view = view[written:]
+        return len(data)
+
+    def truncate_at_open(self, file: File, *, privileged: bool) -> None:
+        """What O_TRUNC does to a file that was copied up (attributes.clear_privileges)."""
+        attributes.clear_privileges(file, privileged=privileged)
+        attributes.apply(file, Change(size=0))
+
+    def opendir(self, directory: Directory) -> DirectoryHandle:
+        """Open a directory."""
+        return DirectoryHandle(directory)
+
+    def names(self, handle: DirectoryHandle, *, again: bool) -> list[bytes]:
+        """The names of an open directory: a snapshot, made on the first call and when `again` is asked for."""
+        if handle.names is None or again:
+            handle.names = candidates(handle.directory)
+        return handle.names
+
+    def release_directory(self, handle: DirectoryHandle) -> None:
+        """The last user of a directory handle closed it."""
+        handle.directory.open_count -= 1
+        self.release(handle.directory)
+
+    def fsync_directory(self, directory: Directory) -> int | None:
+        """A new descriptor to fsync for a directory, or None when nothing of it is in the upper."""
+        if directory.upper is None or self.settings.volatile:
+            return None
+        return directory.upper.open(b".", os.O_RDONLY | os.O_DIRECTORY)
+
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def getxattr(self, inode: Inode, name: bytes) -> bytes:
+        """The value of an attribute (xattr_ops.getxattr)."""
+        return xattr_ops.getxattr(self.state, inode, name)
+
+    def listxattr(self, inode: Inode) -> list[bytes]:
+        """The names of all attributes a user may see (xattr_ops.listxattr)."""
+        return xattr_ops.listxattr(self.state, inode)
+
+    def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
+        """Set an attribute. Precondition: a file was copied up."""
+        xattr_ops.setxattr(self.state, inode, name, value)
+
+    def removexattr(self, inode: Inode, name: bytes) -> None:
+        """Remove an attribute. Precondition: a file was copied up, after `getxattr` found the attribute."""
+        xattr_ops.removexattr(self.state, inode, name)
+
+
+def _open_for_writing(file: File, access: int) -> int:
+    """Open an upper file for writing; for reading too where that is allowed, so that the descriptor serves both."""
+    try:
+        return file.open(os.O_RDWR)
+    except PermissionError:
+        if access == os.O_RDWR:
+            raise
+        return file.open(os.O_WRONLY)

@@ -1,0 +1,207 @@
+"""Every on-disk mark that hides something: all forms are read, one is written.
+
+Read, mixed within one stack of layers:
+
+    whiteout   0/0 character device (kernel), empty file with xattr `whiteout` (kernel 6.7 "xwhiteout"),
+               file `.wh.NAME` (AUFS, OCI, fuse-overlayfs)
+    opaque     xattr `opaque` = "y" as trusted.overlay., user.overlay. or user.fuseoverlayfs.,
+               file `.wh..wh..opq` (AUFS, OCI, fuse-overlayfs)
+
+Written: the device, hard-linked from one inode as the kernel does it (fs/overlayfs/dir.c ovl_whiteout), and the xattr;
+`.wh.` files only where the upper's filesystem cannot hold the one or the other.
+
+A `.wh.NAME` hides NAME in the layers below its own, never in its own (OCI image specification, layer.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from fuseunion import syscalls
+from fuseunion.core import xattrs
+from fuseunion.core.realdir import AUFS_OPAQUE, AUFS_PREFIX, RealDir
+from fuseunion.core.work import WorkDirectory
+
+
+def is_device(st: os.stat_result) -> bool:
+    """True for a 0/0 character device."""
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def is_whiteout(real: RealDir, name: bytes, st: os.stat_result) -> bool:
+    """True when the file `name`, whose lstat is `st`, is a whiteout in device or xattr form."""
+    if is_device(st):
+        return True
+    if stat.S_ISREG(st.st_mode) and st.st_size == 0:
+        return xattrs.WHITEOUT in xattrs.marks(real.proc_path(name))
+    return False
+
+
+def is_opaque(parent: RealDir, directory: RealDir, marks: dict[bytes, bytes] | None = None) -> bool:
+    """True when `directory` (a child of `parent`) hides the directories of the layers below."""
+    if marks is None:
+        marks = xattrs.marks(parent.proc_path(directory.name))
+    return marks.get(xattrs.OPAQUE) == b"y" or directory.has_opaque_file()
+
+
+class WhiteoutWriter:
+    """Writes and removes marks in the upper; each change of the tree is one rename or link, so a crash shows
+    the state before or after, except where the filesystem lacks the flags of renameat2 (see each method)."""
+
+    __slots__ = ("_spare", "_work")
+
+    def __init__(self, work: WorkDirectory) -> None:
+        self._work = work
+        self._spare: bytes | None = None
+
+    # -- making ---------------------------------------------------------------------------------------------------
+
+    def _make(self) -> bytes:
+        """A whiteout device in work under a new name, linked from the spare one where links are possible."""
+        work = self._work
+        name = work.new_name()
+        if self._spare is not None:
+            try:
+                os.link(self._spare, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
+                return name
+            except OSError as error:
+                # EMLINK: the inode has all the links it can have. Others: a filesystem without links to devices.
+                if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT):
+                    raise
+                work.unlink(self._spare)
+                self._spare = None
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=work.tmp.fd())
+        self._spare = work.new_name()
+        try:
+            os.link(name, self._spare, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
+        except OSError:
+            self._spare = None  # no links here: every whiteout is an inode of its own
+        return name
+
+    def _make_file(self, upper: RealDir, name: bytes) -> None:
+        mark = AUFS_PREFIX + name
+        os.close(os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0, dir_fd=upper.fd()))
+        upper.note_mark(mark, True)
+
+    # -- hiding ---------------------------------------------------------------------------------------------------
+
+    def cover(self, upper: RealDir, name: bytes) -> None:
+        """Hide `name` of the lowers; nothing of that name is in the upper directory.
+
+        Raises:
+            OSError: ENOSPC, ENAMETOOLONG (in `.wh.` form), EROFS, EDQUOT.
+        """
+        if not self._work.capabilities.whiteout_devices:
+            self._make_file(upper, name)
+            return
+        whiteout = self._make()
+        try:
+            self._work.publish(whiteout, upper, name)
+        except OSError:
+            self._work.unlink(whiteout)
+            raise
+
+    def replace_file(self, upper: RealDir, name: bytes) -> None:
+        """Put a whiteout in the place of the non-directory `name` of the upper."""
+        if not self._work.capabilities.whiteout_devices:
+            self._make_file(upper, name)
+            os.unlink(name, dir_fd=upper.fd())
+            return
+        whiteout = self._make()
+        try:
+            os.rename(whiteout, name, src_dir_fd=self._work.tmp.fd(), dst_dir_fd=upper.fd())
+        except OSError:
+            self._work.unlink(whiteout)
+            raise
+
+    def replace_directory(self, upper: RealDir, name: bytes) -> bytes:
+        """Put a whiteout in the place of the directory `name`, which moves to work under the name returned.
+
+        Without RENAME_EXCHANGE the directory is made opaque first; a crash then leaves it empty, or gone with the
+        lower one showing, but never half removed.
+        """
+        work = self._work
+        if not work.capabilities.whiteout_devices:
+            self._make_file(upper, name)
+            return work.take(upper, name)
+        whiteout = self._make()
+        if work.capabilities.exchange:
+            try:
+                work.exchange(whiteout, upper, name)
+            except OSError:
+                work.unlink(whiteout)
+                raise
+            return whiteout
+        self.make_opaque(upper, upper.child(name))
+        removed = work.take(upper, name)
+        work.publish(whiteout, upper, name)
+        return removed
+
+    def make_opaque(self, parent: RealDir, directory: RealDir) -> None:
+        """Mark a directory of the upper (or of work) so that nothing of the lowers shows in it.
+
+        Raises:
+            OSError: of setxattr(2) or open(2).
+        """
+        prefix = self._work.capabilities.xattr_prefix
+        if prefix is not None:
+            path = parent.proc_path(directory.name)
+            os.setxattr(path, prefix + xattrs.OPAQUE, b"y", follow_symlinks=False)
+            return
+        os.close(os.open(AUFS_OPAQUE, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0, dir_fd=directory.fd()))
+        directory.note_mark(AUFS_OPAQUE, True)
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def drop_file_mark(self, upper: RealDir, name: bytes) -> None:
+        """Remove `.wh.NAME` where one lies; called after NAME itself hides what lies below.
+
+        fuse-overlayfs lets the mark hide NAME of its own layer too, so that it may not stay.
+        """
+        if upper.hides(name):
+            mark = AUFS_PREFIX + name
+            os.unlink(mark, dir_fd=upper.fd())
+            upper.note_mark(mark, False)
+
+    def swap_in(self, temporary: bytes, upper: RealDir, name: bytes, *, is_directory: bool) -> None:
+        """Publish `temporary` from work over a whiteout device called `name`.
+
+        A directory cannot be renamed over a device: the two are exchanged (fs/overlayfs/dir.c
+        ovl_create_over_whiteout), or, where that is not possible, the device goes first.
+        """
+        work = self._work
+        if not is_directory:
+            os.rename(temporary, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())
+        elif work.capabilities.exchange:
+            work.exchange(temporary, upper, name)
+            work.unlink(temporary)
+        else:
+            os.unlink(name, dir_fd=upper.fd())
+            work.publish(temporary, upper, name)
+
+    def move_away(self, upper: RealDir, name: bytes, target: RealDir, new_name: bytes) -> None:
+        """Rename `name`, leaving a whiteout in its place; what is at the target, not a directory, is replaced.
+
+        One rename with RENAME_WHITEOUT. Without it a file has both names for a moment (a link, then the whiteout),
+        and a directory shows the lower one in its old place for a moment.
+        """
+        work = self._work
+        if not work.capabilities.whiteout_devices:
+            self._make_file(upper, name)
+            os.rename(name, new_name, src_dir_fd=upper.fd(), dst_dir_fd=target.fd())
+            return
+        if work.capabilities.whiteout:
+            syscalls.renameat2(upper.fd(), name, target.fd(), new_name, syscalls.RENAME_WHITEOUT)
+            return
+        whiteout = self._make()
+        st = os.stat(name, dir_fd=upper.fd(), follow_symlinks=False)
+        if stat.S_ISDIR(st.st_mode):
+            os.rename(name, new_name, src_dir_fd=upper.fd(), dst_dir_fd=target.fd())
+            work.publish(whiteout, upper, name)
+            return
+        second = work.new_name()
+        os.link(name, second, src_dir_fd=upper.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
+        os.rename(second, new_name, src_dir_fd=work.tmp.fd(), dst_dir_fd=target.fd())
+        os.rename(whiteout, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())

@@ -1,0 +1,229 @@
+"""The work directory: where everything is made before it is shown.
+
+    WORK/work/    copy-ups, replacements and removed directories on their way; a crash leaves garbage here and nowhere
+                  else, and the next mount removes it (the kernel and fuse-overlayfs use the same place)
+    WORK/links/   the hard-link index (links.py); stays, because it is needed after a remount
+
+It lies on the upper's filesystem, so that each thing enters the upper by one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from fuseunion import syscalls
+from fuseunion.core.layer import Capabilities, Layer
+from fuseunion.core.realdir import RealDir
+
+log = logging.getLogger("fuseunion.work")
+
+T = TypeVar("T")
+
+# Left in WORK/work by a volatile mount (fs/overlayfs/super.c ovl_make_workdir): not ours to remove.
+_VOLATILE_MARK = "incompat"
+
+_MODE = 0o700
+
+
+class WorkDirectory:
+    """The work directory of one mount.
+
+    Args:
+        fd: an O_RDONLY|O_DIRECTORY descriptor of it, which this object owns from now on.
+        label: how messages name it.
+        allow_devices: False to write whiteouts as `.wh.` files even where devices could be made.
+
+    Raises:
+        OSError: when it cannot be prepared.
+    """
+
+    def __init__(self, fd: int, label: str, *, allow_devices: bool = True) -> None:
+        self.layer = Layer(fd, writable=True, label=label)
+        root = self.layer.root
+        self.tmp = self._subdirectory(root, b"work")
+        self.links = root.child(b"links")
+        self._names = itertools.count()
+        self.clean()
+        self.capabilities = Capabilities.probe(self.tmp.fd(), allow_devices=allow_devices)
+
+    @staticmethod
+    def _subdirectory(root: RealDir, name: bytes) -> RealDir:
+        try:
+            os.mkdir(name, _MODE, dir_fd=root.fd())
+        except FileExistsError:
+            # The kernel leaves its own with mode 000.
+            os.chmod(root.proc_path(name), _MODE)
+        real = root.child(name)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root.fd())
+        real.pin(fd)
+        return real
+
+    @property
+    def has_index(self) -> bool:
+        """True when the directory must outlive the mount, because it holds the link index."""
+        return bool(self.links.names()) if self.layer.root.stat(b"links") is not None else False
+
+    def close(self) -> None:
+        """Remove what is left in WORK/work and close every descriptor."""
+        try:
+            self.clean()
+            if not self.has_index and self.layer.root.stat(b"links") is not None:
+                os.rmdir(b"links", dir_fd=self.layer.root.fd())
+        except OSError as error:
+            log.warning("cannot clean the work directory %s: %s", self.layer.label, error)
+        finally:
+            self.tmp.unpin()
+            self.layer.close()
+
+    # -- temporary names ---------------------------------------------------------------------------------------------
+
+    def new_name(self) -> bytes:
+        """A name that is free in WORK/work."""
+        return b"#%x" % next(self._names)
+
+    def unlink(self, name: bytes) -> None:
+        """Remove one non-directory of WORK/work; garbage that resists is logged and left for the next mount."""
+        try:
+            os.unlink(name, dir_fd=self.tmp.fd())
+        except OSError as error:
+            log.warning("cannot remove work file %r: %s", name, error)
+
+    def publish(self, name: bytes, target: RealDir, new_name: bytes) -> None:
+        """Rename a finished object from work into the upper, where nothing of that name may be.
+
+        Raises:
+            OSError: EEXIST when something is there.
+        """
+        if self.capabilities.noreplace:
+            syscalls.renameat2(self.tmp.fd(), name, target.fd(), new_name, syscalls.RENAME_NOREPLACE)
+            return
+        if target.stat(new_name) is not None:
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+        os.rename(name, new_name, src_dir_fd=self.tmp.fd(), dst_dir_fd=target.fd())
+
+    def exchange(self, name: bytes, target: RealDir, other: bytes) -> None:
+        """Swap an object in work with one in the upper (RENAME_EXCHANGE)."""
+
+        def swap() -> None:
+            syscalls.renameat2(self.tmp.fd(), name, target.fd(), other, syscalls.RENAME_EXCHANGE)
+
+        with_own_permission(target, other, swap)
+
+    def take(self, source: RealDir, name: bytes) -> bytes:
+        """Move an object of the upper into work; returns its new name."""
+        taken = self.new_name()
+        with_own_permission(
+            source, name, lambda: os.rename(name, taken, src_dir_fd=source.fd(), dst_dir_fd=self.tmp.fd())
+        )
+        return taken
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def clean(self) -> None:
+        """Remove everything in WORK/work."""
+        for name in os.listdir(self.tmp.fd()):
+            if name != _VOLATILE_MARK:
+                self.remove_tree(os.fsencode(name))
+
+    def remove_tree(self, name: bytes) -> None:
+        """Remove one object of WORK/work with all that is in it; depth does not matter, links are not followed.
+
+        Subdirectories are moved up into work one by one, so that neither a path nor a recursion grows.
+        """
+        tmp = self.tmp.fd()
+        waiting = [name]
+        while waiting:
+            current = waiting.pop()
+            try:
+                os.unlink(current, dir_fd=tmp)
+                continue
+            except FileNotFoundError:
+                continue  # it was published, or never made
+            except (IsADirectoryError, PermissionError):
+                pass  # Linux says EISDIR, POSIX allows EPERM
+            for entry in self._open_entries(tmp, current):
+                try:
+                    os.unlink(entry.name, dir_fd=entry.fd)
+                except (IsADirectoryError, PermissionError):
+                    moved = self.new_name()
+                    _own(entry.fd, entry.name)
+                    os.rename(entry.name, moved, src_dir_fd=entry.fd, dst_dir_fd=tmp)
+                    waiting.append(moved)
+            os.rmdir(current, dir_fd=tmp)
+
+    @staticmethod
+    def _open_entries(tmp: int, name: bytes) -> Iterator[_Entry]:
+        _own(tmp, name)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=tmp)
+        try:
+            for entry in os.listdir(fd):
+                yield _Entry(fd, os.fsencode(entry))
+        finally:
+            os.close(fd)
+
+
+class _Entry:
+    __slots__ = ("fd", "name")
+
+    def __init__(self, fd: int, name: bytes) -> None:
+        self.fd = fd
+        self.name = name
+
+
+def _own(dirfd: int, name: bytes) -> None:
+    """Give the owner all rights on a directory that is about to be removed."""
+    st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
+    if stat.S_ISDIR(st.st_mode) and st.st_mode & _MODE != _MODE:
+        os.chmod(b"/proc/self/fd/%d/%s" % (dirfd, name), stat.S_IMODE(st.st_mode) | _MODE)
+
+
+def with_own_permission(parent: RealDir, name: bytes | None, operation: Callable[[], T]) -> T:
+    """Run an operation that the user may do but the mode bits forbid to the daemon, as its files' plain owner.
+
+    A chmod of a file in a directory of mode 0555 is allowed to its owner, but copying the file up needs to write in
+    that directory; and a directory of mode 0555 can be removed, but not be moved to another directory. Where the
+    daemon has CAP_DAC_OVERRIDE this never happens. Where it has not, it lends itself the missing bits.
+
+    Args:
+        parent: the directory that is changed.
+        name: a child of it that is moved and may be a directory, or None.
+    """
+    try:
+        return operation()
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+    lent: list[tuple[bytes, int]] = []
+    stats = [(parent.proc_path(b"."), os.stat(b".", dir_fd=parent.fd()))]
+    if name is not None:
+        stats.append((parent.proc_path(name), os.stat(name, dir_fd=parent.fd(), follow_symlinks=False)))
+    try:
+        for path, st in stats:
+            if stat.S_ISDIR(st.st_mode) and st.st_mode & _MODE != _MODE:
+                mode = stat.S_IMODE(st.st_mode)
+                os.chmod(path, mode | _MODE)
+                lent.append((path, mode))
+        return operation()
+    finally:
+        for path, mode in lent:
+            try:
+                os.chmod(path, mode)
+            except FileNotFoundError:
+                pass  # the child was moved or removed by the operation
+
+
+@contextmanager
+def times_kept(real: RealDir) -> Iterator[None]:
+    """Give a directory of the upper its times back after something was copied up into it."""
+    st = os.stat(b".", dir_fd=real.fd())
+    try:
+        yield
+    finally:
+        os.utime(b".", ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=real.fd())

@@ -1,0 +1,105 @@
+"""Extended attributes of merged objects: what is asked for, listed, set and removed through the union.
+
+The kernel has checked permissions and namespaces already (fs/xattr.c xattr_permission) and asks, before each write to a
+file, for security.capability. Attributes known to be absent are therefore remembered per inode.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fuseunion.core import xattrs
+from fuseunion.core.copy_up import copy_up_directory
+from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.state import State
+
+# Asked for again and again by the kernel; nobody sets them behind our back.
+_REMEMBERED = frozenset({xattrs.CAPABILITY, xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT})
+_ACLS = frozenset({xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT})
+
+
+def _path(inode: Inode) -> tuple[bytes, bool]:
+    """A path to the inode, and whether it is a magic link that must be followed."""
+    assert isinstance(inode, (File, Directory))
+    return inode.proc_path(), isinstance(inode, File) and inode.location() is None
+
+
+def _check(state: State, name: bytes) -> None:
+    if not state.settings.xattrs or (name in _ACLS and not state.settings.acl):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
+    """getxattr(2).
+
+    Raises:
+        OSError: ENODATA, EOPNOTSUPP.
+    """
+    if name in inode.absent_xattrs:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    _check(state, name)
+    path, follow = _path(inode)
+    try:
+        return os.getxattr(path, xattrs.to_disk(name), follow_symlinks=follow)
+    except OSError as error:
+        if error.errno == errno.ENODATA and name in _REMEMBERED:
+            inode.absent_xattrs |= {name}
+        if error.errno == errno.EPERM:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
+        raise
+
+
+def listxattr(state: State, inode: Inode) -> list[bytes]:
+    """listxattr(2)."""
+    if not state.settings.xattrs:
+        return []
+    path, follow = _path(inode)
+    try:
+        names = os.listxattr(path, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+    shown = (xattrs.to_shown(os.fsencode(name)) for name in names)
+    return [name for name in shown if name is not None and (state.settings.acl or name not in _ACLS)]
+
+
+def _writable_path(state: State, inode: Inode) -> tuple[bytes, bool]:
+    state.writable()
+    if isinstance(inode, Directory):
+        copy_up_directory(state, inode)
+    inode.absent_xattrs = frozenset()
+    inode.stale()
+    return _path(inode)
+
+
+def _changed(inode: Inode, name: bytes) -> None:
+    if name == xattrs.POSIX_ACL_DEFAULT and isinstance(inode, Directory):
+        inode.default_acl = None
+
+
+def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
+    """setxattr(2). An empty ACL is a removal (fs/posix_acl.c: an ACL without entries is none).
+
+    Raises:
+        OSError: EPERM for names that are not a user's; EOPNOTSUPP, ENOSPC, ERANGE of the upper's filesystem.
+    """
+    _check(state, name)
+    disk_name = xattrs.to_disk(name)
+    path, follow = _writable_path(state, inode)
+    os.setxattr(path, disk_name, value, follow_symlinks=follow)
+    _changed(inode, name)
+
+
+def removexattr(state: State, inode: Inode, name: bytes) -> None:
+    """removexattr(2).
+
+    Raises:
+        OSError: ENODATA, EPERM, EOPNOTSUPP.
+    """
+    _check(state, name)
+    disk_name = xattrs.to_disk(name)
+    path, follow = _writable_path(state, inode)
+    os.removexattr(path, disk_name, follow_symlinks=follow)
+    _changed(inode, name)

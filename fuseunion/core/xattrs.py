@@ -1,0 +1,102 @@
+"""Which extended attributes belong to the union, and how a user's attributes of the same name are kept.
+
+Three groups of names (reference: fs/overlayfs/xattrs.c, Documentation/filesystems/overlayfs.rst "Nesting overlayfs
+mounts", fuse-overlayfs main.c):
+
+* *ours*: `trusted.overlay.NAME` and `user.overlay.NAME` are the marks of the on-disk format. They are never shown
+  and never copied up.
+* *escaped*: a user who sets `trusted.overlay.NAME` through the mount (a nested overlay does) gets
+  `trusted.overlay.overlay.NAME` on disk, and sees his own name again. The same for `user.overlay.`.
+* *foreign marks*: `user.fuseoverlayfs.NAME`, written by fuse-overlayfs. Read where they mean something, never shown.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+_PREFIXES = (b"trusted.overlay.", b"user.overlay.")
+_FOREIGN = b"user.fuseoverlayfs."
+_ESCAPE = b"overlay."
+
+POSIX_ACL_ACCESS = b"system.posix_acl_access"
+POSIX_ACL_DEFAULT = b"system.posix_acl_default"
+CAPABILITY = b"security.capability"
+
+# Suffixes of the marks (fs/overlayfs/overlayfs.h enum ovl_xattr), and our own one.
+OPAQUE = b"opaque"
+WHITEOUT = b"whiteout"
+REDIRECT = b"redirect"
+METACOPY = b"metacopy"
+ORIGIN = b"origin"
+UNION_ORIGIN = b"fuseunion.origin"
+
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def to_disk(name: bytes) -> bytes:
+    """The name under which a user's attribute is kept.
+
+    Raises:
+        OSError: EPERM for the marks of fuse-overlayfs, which a user may not forge.
+    """
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return prefix + _ESCAPE + name[len(prefix) :]
+    if name.startswith(_FOREIGN):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    return name
+
+
+def to_shown(name: bytes) -> bytes | None:
+    """The name a user sees for one on disk, or None when he must not see it."""
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            rest = name[len(prefix) :]
+            return prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
+    return None if name.startswith(_FOREIGN) else name
+
+
+def is_private(name: bytes) -> bool:
+    """True for what copy-up leaves behind: every mark, but not a user's escaped attributes."""
+    return to_shown(name) is None
+
+
+def listxattr(path: bytes | int) -> list[bytes]:
+    """The raw names on a file, never following a link; empty where the filesystem has none.
+
+    Raises:
+        OSError: as llistxattr(2), but not EOPNOTSUPP.
+    """
+    try:
+        names = os.listxattr(path) if isinstance(path, int) else os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return []
+        raise
+    return [os.fsencode(name) for name in names]
+
+
+def marks(path: bytes) -> dict[bytes, bytes]:
+    """The union's marks on a file by suffix (`opaque`, `redirect`, ...), whichever prefix they carry.
+
+    trusted.overlay. wins over user.overlay., that one over user.fuseoverlayfs., as in fuse-overlayfs.
+    An attribute that may not be read (user.* needs read permission, fs/xattr.c xattr_permission) counts as absent.
+    """
+    try:
+        names = listxattr(path)
+    except PermissionError:
+        return {}
+    found: dict[bytes, bytes] = {}
+    for prefix in (*_PREFIXES, _FOREIGN):
+        for name in names:
+            if name.startswith(prefix):
+                suffix = name[len(prefix) :]
+                if suffix in found or suffix.startswith(_ESCAPE):
+                    continue
+                try:
+                    found[suffix] = os.getxattr(path, name, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
+                        raise
+    return found

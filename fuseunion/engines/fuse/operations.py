@@ -1,0 +1,445 @@
+"""The pyfuse3 adapter: it translates, locks and answers; the core decides.
+
+Three rules keep the mount alive and right:
+
+* One boundary (`_answered`) around every handler: FUSEError passes, OSError becomes its errno, anything else is logged
+  with its traceback and becomes EIO. pyfuse3 ends the mount on any other exception. Cancellation passes.
+* Between a check and the change that it allows there is no `await`. What may wait (bytes of a copy-up, fsync, a read
+  that is not cached) goes to a worker thread, which gets descriptors and nothing else.
+* One copy-up at a time for each file: `_copying` holds an event for those under way; whoever needs the same file waits
+  for it and looks again.
+
+Entries and attributes are valid for a very long time, and names that are not there are cached too, because nobody but
+this daemon may change the layers. Cached replies are dropped by the core (`Inode.stale`).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
+
+from fuseunion.core import xattrs
+from fuseunion.core.attributes import Change
+from fuseunion.core.create import Owner
+from fuseunion.core.handle import DirectoryHandle, FileHandle, Handle
+from fuseunion.core.identity import DiskGid, DiskUid, ShownGid, ShownUid
+from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.rename import check_flags
+from fuseunion.core.union import Union
+from fuseunion.engines.fuse.reader import Reader
+
+log = logging.getLogger("fuseunion.fuse")
+trace_log = logging.getLogger("fuseunion.trace")
+
+# Read by `fuseunion umount` on the root of the mount, to wait for the daemon's end; never listed.
+PID_XATTR = b"user.fuseunion.pid"
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+_Handler = Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _T]]
+
+
+def _answered(handler: _Handler[_P, _T]) -> _Handler[_P, _T]:
+    """The errno boundary around one handler."""
+    name = handler.__name__
+
+    async def answer(self: Operations, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            if self.trace:
+                trace_log.debug("%s%r", name, args)
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except OSError as error:
+            code = error.errno or errno.EIO
+            if self.trace:
+                trace_log.debug("%s: %s", name, error)
+            # ENOSYS would switch the whole operation off in the kernel.
+            raise FUSEError(errno.EOPNOTSUPP if code == errno.ENOSYS else code) from None
+        except Exception:
+            log.exception("unexpected error in %s%r; answered EIO", name, args)
+            raise FUSEError(errno.EIO) from None
+
+    functools.update_wrapper(answer, handler)
+    return answer
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount.
+
+    Args:
+        union: what is mounted; the caller closes it afterwards.
+        timeout: how long the kernel may keep entries and attributes, in seconds.
+        trace: log each request.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, union: Union, *, timeout: float = 1e9, trace: bool = False) -> None:
+        super().__init__()
+        self.union = union
+        self.trace = trace
+        self.enable_acl = union.settings.acl
+        self._timeout = timeout
+        self._identity = union.settings.identity
+        self._handles: dict[int, Handle] = {}
+        self._next_fh = itertools.count(1)
+        self._copying: dict[int, trio.Event] = {}
+        self._reader = Reader()
+        self._negative = EntryAttributes()
+        self._negative.st_ino = pyfuse3.InodeT(0)
+        self._negative.entry_timeout = timeout
+
+    # -- replies -----------------------------------------------------------------------------------------------------
+
+    def _reply(self, inode: Inode) -> EntryAttributes:
+        ready = inode.reply
+        if ready is not None:
+            return ready  # type: ignore[return-value]
+        st, nlink = self.union.stat(inode)
+        entry = EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(inode.ino)
+        entry.entry_timeout = self._timeout
+        entry.attr_timeout = self._timeout
+        entry.st_mode = pyfuse3.ModeT(st.st_mode)
+        entry.st_nlink = nlink
+        if self._identity.trivial:
+            entry.st_uid = st.st_uid
+            entry.st_gid = st.st_gid
+        else:
+            entry.st_uid = self._identity.shown_uid(DiskUid(st.st_uid))
+            entry.st_gid = self._identity.shown_gid(DiskGid(st.st_gid))
+        entry.st_rdev = st.st_rdev
+        entry.st_size = st.st_size
+        entry.st_blksize = st.st_blksize
+        entry.st_blocks = st.st_blocks
+        entry.st_atime_ns = st.st_atime_ns
+        entry.st_mtime_ns = st.st_mtime_ns
+        entry.st_ctime_ns = st.st_ctime_ns
+        inode.reply = entry
+        return entry
+
+    def _told(self, inode: Inode) -> EntryAttributes:
+        """A reply that makes the kernel know the inode once more."""
+        entry = self._reply(inode)
+        self.union.remember(inode)
+        return entry
+
+    def _owner(self, ctx: RequestContext) -> Owner:
+        umask = ctx.umask if self.union.settings.umask_pending else 0
+        if self._identity.trivial:
+            return Owner(ctx.uid, ctx.gid, umask)
+        identity = self._identity
+        return Owner(identity.disk_uid(ShownUid(ctx.uid)), identity.disk_gid(ShownGid(ctx.gid)), umask)
+
+    def _keep(self, handle: Handle) -> pyfuse3.FileHandleT:
+        fh = next(self._next_fh)
+        self._handles[fh] = handle
+        return pyfuse3.FileHandleT(fh)
+
+    def _file_handle(self, fh: int) -> FileHandle:
+        handle = self._handles.get(fh)
+        if not isinstance(handle, FileHandle):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle
+
+    def _directory_handle(self, fh: int) -> DirectoryHandle:
+        handle = self._handles.get(fh)
+        if not isinstance(handle, DirectoryHandle):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return handle
+
+    # -- copy-up -------------------------------------------------------------------------------------------------------
+
+    async def _copied_up(self, file: File, limit: int | None = None) -> None:
+        """Return when the file is in the upper; whoever comes second waits for the first."""
+        while not file.in_upper:
+            under_way = self._copying.get(file.ino)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            job = self.union.copy_job(file, limit)
+            if job is None:
+                return
+            event = self._copying[file.ino] = trio.Event()
+            try:
+                if job.quick:
+                    job.move()
+                else:
+                    await trio.to_thread.run_sync(job.move)
+                job.publish()
+            finally:
+                job.abort()
+                del self._copying[file.ino]
+                event.set()
+
+    # -- inodes ------------------------------------------------------------------------------------------------------
+
+    @_answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        inode = self.union.lookup(self.union.directory(parent_inode), name)
+        return self._negative if inode is None else self._told(inode)
+
+    @_answered
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, nlookup in inode_list:
+            self.union.forget(ino, nlookup)
+
+    @_answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._reply(self.union.inode(inode))
+
+    @_answered
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        target = self.union.inode(inode)
+        change = Change(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=self._identity.disk_uid(ShownUid(attr.st_uid)) if fields.update_uid else None,
+            gid=self._identity.disk_gid(ShownGid(attr.st_gid)) if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        if isinstance(target, File) and not change.empty:
+            await self._copied_up(target, change.size)
+        self.union.setattr(target, change)
+        return self._reply(target)
+
+    @_answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self.union.readlink(self.union.file(inode))
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    @_answered
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        directory = self.union.directory(parent_inode)
+        return self._told(self.union.mknod(directory, name, mode, rdev, self._owner(ctx)))
+
+    @_answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        directory = self.union.directory(parent_inode)
+        return self._told(self.union.mkdir(directory, name, mode, self._owner(ctx)))
+
+    @_answered
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        directory = self.union.directory(parent_inode)
+        return self._told(self.union.symlink(directory, name, target, self._owner(ctx)))
+
+    @_answered
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        file = self.union.file(inode)
+        await self._copied_up(file)
+        return self._told(self.union.link(file, self.union.directory(new_parent_inode), new_name))
+
+    @_answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self.union.unlink(self.union.directory(parent_inode), name)
+
+    @_answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self.union.rmdir(self.union.directory(parent_inode), name)
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        check_flags(flags)
+        old = self.union.directory(parent_inode_old)
+        new = self.union.directory(parent_inode_new)
+        await self._ready_to_move(old, name_old)
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            await self._ready_to_move(new, name_new)
+        # The kernel holds both parents locked, so the names still mean what they meant.
+        self.union.rename(old, name_old, new, name_new, flags)
+
+    async def _ready_to_move(self, directory: Directory, name: bytes) -> None:
+        """Copy up what is to be renamed, with all that is in it."""
+        inode = self.union.lookup(directory, name)
+        if inode is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        files = self.union.trees_to_copy(inode)
+        try:
+            for file in files:
+                await self._copied_up(file)
+        finally:
+            files.close()
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        file = self.union.file(inode)
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            await self._copied_up(file, 0)
+            self.union.truncate_at_open(file, privileged=ctx.uid == 0)
+        return FileInfo(fh=self._keep(self.union.open(file, flags)), keep_cache=True)
+
+    @_answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        directory = self.union.directory(parent_inode)
+        file, handle = self.union.create(directory, name, mode, self._owner(ctx))
+        return FileInfo(fh=self._keep(handle), keep_cache=True), self._told(file)
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._reader.read(self._file_handle(fh).fd, off, size)
+
+    @_answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._file_handle(fh)
+        if not handle.file.in_upper:
+            await self._copied_up(handle.file)
+        return self.union.write(handle, buf, off)
+
+    @_answered
+    async def flush(self, fh: int) -> None:
+        # Nothing is buffered here; the kernel asks once and never again (fs/fuse/file.c fuse_flush).
+        raise FUSEError(errno.ENOSYS)
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        handle = self._file_handle(fh)
+        del self._handles[fh]
+        self.union.release_file(handle)
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        handle = self._file_handle(fh)
+        if handle.file.in_upper and not self.union.settings.volatile:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, handle.fd)
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    @_answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> pyfuse3.FileHandleT:
+        return self._keep(self.union.opendir(self.union.directory(inode)))
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handle = self._directory_handle(fh)
+        directory = handle.directory
+        names = self.union.names(handle, again=start_id == 0)
+        for offset, dots, special in ((0, b".", directory), (1, b"..", directory.parent or directory)):
+            if start_id <= offset and not pyfuse3.readdir_reply(token, dots, self._reply(special), offset + 1):
+                return
+        for index in range(max(start_id - 2, 0), len(names)):
+            if not self._send_entry(directory, names[index], token, index + 3):
+                return
+
+    def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> bool:
+        """Send one entry; False when it does not fit any more."""
+        try:
+            inode = self.union.lookup(directory, name)
+            if inode is None:
+                return True
+            entry = self._reply(inode)
+        except OSError as error:
+            log.warning("%r is left out of a listing: %s", name, error)
+            return True
+        if pyfuse3.readdir_reply(token, name, entry, next_id):
+            self.union.remember(inode)
+            return True
+        self.union.release(inode)
+        return False
+
+    @_answered
+    async def releasedir(self, fh: int) -> None:
+        handle = self._directory_handle(fh)
+        del self._handles[fh]
+        self.union.release_directory(handle)
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        fd = self.union.fsync_directory(self._directory_handle(fh).directory)
+        if fd is not None:
+            try:
+                await trio.to_thread.run_sync(os.fsync, fd)
+            finally:
+                os.close(fd)
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        real = self.union.statfs()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = real.f_bsize
+        data.f_frsize = real.f_frsize
+        data.f_blocks = real.f_blocks
+        data.f_bfree = real.f_bfree
+        data.f_bavail = real.f_bavail
+        data.f_files = real.f_files
+        data.f_ffree = real.f_ffree
+        data.f_favail = real.f_favail
+        data.f_namemax = real.f_namemax
+        return data
+
+    @_answered
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        # The kernel checks by itself (default_permissions) and does not ask again.
+        raise FUSEError(errno.ENOSYS)
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if inode == pyfuse3.ROOT_INODE and name == PID_XATTR:
+            return b"%d" % os.getpid()
+        return self.union.getxattr(self.union.inode(inode), name)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return self.union.listxattr(self.union.inode(inode))
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        target = self.union.inode(inode)
+        xattrs.to_disk(name)
+        if isinstance(target, File):
+            await self._copied_up(target)
+        self.union.setxattr(target, name, value)
+        if name == xattrs.POSIX_ACL_ACCESS:
+            self._drop_setgid(target, ctx)
+
+    def _drop_setgid(self, inode: Inode, ctx: RequestContext) -> None:
+        """Setting an ACL takes the set-group-ID bit from a file whose group the caller is not in
+        (fs/posix_acl.c posix_acl_update_mode)."""
+        st, _ = self.union.stat(inode)
+        if not st.st_mode & stat.S_ISGID or ctx.uid == 0:
+            return
+        shown_gid = self._identity.shown_gid(DiskGid(st.st_gid))
+        if shown_gid != ctx.gid and shown_gid not in pyfuse3.get_sup_groups(ctx.pid):
+            self.union.setattr(inode, Change(mode=st.st_mode & ~stat.S_ISGID))
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        target = self.union.inode(inode)
+        self.union.getxattr(target, name)  # nothing is copied up for an attribute that is not there
+        if isinstance(target, File):
+            await self._copied_up(target)
+        self.union.removexattr(target, name)

@@ -1,0 +1,198 @@
+"""System calls that Python's os module does not offer.
+
+This is the only module that uses ctypes. Every function raises OSError with the errno of the call and
+takes and returns plain integers and bytes, so that a caller cannot tell it from a function of os.
+
+The numbers of the newer calls are the same on every architecture (they came after the tables were unified,
+include/uapi/asm-generic/unistd.h); the older ones are reached through their wrappers in the C library.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_NOATIME = 1024
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_POSIXACL = 1 << 16
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_SYS_OPENAT2 = 437
+
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+
+# _IOW(0x94, 9, int), include/uapi/linux/fs.h
+_FICLONE = 0x40049409
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _check(result: int, path: bytes | None = None) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
+    return result
+
+
+def renameat2(olddirfd: int, old: bytes, newdirfd: int, new: bytes, flags: int) -> None:
+    """renameat2(2): rename with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT.
+
+    Raises:
+        OSError: EINVAL where the filesystem does not know the flag.
+    """
+    _check(_libc.renameat2(olddirfd, old, newdirfd, new, ctypes.c_uint(flags)), new)
+
+
+def openat2(dirfd: int, path: bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2): open with limits on how the path may be resolved; the descriptor is close-on-exec.
+
+    Raises:
+        OSError: EXDEV where the path leaves the mount and RESOLVE_NO_XDEV is given, ELOOP at a symbolic
+            link with RESOLVE_NO_SYMLINKS, ENOSYS before Linux 5.6.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    return _check(_libc.syscall(_SYS_OPENAT2, dirfd, path, how, ctypes.c_size_t(len(how))), path)
+
+
+def ficlone(target_fd: int, source_fd: int) -> None:
+    """FICLONE: make the target share the source's blocks (ioctl_ficlonerange(2)).
+
+    Raises:
+        OSError: EOPNOTSUPP, EXDEV, EINVAL or ENOTTY where the filesystems cannot.
+    """
+    fcntl.ioctl(target_fd, _FICLONE, source_fd)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): write the filesystem of the descriptor to disk."""
+    _check(_libc.syncfs(fd))
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
+    """mount(2)."""
+    _check(_libc.mount(source, target, fstype, ctypes.c_ulong(flags), data), target)
+
+
+def umount2(target: bytes, flags: int) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(target, flags), target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags))
+
+
+def fsopen(fstype: bytes, flags: int = 1) -> int:
+    """fsopen(2): begin a new filesystem; flag 1 is FSOPEN_CLOEXEC."""
+    return _check(_libc.syscall(_SYS_FSOPEN, fstype, ctypes.c_uint(flags)))
+
+
+def fsconfig_set_string(fd: int, key: bytes, value: bytes) -> None:
+    """fsconfig(2) FSCONFIG_SET_STRING."""
+    _check(_libc.syscall(_SYS_FSCONFIG, fd, _FSCONFIG_SET_STRING, key, value, 0))
+
+
+def fsconfig_create(fd: int) -> None:
+    """fsconfig(2) FSCONFIG_CMD_CREATE."""
+    _check(_libc.syscall(_SYS_FSCONFIG, fd, _FSCONFIG_CMD_CREATE, None, None, 0))
+
+
+def fsmount(fd: int, attributes: int = 0, flags: int = 1) -> int:
+    """fsmount(2): a descriptor of a detached mount, gone with its last descriptor; flag 1 is FSMOUNT_CLOEXEC."""
+    return _check(_libc.syscall(_SYS_FSMOUNT, fd, ctypes.c_uint(flags), ctypes.c_uint(attributes)))
+
+
+def supported(error: OSError) -> bool:
+    """False when the errno says that the filesystem or the kernel lacks the operation, rather than refuses it."""
+    return error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
+
+
+_AT_STATX_DONT_SYNC = 0x4000
+_AT_SYMLINK_NOFOLLOW = 0x100
+_STATX_MNT_ID = 0x1000
+_STATX_MNT_ID_UNIQUE = 0x4000
+
+
+def mount_id(path: bytes, dirfd: int = AT_FDCWD) -> int:
+    """statx(2): which mount a path lies on, without asking the filesystem for anything.
+
+    The number is never used again while the machine runs (STATX_MNT_ID_UNIQUE, Linux 6.8); before that it is the one
+    of /proc/self/mountinfo (Linux 5.8).
+
+    Raises:
+        OSError: ENOSYS where the kernel reports neither.
+    """
+    buffer = ctypes.create_string_buffer(256)
+    flags = _AT_STATX_DONT_SYNC | _AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
+    for mask in (_STATX_MNT_ID_UNIQUE, _STATX_MNT_ID):
+        _check(_libc.statx(dirfd, path, flags, mask, buffer), path)
+        (seen,) = struct.unpack_from("=I", buffer, 0)
+        if seen & mask:
+            return int(struct.unpack_from("=Q", buffer, 144)[0])
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), path)
+
+
+_MAX_HANDLE_SZ = 128
+
+
+def name_to_handle_at(dirfd: int, path: bytes, flags: int) -> tuple[int, bytes]:
+    """name_to_handle_at(2): the type and the bytes of the handle, which outlives renames and never names two objects.
+
+    Does not follow a link at the end unless flags say so.
+
+    Raises:
+        OSError: EOPNOTSUPP where the filesystem has no handles.
+    """
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", _MAX_HANDLE_SZ, 0), 8 + _MAX_HANDLE_SZ)
+    mount_id = ctypes.c_int()
+    _check(_libc.name_to_handle_at(dirfd, path, handle, ctypes.byref(mount_id), flags), path)
+    size, kind = struct.unpack_from("=Ii", handle)
+    return kind, handle.raw[8 : 8 + size]
+
+
+_STATX_BTIME = 0x800
+
+
+def birth_time_ns(dirfd: int, path: bytes, flags: int) -> int | None:
+    """statx(2): when an object was made, in nanoseconds, or None where the filesystem does not know.
+
+    Never follows a link at the end.
+    """
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.statx(dirfd, path, flags | _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer), path)
+    (mask,) = struct.unpack_from("=I", buffer)
+    if not mask & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, 80)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
