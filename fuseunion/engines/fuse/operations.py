@@ -53,7 +53,7 @@ def _answered(handler: _Handler[_P, _T]) -> _Handler[_P, _T]:
     """The errno boundary around one handler."""
     name = handler.__name__
 
-    async def answer(self: Operations, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    async def answer(self: Operations, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             if self.trace:
                 trace_log.debug("%s%r", name, args)
