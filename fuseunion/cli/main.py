@@ -11,11 +11,10 @@ import sys
 from fuseunion.errors import ExitCode, UserError
 
 COMMANDS = {
+    "chown": "fuseunion.cli.chown",
     "umount": "fuseunion.cli.umount",
 }
-"""Name and module; each has run(arguments: list[str], program: str) -> int and is imported when it is asked for."""
-
-MOUNT = "fuseunion.cli.mount"
+"""Name and module; each has main(arguments: list[str]) -> int and is imported when it is asked for."""
 
 
 def run(argv: list[str]) -> int:
@@ -27,12 +26,13 @@ def run(argv: list[str]) -> int:
         The exit status (errors.ExitCode).
     """
     program, *arguments = argv
-    name = MOUNT
-    if arguments and arguments[0] in COMMANDS:
-        name = COMMANDS[arguments.pop(0)]
     try:
-        command = importlib.import_module(name)
-        return int(command.run(arguments, os.path.basename(program)))
+        if arguments and arguments[0] in COMMANDS:
+            command = importlib.import_module(COMMANDS[arguments[0]])
+            return int(command.main(arguments[1:]))
+        from fuseunion.cli import mount
+
+        return mount.main(arguments, program)
     except UserError as error:
         _say(error.message)
         return error.exit_code

@@ -43,7 +43,7 @@ Examples:
 """
 
 
-def run(arguments: list[str], program: str) -> int:
+def main(arguments: list[str], program: str = "fuseunion") -> int:
     """Mount; returns when the mount answers, or with -f when it has ended.
 
     Raises:

@@ -36,7 +36,7 @@ Example:
 """
 
 
-def run(arguments: list[str], program: str) -> int:
+def main(arguments: list[str]) -> int:
     """Unmount one mount.
 
     Raises:

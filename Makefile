@@ -1,0 +1,49 @@
+# The two commands of a newcomer are `make demo` and `make test`; both set up what is missing first.
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: demo test test-rootfs stress conformance bench lint format clean setup
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@scripts/demo
+
+test:
+	@scripts/setup --tests
+	$(PYTEST) tests --ignore=tests/rootfs --ignore=tests/conformance $(ARGS)
+
+# A Debian root filesystem under apt-get, chroot and a compiler, compared with what the kernel's overlayfs gives.
+test-rootfs:
+	@scripts/setup --tests
+	@scripts/setup-conformance
+	$(PYTEST) tests/rootfs $(ARGS)
+
+# podman, buildah and their like with fuseunion as the mount program.
+conformance:
+	@scripts/setup --tests
+	@scripts/setup-conformance
+	$(PYTEST) tests/conformance $(ARGS)
+
+# Minutes of random operations, of creating and deleting, and of many mounts.
+stress:
+	@scripts/setup --tests
+	FUSEUNION_STRESS=1 $(PYTEST) tests -m stress $(ARGS)
+
+bench: setup
+	$(PYTHON) bench/startup.py $(ARGS)
+
+lint:
+	@scripts/setup --tests
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+format:
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
