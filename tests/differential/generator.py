@@ -14,13 +14,13 @@ import stat
 from collections.abc import Callable, Mapping
 
 from tests.differential.operations import Call, Operation
-from tests.differential.recipes import DIRECTORY_MODES, MODES, NAMES, access_list, data
+from tests.differential.recipes import DIRECTORY_MODES, LONG_NAMES, MODES, NAMES, access_list, data
 from tests.support import acl
 from tests.support.layers import OLD
 from tests.support.libc import RenameFlag
 from tests.support.tree import walk
 
-_TOO_LONG = b"y" * 256
+_TOO_LONG = LONG_NAMES[0]
 _SLOTS = 4
 _OPEN_FLAGS = (
     os.O_RDONLY,

@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.differential.generator import Generator
 from tests.differential.known_differences import Oracle, is_known, is_withheld
 from tests.differential.operations import IN_PLACE, Call, Operation, World
+from tests.differential.recipes import LONG_NAMES
 from tests.differential.shrink import shrink
 from tests.support import tree
 from tests.support.arena import Arena
@@ -245,9 +246,12 @@ def check(arena: Arena, lowers: Sequence[Path], oracle: Oracle, seed: int, steps
     needed = shrink(whole, fails, SHRINK_SECONDS)
     paths = {path for operation in needed for path in (operation.path, operation.other) if path}
     steps_text = "".join(f"\n  {operation}," for operation in needed)
-    raise AssertionError(
+    report = (
         f"seed {seed} against a {oracle.value}: {last[0]}\n"
         f"needs {len(needed)} of {len(whole)} operations: [{steps_text}\n]\n"
         f"layers:\n  {describe(paths, lowers)}\n"
         f"the uncut sequence failed with: {first}"
-    ) from last[0]
+    )
+    for name in LONG_NAMES:
+        report = report.replace(name.decode(), f"<{name[:1].decode()} * {len(name)}>")
+    raise AssertionError(report) from last[0]

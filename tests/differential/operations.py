@@ -19,6 +19,7 @@ from enum import Enum, auto
 from typing import Any
 
 from tests.support import libc
+from tests.support.identity import acting_as
 from tests.support.libc import RenameFlag
 from tests.support.tree import KINDS
 
@@ -123,25 +124,6 @@ class Outcome:
 
     def __str__(self) -> str:
         return self.error if self.error else f"ok {self.value!r}"
-
-
-@contextlib.contextmanager
-def acting_as(uid: int, umask: int) -> Iterator[None]:
-    """Do something with the rights of a user who has no supplementary groups."""
-    before = os.umask(umask)
-    groups = os.getgroups()
-    try:
-        os.setgroups([])
-        if uid:
-            os.setegid(uid)
-            os.seteuid(uid)
-        yield
-    finally:
-        if uid:
-            os.seteuid(0)
-            os.setegid(0)
-        os.setgroups(groups)
-        os.umask(before)
 
 
 def _digest(data: bytes) -> str:

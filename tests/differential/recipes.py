@@ -30,6 +30,9 @@ NAMES: tuple[bytes, ...] = (
     b"x" * 255,
 )
 
+LONG_NAMES = (b"y" * 256, b"x" * 255)
+"""What reports abbreviate."""
+
 USERS = (0, 0, 1000, 1001)
 MODES = (0o644, 0o644, 0o600, 0o755, 0o777, 0o444, 0o4755, 0o2755, 0o6755, 0o000)
 DIRECTORY_MODES = (0o755, 0o755, 0o777, 0o1777, 0o2775, 0o700, 0o555)

@@ -14,7 +14,6 @@ that a mount should have kept is told apart from one that it made.
 from __future__ import annotations
 
 import os
-import socket
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,18 +89,7 @@ class Device(Node):
     minor: int = 0
 
     def make(self, path: bytes) -> None:
-        if self.kind == stat.S_IFSOCK:
-            # bind(2) limits the length of a path, so the name is made relative.
-            here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.chdir(os.path.dirname(path))
-                with socket.socket(socket.AF_UNIX) as endpoint:
-                    endpoint.bind(os.path.basename(path))
-            finally:
-                os.fchdir(here)
-                os.close(here)
-        else:
-            os.mknod(path, 0o600 | self.kind, os.makedev(self.major, self.minor))
+        os.mknod(path, 0o600 | self.kind, os.makedev(self.major, self.minor))
 
 
 class Mark(Enum):

@@ -1,0 +1,131 @@
+"""What writing, truncating and chown take away: set-user-id, set-group-id, file capabilities.
+
+A plain directory decides what is right; the rules are those of the kernel's file_remove_privs and setattr_prepare.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.arena import Arena
+from tests.support.identity import acting_as
+from tests.support.layers import Dir, File, Name, Node, build
+from tests.support.twin import Twin
+
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+OTHER = 1000
+
+pytestmark = pytest.mark.actors("root", "userns")
+
+
+def _write(path: Path) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        file.write(b"w")
+
+
+def _truncating_open(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+
+
+def _descriptor_truncate(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(1)
+
+
+ACTS: dict[str, Callable[[Path], None]] = {
+    "write": _write,
+    "open-truncate": _truncating_open,
+    "truncate": lambda path: os.truncate(path, 1),
+    "ftruncate": _descriptor_truncate,
+}
+
+
+def _files(prefix: str) -> dict[Name, Node]:
+    found: dict[Name, Node] = {}
+    for act in ACTS:
+        for mode in (0o6777, 0o4777, 0o2777, 0o2767):
+            found[f"{prefix}/{act}-{mode:o}"] = File(b"data", mode=mode)
+        found[f"{prefix}/{act}-capability"] = File(b"data", mode=0o777, xattrs={"security.capability": CAPABILITY})
+    return found
+
+
+@pytest.mark.parametrize("uid", [0, OTHER], ids=["privileged", "unprivileged"])
+def test_changing_data(arena: Arena, uid: int) -> None:
+    """Each way to change data clears what the kernel clears on a plain directory, for lower and upper files."""
+    lower = arena.lower({"lower": Dir(mode=0o777), "upper": Dir(mode=0o777), **_files("lower")})
+    build(arena.upper, {"upper": Dir(mode=0o777), **_files("upper")})
+    with arena.mount(lower, options=["allow_other"]) as mount:
+        twin = Twin(arena, mount)
+
+        def change(root: Path) -> None:
+            with acting_as(uid):
+                for place in ("lower", "upper"):
+                    for path in sorted((root / place).iterdir()):
+                        ACTS[path.name.rpartition("-")[0]](path)
+
+        twin.both(change)
+        twin.remount()
+
+
+def test_chown_and_chmod(arena: Arena) -> None:
+    """chown clears set-user-id even for root; chmod by a non-member of the group clears set-group-id."""
+    description: dict[Name, Node] = {}
+    for act in ("chown", "chgrp", "same", "chmod", "capability"):
+        attributes = {"security.capability": CAPABILITY} if act == "capability" else {}
+        description[act] = File(b"x", mode=0o6755, uid=OTHER, gid=0, xattrs=attributes)
+        description[f"{act}-nonexec"] = File(b"x", mode=0o2745, uid=OTHER, gid=OTHER)
+        description[f"{act}-dir"] = Dir(mode=0o2775, uid=OTHER, gid=0)
+    lower = arena.lower(description)
+    with arena.mount(lower, options=["allow_other"]) as mount:
+        twin = Twin(arena, mount)
+
+        def change(root: Path) -> None:
+            for suffix in ("", "-nonexec", "-dir"):
+                os.chown(root / f"chown{suffix}", 0, -1)
+                os.chown(root / f"chgrp{suffix}", -1, OTHER + 1)
+                os.chown(root / f"same{suffix}", -1, -1)
+                os.chown(root / f"capability{suffix}", OTHER + 1, -1)
+                with acting_as(OTHER):
+                    os.chmod(root / f"chmod{suffix}", 0o2755)
+
+        twin.both(change)
+        twin.remount()
+
+
+def test_permissions_are_checked(arena: Arena) -> None:
+    """A caller without rights gets what they get on a plain directory."""
+    lower = arena.lower(
+        {
+            "private/f": File(b"x"),
+            "private": Dir(mode=0o700),
+            "sticky": Dir(mode=0o1777),
+            "sticky/theirs": File(mode=0o666),
+            "readonly": File(b"r", mode=0o644),
+        }
+    )
+    with arena.mount(lower, options=["allow_other"]) as mount:
+        twin = Twin(arena, mount)
+
+        def act(step: Callable[[Path], object]) -> None:
+            def step_as_other(root: Path) -> object:
+                with acting_as(OTHER):
+                    return str(step(root))
+
+            twin.both(step_as_other)
+
+        act(lambda root: (root / "private/f").read_bytes())
+        act(lambda root: (root / "sticky/theirs").unlink())
+        act(lambda root: (root / "sticky/theirs").rename(root / "sticky/moved"))
+        act(lambda root: (root / "sticky/mine").write_bytes(b"m"))
+        act(lambda root: (root / "sticky/mine").unlink())
+        act(lambda root: (root / "readonly").write_bytes(b"w"))
+        act(lambda root: (root / "readonly").chmod(0o666))
+        act(lambda root: os.chown(root / "readonly", OTHER, -1))
+        act(lambda root: os.utime(root / "readonly", ns=(1, 1)))
+        act(lambda root: os.setxattr(root / "readonly", "user.x", b"1"))
+        act(lambda root: (root / "new").mkdir())

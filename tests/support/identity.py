@@ -1,0 +1,39 @@
+"""Doing something with another user's rights, as a set-user-id program would."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def acting_as(uid: int, umask: int = 0o022) -> Iterator[None]:
+    """Act as a user whose group has the same number and who has no supplementary groups; 0 stays root.
+
+    Only for who may change ids: root, or the root of a user namespace.
+    """
+    before = os.umask(umask)
+    groups = os.getgroups()
+    try:
+        os.setgroups([])
+        if uid:
+            os.setegid(uid)
+            os.seteuid(uid)
+        yield
+    finally:
+        if uid:
+            os.seteuid(0)
+            os.setegid(0)
+        os.setgroups(groups)
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def umask(mask: int) -> Iterator[None]:
+    """Act with another file mode creation mask."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
