@@ -40,7 +40,7 @@ class DescriptorCache:
 
     __slots__ = ("_open", "capacity")
 
-    def __init__(self, capacity: int = 512) -> None:
+    def __init__(self, capacity: int = 256) -> None:
         self.capacity = capacity
         self._open: OrderedDict[RealDir, int] = OrderedDict()
 

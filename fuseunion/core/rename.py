@@ -25,6 +25,7 @@ from fuseunion.core.readdir import candidates, is_empty
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.remove import cover_lower_name, directory_gone, hold, name_gone
 from fuseunion.core.state import State
+from fuseunion.core.work import times_kept
 
 _FLAGS = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
 
@@ -226,6 +227,7 @@ def _drop_whiteouts(directory: RealDir) -> None:
     waiting = [directory]
     while waiting:
         current = waiting.pop()
+        useless: list[bytes] = []
         for name in current.names():
             st = current.stat(name)
             if st is None:
@@ -233,7 +235,11 @@ def _drop_whiteouts(directory: RealDir) -> None:
             if stat.S_ISDIR(st.st_mode):
                 waiting.append(current.child(name))
             elif whiteout.is_whiteout(current, name, st):
-                os.unlink(name, dir_fd=current.fd())
+                useless.append(name)
+        if useless:
+            with times_kept(current):
+                for name in useless:
+                    os.unlink(name, dir_fd=current.fd())
 
 
 def _empty_target(state: State, target: Directory, parent: RealDir) -> None:
