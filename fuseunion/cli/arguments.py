@@ -155,11 +155,12 @@ def _place_operands(fields: dict[str, Any], operands: list[str]) -> None:
     if others and "upper" not in fields and not no_upper:
         fields["upper"] = others.pop(0)
     if others:
-        raise UserError(f"too many directories: '{others[0]}' has no meaning here (see fuseunion --help)")
+        raise UserError(f"too many directories: {', '.join(map(repr, operands))} (see fuseunion --help)")
     if "upper" not in fields:
         if not (no_upper or mount_program):
             raise UserError("no UPPER directory given; for a mount without one use --read-only or --ephemeral")
-        fields["read_only"] = not fields.get("ephemeral", False)
+        if not fields.get("ephemeral", False):
+            fields["read_only"] = True
 
 
 def _check_combination(fields: dict[str, Any]) -> None:
