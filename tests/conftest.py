@@ -65,6 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def wanted(item: pytest.Item) -> bool:
         if item.get_closest_marker("stress") and not asked:
             return False
+        if item.get_closest_marker("root") and os.geteuid() != 0:
+            return False
         # A test without a possible actor has an empty parameter set, which pytest would report as skipped.
         return "actor-NOTSET" not in item.name and "NOTSET" not in item.name
 

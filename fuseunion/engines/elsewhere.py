@@ -43,19 +43,17 @@ def _named_by_program(pid: str) -> Iterator[str]:
         arguments = os.fsdecode(file.read()).split("\0")
     for argument in arguments:
         if "upperdir=" in argument:
-            yield from _uppers(argument.removeprefix("-o"))
+            for name, value in split_words(argument.removeprefix("-o")):
+                if name == "upperdir" and value and value.startswith("/"):
+                    yield unescape(value)
 
 
 def _named_by_mounts(pid: str) -> Iterator[str]:
     with open(f"/proc/{pid}/mountinfo", "rb") as file:
-        lines = [os.fsdecode(line) for line in file if b" - overlay " in line]
-    for line in lines:
-        # The kernel escapes separators as octal numbers (fs/overlayfs/super.c seq_show_option).
-        options = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split(" - ", 1)[1].split()[-1])
-        yield from _uppers(options)
-
-
-def _uppers(options: str) -> Iterator[str]:
-    for name, value in split_words(options):
-        if name == "upperdir" and value and value.startswith("/"):
-            yield unescape(value)
+        lines = [line.split(b" - ", 1)[1].split() for line in file if b" - overlay " in line]
+    for *_, options in lines:
+        for option in options.split(b","):
+            if option.startswith(b"upperdir=/"):
+                # Separators in a path are octal numbers (fs/overlayfs/super.c, seq_show_option).
+                path = re.sub(rb"\\([0-7]{3})", lambda match: bytes((int(match[1], 8),)), option[9:])
+                yield os.fsdecode(path)

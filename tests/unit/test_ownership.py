@@ -428,17 +428,6 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     assert failed.value.errno == errno.EIO
 
 
-def test_rewrite_changes_every_row(tmp_path: Path) -> None:
-    paths = [_object(tmp_path, kind) for kind in ("file", "link", "directory")]
-    with database(tmp_path) as store:
-        for path in paths:
-            store.change(at(path), path.lstat(), uid=1, gid=2)
-        assert store.rewrite(lambda value: value._replace(uid=value.uid + 100)) == 3
-        for path in paths:
-            seen = store.load(at(path), path.lstat())
-            assert (seen.st_uid, seen.st_gid) == (101, 2)
-
-
 # -- the choice --------------------------------------------------------------------------------------------------
 
 

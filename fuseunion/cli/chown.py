@@ -1,0 +1,282 @@
+"""fuseunion chown: change whose the files of an unmounted upper are.
+
+An upper that was written under one id map is of no use under another, or as real root: Apptainer and CondaTainer make
+an upper as the user and want it to be root's, a container engine moves one between ranges of subordinate ids.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from fuseunion.core.identity import IdMap
+from fuseunion.core.ownership import OwnershipStore
+from fuseunion.core.ownership.choose import choose
+from fuseunion.engines import elsewhere, in_use, placement
+from fuseunion.engines.setup import default_work_path
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.layers.owners import NotCoveredError, OneOwner, Rule, Shift, Step, examine
+from fuseunion.layers.walk import Found, walk
+from fuseunion.options import MAX_ID, XattrPermissions, parse_id_map
+
+HELP = """\
+Usage: fuseunion chown UPPER --to root|UID:GID [--dry-run]
+       fuseunion chown UPPER --map DISK:SHOWN:LEN... [--dry-run]
+
+Changes the owner of everything in the upper directory UPPER, which must not be mounted. Permissions, set-id bits,
+file capabilities, whiteouts, ACLs, hard links and times of modification stay as they are. Where ownership is stored
+in attributes or in the work directory's database, the stored ownership is changed.
+
+Options:
+  --to OWNER             the new owner of everything
+  --map DISK:SHOWN:LEN   ids DISK, DISK+1, ... become SHOWN, SHOWN+1, ..., users and groups alike; may be repeated.
+                         ACLs and file capabilities follow. Every id that occurs must be covered
+  --work DIR             the work directory of UPPER, when that is not the default one
+  --dry-run              print what would change, and change nothing
+  -h, --help             print this help
+
+Examples:
+  fuseunion chown upper --to root
+  fuseunion chown upper --to 1000:1000 --dry-run
+  fuseunion chown upper --map 0:100000:65536
+  fuseunion chown upper --map 1000:0:1 --map 100000:1:65535
+"""
+
+_BAR_AFTER = 1.0
+"""Seconds of work after which a bar is worth its import."""
+
+
+@dataclass(slots=True)
+class _Request:
+    upper: str = ""
+    to: str | None = None
+    maps: list[str] = field(default_factory=list)
+    work: str | None = None
+    dry_run: bool = False
+
+
+def main(argv: list[str]) -> int:
+    """Change the owners in one upper.
+
+    Raises:
+        UserError: BUSY where it is mounted, LAYERS where --map does not fit what is there, FAILURE where the system
+            refuses.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(HELP, end="")
+        return ExitCode.OK
+    request = _parse(argv)
+    rule = _shift(request.maps) if request.to is None else _owner(request.to)
+    with ExitStack() as stack:
+        upper = _open_upper(stack, request.upper, request.work)
+        total, changes = _survey(upper, rule, show=request.dry_run)
+        if request.dry_run:
+            print(f"{changes} of {total} objects would change")
+        else:
+            _change(upper, rule, total)
+            print(f"changed {changes} of {total} objects")
+    return ExitCode.OK
+
+
+def _parse(arguments: list[str]) -> _Request:
+    request = _Request()
+    operands = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in ("--to", "--map", "--work"):
+            following = value if equals else next(rest, None)
+            if following is None:
+                raise UserError(f"{name} needs a value; see fuseunion chown --help")
+            if name == "--map":
+                request.maps.append(following)
+            elif name == "--to":
+                request.to = following
+            else:
+                request.work = following
+        elif argument == "--dry-run":
+            request.dry_run = True
+        elif argument.startswith("-") and argument != "-":
+            raise UserError(f"unknown option '{argument}'; see fuseunion chown --help")
+        else:
+            operands.append(argument)
+    if len(operands) != 1 or (request.to is None) == (not request.maps):
+        raise UserError("give one directory and either --to or --map; see fuseunion chown --help")
+    request.upper = operands[0]
+    return request
+
+
+def _owner(text: str) -> OneOwner:
+    if text == "root":
+        return OneOwner(0, 0)
+    numbers = re.fullmatch(r"([0-9]+):([0-9]+)", text, re.ASCII)
+    if numbers is None or max(int(numbers[1]), int(numbers[2])) > MAX_ID:
+        raise UserError(f"--to {text}: expected root or UID:GID, in numbers")
+    return OneOwner(int(numbers[1]), int(numbers[2]))
+
+
+def _shift(texts: list[str]) -> Shift:
+    try:
+        return Shift(IdMap([triple for text in texts for triple in parse_id_map(text, "--map")], "id"))
+    except ValueError as error:
+        raise UserError(f"--map: {error}") from None
+
+
+def _open_alone(stack: ExitStack, part: placement.Part, path: str) -> int:
+    """A directory that nobody else uses as long as the stack lasts."""
+    place = placement.Survey().place(part, path)
+    fd = placement.open_directory(place)
+    stack.callback(os.close, fd)
+    stack.callback(os.close, in_use.lock(place, fd))
+    in_use.refuse_kernel_overlays(place)
+    writer = elsewhere.writer_of(fd)
+    if writer is not None:
+        raise UserError(f"{part.value} '{path}' is in use by {writer}; unmount it first", ExitCode.BUSY)
+    return fd
+
+
+@dataclass(frozen=True, slots=True)
+class _Upper:
+    root_fd: int
+    path: str
+    store: OwnershipStore | None
+
+
+def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
+    root_fd = _open_alone(stack, placement.Part.UPPER, path)
+    if work is None:
+        usual = default_work_path(os.path.realpath(path))
+        work = usual if os.path.isdir(usual) else None  # it is there only while it holds something
+    work_fd = None if work is None else _open_alone(stack, placement.Part.WORK, work)
+    with _named(path, b""):
+        store = choose(root_fd, XattrPermissions.OFF, work_fd)
+    if store is not None:
+        stack.callback(store.close)
+    return _Upper(root_fd, path, store)
+
+
+def _objects(upper: _Upper, rule: Rule) -> Iterator[tuple[Found, Step]]:
+    """Each object once, however many names it has."""
+    linked: set[int] = set()
+    with _named(upper.path):
+        for found in walk(upper.root_fd):
+            if found.st.st_nlink > 1 and not stat.S_ISDIR(found.st.st_mode):
+                if found.st.st_ino in linked:
+                    continue
+                linked.add(found.st.st_ino)
+            with _named(upper.path, found.path):
+                step = examine(found, rule, upper.store)
+            yield found, step
+
+
+def _survey(upper: _Upper, rule: Rule, *, show: bool) -> tuple[int, int]:
+    """Look at everything before anything changes: how many objects there are, and how many change."""
+    total = changes = 0
+    for found, step in _objects(upper, rule):
+        total += 1
+        changes += step.needed
+        if show and step.needed:
+            path = os.fsdecode(found.path or b".")
+            print(f"{step.before[0]}:{step.before[1]} -> {step.after[0]}:{step.after[1]}  {path!r}")
+    return total, changes
+
+
+def _change(upper: _Upper, rule: Rule, total: int) -> None:
+    with _Bar(total) as bar, _Interruption() as interruption:
+        for done, (found, step) in enumerate(_objects(upper, rule)):
+            if interruption.came and rule.repeatable:
+                raise UserError(
+                    f"stopped after {done} of {total} objects; the same command completes it", ExitCode.FAILURE
+                )
+            if step.needed:
+                with _named(upper.path, found.path):
+                    step.apply(found)
+            bar.show(done + 1)
+
+
+@contextmanager
+def _named(upper: str, path: bytes | None = None) -> Iterator[None]:
+    """Turn what goes wrong with one object into one line that names it.
+
+    Args:
+        path: of the object in the upper; None takes the one that the error names.
+    """
+    try:
+        yield
+    except NotCoveredError as error:
+        raise UserError(
+            f"id {error.number} of '{_join(upper, path)}' is not covered by --map; add a range for it,"
+            " nothing was changed",
+            ExitCode.LAYERS,
+        ) from None
+    except OSError as error:
+        name = _join(upper, error.filename if path is None else path)
+        # chown(2): EPERM without the privilege, EINVAL for an id that the user namespace does not map.
+        known = error.errno in (errno.EPERM, errno.EACCES, errno.EINVAL)
+        hint = "; run it as root, or in a user namespace that maps both owners" if known else ""
+        raise UserError(f"cannot change the owner of '{name}': {error.strerror}{hint}", ExitCode.FAILURE) from None
+
+
+def _join(upper: str, path: bytes | None) -> str:
+    return os.path.join(upper, os.fsdecode(path)) if path else upper
+
+
+class _Interruption:
+    """Between two objects is the place to stop: within one, its set-id bits would be lost.
+
+    A rule that cannot be given again is not stopped at all: nobody could tell the old ids from the new.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+
+    def __enter__(self) -> _Interruption:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Bar:
+    """A bar on a terminal, once the work has taken long enough to want one."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._start = time.monotonic()
+        self._wanted = sys.stderr.isatty()
+        self._stack = ExitStack()
+        self._update: Callable[[int], None] | None = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def show(self, done: int) -> None:
+        if self._update is not None:
+            self._update(done)
+        elif self._wanted and time.monotonic() - self._start > _BAR_AFTER:
+            self._update = self._open()
+
+    def _open(self) -> Callable[[int], None]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        progress = self._stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+        task = progress.add_task("chown", total=self._total)
+        return lambda done: progress.update(task, completed=done)
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()

@@ -1,0 +1,1 @@
+"""Work on layers that nothing has mounted."""
