@@ -32,7 +32,7 @@ _log = logging.getLogger("fuseunion.ownership")
 
 _FORMAT = 1
 _SCHEMA = """
-CREATE TABLE facts (
+CREATE TABLE IF NOT EXISTS facts (
     ino INTEGER PRIMARY KEY,
     witness BLOB NOT NULL,
     uid INTEGER NOT NULL,
@@ -86,14 +86,15 @@ class DatabaseStore(OwnershipStore):
         run("PRAGMA journal_mode = WAL")
         run(f"PRAGMA synchronous = {synchronous}")
         (version,) = run("PRAGMA user_version").fetchone()
-        if version == 0:
-            run("BEGIN")
-            run(_SCHEMA)
-            run(f"PRAGMA user_version = {_FORMAT}")
-            run("COMMIT")
-        elif version != _FORMAT:
+        if version not in (0, _FORMAT):
             _log.error("the ownership database has format %d, not %d", version, _FORMAT)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        # Also when nothing is new: the first write to a log syncs its directory, by path. That must happen now, and
+        # not when the mount may cover the path.
+        run("BEGIN")
+        run(_SCHEMA)
+        run(f"PRAGMA user_version = {_FORMAT}")
+        run("COMMIT")
 
     def find(self, where: Where, st: os.stat_result) -> Facts | None:
         with _translated():
