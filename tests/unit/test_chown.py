@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fuseunion import syscalls
 from fuseunion.cli import chown
 from fuseunion.core import acl, capability
 from fuseunion.core.acl import Entry, Tag
@@ -25,7 +21,7 @@ from fuseunion.core.ownership.facts import Facts
 from fuseunion.engines.setup import default_work_path
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.layers.owners import Step
-from fuseunion.layers.walk import Found, walk
+from fuseunion.layers.walk import Found
 from tests.support.arena import Arena
 
 ACCESS = "system.posix_acl_access"
@@ -284,118 +280,6 @@ def test_without_privileges(arena: Arena) -> None:
     os.setxattr(upper, OVERRIDE, b"1000:1000:0755:dir")
     chown.main([str(upper), "--to", "7:8"])
     assert os.getxattr(upper / "file", OVERRIDE) == b"7:8:0644:file"
-
-
-# -- in use ------------------------------------------------------------------------------------------------------
-
-
-def test_a_locked_upper_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fcntl
-
-    monkeypatch.setattr("fuseunion.engines.in_use.PATIENCE", 0)
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        assert _refused(str(tmp_path), "--to", "root").exit_code is ExitCode.BUSY
-    finally:
-        os.close(fd)
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in another mount namespace"])
-def test_the_upper_of_a_kernel_overlay_is_busy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
-) -> None:
-    for name in ("lower", "up per", "work", "merged"):
-        (tmp_path / name).mkdir()
-    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/up per,workdir={tmp_path}/work"
-    monkeypatch.setenv("WORDS", options)
-    monkeypatch.setenv("TARGET", str(tmp_path / "merged"))
-    script = 'mount -t overlay overlay -o "$WORDS" "$TARGET" && echo mounted && read line; umount "$TARGET"'
-    command = ["unshare", "--mount", "sh", "-c", script] if elsewhere else ["sh", "-c", script]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"mounted\n"
-        refused = _refused(str(tmp_path / "up per"), "--to", "root")
-        holder.communicate(b"\n")
-    assert refused.exit_code is ExitCode.BUSY
-    assert "kernel overlay" in refused.message
-    assert chown.main([str(tmp_path / "up per"), "--to", "root"]) == ExitCode.OK
-
-
-def test_the_upper_of_a_running_mount_program_is_busy(tmp_path: Path) -> None:
-    # Any program that says so on its command line counts; fuse-overlayfs shows its upper nowhere else.
-    words = f"lowerdir=/nowhere,upperdir={tmp_path},workdir=/nowhere"
-    command = [sys.executable, "-c", "print('up', flush=True); input()", "-o", words]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"up\n"
-        refused = _refused(str(tmp_path), "--to", "root")
-        holder.communicate(b"\n")
-    assert refused.exit_code is ExitCode.BUSY
-    assert f"is in use by process {holder.pid}" in refused.message
-
-
-# -- the walk ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def deep(tmp_path: Path) -> Iterator[Path]:
-    """A tree whose deepest path is far longer than PATH_MAX."""
-    root = tmp_path / "deep"
-    root.mkdir()
-    fd = os.open(root, os.O_RDONLY)
-    name = "d" * 200
-    for _level in range(60):
-        os.mkdir(name, dir_fd=fd)
-        below = os.open(name, os.O_RDONLY, dir_fd=fd)
-        os.close(fd)
-        fd = below
-    os.close(os.open("bottom", os.O_CREAT, dir_fd=fd))
-    os.close(fd)
-    yield root
-    subprocess.run(["rm", "-rf", root], check=True)
-
-
-def test_a_path_may_be_longer_than_path_max(deep: Path) -> None:
-    fd = os.open(deep, os.O_RDONLY)
-    before = len(os.listdir("/proc/self/fd"))
-    try:
-        paths = []
-        for found in walk(fd):
-            paths.append(found.path)
-            assert len(os.listdir("/proc/self/fd")) <= before + 2
-    finally:
-        os.close(fd)
-    assert len(paths) == 62
-    assert paths[-1].endswith(b"/bottom")
-    assert len(paths[-1]) > 3 * 4096 - 300
-
-
-def test_the_walk_visits_everything_once(tmp_path: Path) -> None:
-    upper = tmp_path / "upper"
-    upper.mkdir()
-    _fill(upper)
-    fd = os.open(upper, os.O_RDONLY)
-    try:
-        seen = {os.fsdecode(found.path): found.st.st_ino for found in walk(fd)}
-    finally:
-        os.close(fd)
-    expected = {str(path.relative_to(upper)): path.lstat().st_ino for path in upper.rglob("*")}
-    assert seen == {"": upper.stat().st_ino, **expected}
-
-
-@pytest.mark.root
-def test_a_mount_in_the_upper_is_refused(tmp_path: Path) -> None:
-    inner = tmp_path / "a" / "b"
-    inner.mkdir(parents=True)
-    syscalls.mount(b"none", os.fsencode(inner), b"tmpfs", 0, b"")
-    try:
-        refused = _refused(str(tmp_path), "--to", "5:6")
-    finally:
-        syscalls.umount2(os.fsencode(inner), 0)
-    assert refused.message == f"cannot change the owner of '{inner}': {os.strerror(errno.EXDEV)}"
-    assert tmp_path.stat().st_uid == 0
 
 
 # -- a long run ----------------------------------------------------------------------------------------------------
