@@ -92,8 +92,9 @@ def _umount(given: str, *, lazy: bool) -> None:
 
 
 def _is_dead(path: str) -> bool:
+    """Whether nobody serves the mount. Attributes may still be cached; the space on it never is."""
     try:
-        os.stat(path)
+        os.statvfs(path)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

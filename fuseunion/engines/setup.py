@@ -131,6 +131,8 @@ def _merged(survey: Survey, target: str) -> Place | None:
     try:
         if not stat.S_ISDIR(os.stat(place.path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        # A dead FUSE mount may still answer stat from the kernel's cache, but not this.
+        os.statvfs(place.path)
     except OSError as error:
         raise placement.refusal(Part.MERGED, target, error, f"make it with: mkdir '{target}'") from None
     return place

@@ -12,7 +12,8 @@ import os
 
 from fuseunion.errors import ExitCode, UserError
 
-MARK = "work/incompat/volatile"
+_WORK = "work"
+MARK = f"{_WORK}/incompat/volatile"
 _BOOT_ID = "boot_id"
 
 
@@ -28,6 +29,7 @@ def refuse_older(work_fd: int, label: str) -> None:
         UserError: LAYERS.
     """
     try:
+        _make_searchable(work_fd)
         os.stat(MARK, dir_fd=work_fd, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -43,6 +45,16 @@ def refuse_older(work_fd: int, label: str) -> None:
         f"files may be damaged; discard the upper, or if you trust it remove '{label}/{MARK}'",
         ExitCode.LAYERS,
     )
+
+
+def _make_searchable(work_fd: int) -> None:
+    """The kernel leaves WORK/work with mode 000, which an ordinary owner cannot look into."""
+    fd = os.open(_WORK, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work_fd)
+    try:
+        if os.fstat(fd).st_mode & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
 
 
 def mark(work_fd: int) -> None:

@@ -44,7 +44,7 @@ def run(prepared: Prepared, options: Options, inherited: frozenset[int]) -> Exit
         UserError: the mount did not come about.
     """
     given = mount.descriptor_of(prepared.target)
-    handler = log.file_handler(os.path.abspath(options.log_file)) if options.log_file else None
+    handler = log.file_handler(options.log_file) if options.log_file else None
     if options.foreground or options.trace:
         if handler:
             log.to_handler(handler, trace=options.trace)
