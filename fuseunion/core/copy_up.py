@@ -18,7 +18,7 @@ import stat
 from fuseunion.core import copy_data, metadata, origin
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.links import INODE, key_of
-from fuseunion.core.lookup import lower_name, lower_token
+from fuseunion.core.lookup import cover, lower_name
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import State, Upper
 from fuseunion.core.work import times_kept, with_own_permission
@@ -141,7 +141,7 @@ def _cover(state: State, file: File, directory: Directory, name: bytes) -> None:
         return
     found = lower_name(state, directory, name)
     if found is not None:
-        file.group.cover(lower_token(state, found[0], name))
+        cover(state, file.group, found[0], name)
 
 
 def link_name(state: State, file: File, directory: Directory, name: bytes) -> None:

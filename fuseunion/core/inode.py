@@ -22,6 +22,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fuseunion.core.numbers import ROOT, Ino, Numbers
@@ -285,6 +286,20 @@ class InodeTable:
             log.error("inode %d was forgotten %d times too often", ino, -inode.nlookup)
             inode.nlookup = 0
         self.drop_if_unused(inode)
+
+    @contextmanager
+    def held(self, *inodes: Inode | None) -> Iterator[None]:
+        """Keep inodes in the table during an operation that looks up and drops others below or above them."""
+        for inode in inodes:
+            if inode is not None:
+                inode.open_count += 1
+        try:
+            yield
+        finally:
+            for inode in inodes:
+                if inode is not None:
+                    inode.open_count -= 1
+                    self.drop_if_unused(inode)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Remove an inode that nobody can name any more, and then perhaps its parents."""

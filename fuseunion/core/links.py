@@ -8,10 +8,12 @@ is the same idea with names that an unprivileged reader can check:
         inode                              a hard link of its copy in the upper, once there is one
         l-<count>                          the lower file's own count of links
         c-<token>                          one lower name that no longer shows the lower file, because it was removed
-                                           or is a link of the copy now; the token is a hash of (directory, name)
+                                           or is a link of the copy now; the token is a hash of (directory, name),
+                                           the file holds the path in the lower
+    WORK/links/dirty                       the index is in use; a mount that finds it follows one that was killed
 
-Both kinds of entries are made before what they describe, and a stale one corrects itself: a covered name that is seen
-as a lower name again is no longer counted. So the count of links is right after a crash too.
+Every entry is made before what it describes. So all that a killed mount can leave is an entry for a name that is still
+there, and `repair`, which then looks each name up, makes the counts right again.
 
 Also kept here: copies that cannot hold xattrs (links, devices, sockets of an unprivileged user) and would otherwise
 lose the inode number of the lower file at a remount.
@@ -33,6 +35,7 @@ log = logging.getLogger("fuseunion.links")
 INODE = b"inode"
 _COVERED = b"c-"
 _COUNT = b"l-"
+_DIRTY = b"dirty"
 _MODE = 0o700
 
 
@@ -72,14 +75,30 @@ class LinkGroup:
         lower_names = max(self.lower_nlink - len(self.covered), 0)
         return lower_names + (copy_nlink - 1 if copy_nlink else 0)
 
-    def cover(self, token: bytes) -> None:
-        """Count one lower name as gone; called before it goes."""
+    def cover(self, token: bytes, path: bytes) -> None:
+        """Count one lower name as gone; called before it goes.
+
+        Args:
+            path: of the name, from the root of its lower.
+        """
         if token in self.covered:
             return
         self._index.make(self)
-        fd = os.open(token, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600, dir_fd=self.directory.fd())
-        os.close(fd)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW
+        fd = os.open(token, flags, 0o600, dir_fd=self.directory.fd())
+        try:
+            os.write(fd, path)
+        finally:
+            os.close(fd)
         self.covered.add(token)
+
+    def covered_path(self, token: bytes) -> bytes:
+        """The path that was given with a covered name; incomplete if the process was killed while it was written."""
+        fd = self.directory.open(token, os.O_RDONLY)
+        try:
+            return os.read(fd, 1 << 20)
+        finally:
+            os.close(fd)
 
     def uncover(self, token: bytes) -> None:
         """The lower name is there after all (a crash came between the mark and the change)."""
@@ -112,17 +131,22 @@ class LinkIndex:
         self._root = work.links
         self._groups: dict[bytes, LinkGroup] = {}
         self.by_copy: dict[int, LinkGroup] = {}
+        self.was_killed = False
+        self._in_use = False
         self._load()
 
     def _load(self) -> None:
         if self._work.layer.root.stat(b"links") is None:
             return
         for key in self._root.names():
+            if key == _DIRTY:
+                self.was_killed = self._in_use = True
+                continue
             number = _number_of(key)
             if number is None:
                 log.warning("ignoring %r in the link index of %s", key, self._work.layer.label)
                 continue
-            group = LinkGroup(self, key, number, 1)
+            group = LinkGroup(self, key, number, 0)
             for entry in group.directory.names():
                 if entry == INODE:
                     st = group.directory.stat(INODE)
@@ -133,7 +157,18 @@ class LinkIndex:
                     group.covered.add(entry)
                 elif entry.startswith(_COUNT) and entry[len(_COUNT) :].isdigit():
                     group.lower_nlink = int(entry[len(_COUNT) :])
-            self._groups[key] = group
+            if group.lower_nlink:  # else the mount was killed before it wrote the first fact
+                self._groups[key] = group
+
+    def groups(self) -> list[LinkGroup]:
+        """Every group with a fact on disk."""
+        return list(self._groups.values())
+
+    def close(self) -> None:
+        """The mount ends in order: everything in the index is true."""
+        if self._in_use:
+            os.unlink(_DIRTY, dir_fd=self._root.fd())
+            self._in_use = False
 
     def directory(self, key: bytes) -> RealDir:
         """The real directory of one entry; it need not exist."""
@@ -152,13 +187,13 @@ class LinkIndex:
 
     def make(self, group: LinkGroup) -> None:
         """Make the directory of a group."""
+        if not self._in_use:
+            _mkdir(self._work.layer.root, b"links")
+            os.close(os.open(_DIRTY, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600, dir_fd=self._root.fd()))
+            self._in_use = True
         if group.copy_ino is not None or group.covered:
             return  # made for an earlier fact
-        for parent, name in ((self._work.layer.root, b"links"), (self._root, group.key)):
-            try:
-                os.mkdir(name, _MODE, dir_fd=parent.fd())
-            except FileExistsError:
-                pass  # of another group, or made just before a crash
+        _mkdir(self._root, group.key)
         count = _COUNT + b"%d" % group.lower_nlink
         os.close(os.open(count, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600, dir_fd=group.directory.fd()))
 
@@ -178,6 +213,13 @@ class LinkIndex:
             log.warning("cannot remove %r from the link index: %s", group.key, error)
             return
         self._work.remove_tree(taken)
+
+
+def _mkdir(parent: RealDir, name: bytes) -> None:
+    try:
+        os.mkdir(name, _MODE, dir_fd=parent.fd())
+    except FileExistsError:
+        pass  # of another group, or made just before the process was killed
 
 
 def _number_of(key: bytes) -> Ino | None:

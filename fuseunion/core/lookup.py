@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 from fuseunion.core import whiteout, xattrs
 from fuseunion.core.inode import Directory, File, Inode
-from fuseunion.core.links import INODE, key_of, token_of
+from fuseunion.core.links import INODE, LinkGroup, key_of, token_of
 from fuseunion.core.numbers import Ino
+from fuseunion.core.origin import path_of
 from fuseunion.core.realdir import AUFS_PREFIX, RealDir
 from fuseunion.core.state import State
 
@@ -211,7 +212,7 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     lower_id = (st.st_dev, st.st_ino)
     if st.st_nlink > 1:
         known = state.table.find(ino)
-        if isinstance(known, File) and known.lower_id == lower_id:
+        if isinstance(known, File) and _same_lower_file(known, lower_id, key_of(ino, st)):
             known.add_place(parent, name)
             _seen_again(state, known, found.real, name)
             return known
@@ -234,6 +235,11 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     return inode
 
 
+def _same_lower_file(file: File, lower_id: tuple[int, int], key: bytes) -> bool:
+    """True when a known file is the lower file, or the copy of it that was met under a name in the upper."""
+    return file.lower_id == lower_id or (file.group is not None and file.group.key == key)
+
+
 def _seen_again(state: State, inode: File, real: RealDir, name: bytes) -> None:
     """A lower name shows the lower file: if the index counted it as gone, a crash came in between."""
     if inode.group is not None and inode.group.covered:
@@ -247,6 +253,31 @@ def lower_token(state: State, real: RealDir, name: bytes) -> bytes:
     """The link index's token for a name in a lower directory."""
     st = os.stat(b".", dir_fd=real.fd())
     return token_of(state.numbers.number(st.st_dev, st.st_ino), name)
+
+
+def cover(state: State, group: LinkGroup, real: RealDir, name: bytes) -> None:
+    """Count a name in a lower directory as gone (LinkGroup.cover)."""
+    group.cover(lower_token(state, real, name), path_of(real, name))
+
+
+def repair_links(state: State) -> None:
+    """After a mount that was killed: names that the link index counts as gone, but that are there, count again."""
+    if state.upper is None or not state.upper.links.was_killed:
+        return
+    for group in state.upper.links.groups():
+        for token in sorted(group.covered):
+            _see(state, group.covered_path(token))
+
+
+def _see(state: State, path: bytes) -> None:
+    """Look a path up; seeing a name is what makes it count (_seen_again)."""
+    inode: Inode | None = state.root
+    for name in path.split(b"/"):
+        if not isinstance(inode, Directory):
+            return
+        inode = lookup(state, inode, name)
+    if inode is not None:
+        state.table.drop_if_unused(inode)
 
 
 def lower_name(state: State, directory: Directory, name: bytes) -> tuple[RealDir, os.stat_result] | None:

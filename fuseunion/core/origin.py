@@ -35,16 +35,12 @@ _LONGEST_PATH = 1024
 _TOLERATED = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.ERANGE})
 
 
-def path_of(real: RealDir, name: bytes) -> bytes | None:
-    """The path of `name` from the layer's root, or None when it is too long to be kept."""
+def path_of(real: RealDir, name: bytes) -> bytes:
+    """The path of `name` from the layer's root: names joined by "/"."""
     names = [name]
-    length = len(name)
-    node: RealDir | None = real
-    while node is not None and node.parent is not None:
+    node = real
+    while node.parent is not None:
         names.append(node.name)
-        length += len(node.name) + 1
-        if length > _LONGEST_PATH:
-            return None
         node = node.parent
     return b"/".join(reversed(names))
 
@@ -68,7 +64,7 @@ def rewrite(path: bytes | int, prefix: bytes, value: bytes) -> None:
 
 def with_path(value: bytes, lower_path: bytes) -> bytes | None:
     """A mark's value with the path put in, or None when there is nothing to change."""
-    if len(value) != _HEADER.size or value[0] != _VERSION:
+    if len(value) != _HEADER.size or value[0] != _VERSION or len(lower_path) > _LONGEST_PATH:
         return None
     return value + lower_path
 

@@ -13,7 +13,7 @@ from fuseunion.core.attributes import nlink_of, stat_of
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.links import INODE, key_of
-from fuseunion.core.lookup import lookup, lower_is_positive, lower_name, lower_token
+from fuseunion.core.lookup import cover, lookup, lower_is_positive, lower_name
 from fuseunion.core.readdir import is_empty
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import State
@@ -110,7 +110,7 @@ def cover_lower_name(state: State, directory: Directory, name: bytes) -> None:
     real, st = found
     number = state.numbers.number(st.st_dev, st.st_ino)
     group = state.writable().links.get_or_new(key_of(number, st), number, st.st_nlink)
-    group.cover(lower_token(state, real, name))
+    cover(state, group, real, name)
     known = state.table.find(number)
     if isinstance(known, File) and known.lower_id == (st.st_dev, st.st_ino):
         known.group = group

@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Generator
+from typing import TypeVar
 
 from fuseunion import syscalls
 from fuseunion.core import origin, whiteout, xattrs
@@ -26,6 +27,10 @@ from fuseunion.core.realdir import RealDir
 from fuseunion.core.remove import cover_lower_name, directory_gone, hold, name_gone
 from fuseunion.core.state import State
 from fuseunion.core.work import times_kept
+
+_What = TypeVar("_What")
+# Directory, name, and what is there.
+_Named = tuple[Directory, bytes, _What]
 
 _FLAGS = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
 
@@ -101,6 +106,13 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
     target = lookup(state, new_dir, new_name)
     if source is target:
         return  # two names of one file (rename(2))
+    with state.table.held(source, target):
+        _rename(state, (old_dir, old_name, source), (new_dir, new_name, target), flags)
+
+
+def _rename(state: State, old: _Named[Inode], new: _Named[Inode | None], flags: int) -> None:
+    old_dir, old_name, source = old
+    new_dir, new_name, target = new
     if flags & syscalls.RENAME_NOREPLACE and target is not None:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
     old_upper = copy_up_directory(state, old_dir)
@@ -110,7 +122,7 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
     if flags & syscalls.RENAME_EXCHANGE:
         if target is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), new_name)
-        _exchange(state, (old_dir, old_name, source), (new_dir, new_name, target))
+        _exchange(state, old, (new_dir, new_name, target))
         return
     _check_target(state, source, target, new_name)
     _prepare_source(state, source, old_dir, old_name, new_dir, new_name)
@@ -134,10 +146,8 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
         if target.upper is not None:
             target.upper.pin(held)
         directory_gone(state, target, new_dir, new_name)
-        state.table.drop_if_unused(target)
     elif isinstance(target, File):
         name_gone(state, target, new_dir, new_name)
-        state.table.drop_if_unused(target)
     _moved(source, old_dir, old_name, new_dir, new_name)
     state.writable().whiteouts.drop_file_mark(new_upper, new_name)
 
@@ -187,8 +197,7 @@ def _note_path(state: State, directory: Directory, name: bytes) -> None:
     if found is None:
         return
     real = found.real if isinstance(found, FoundFile) else found.stack[0].parent
-    lower_path = origin.path_of(real, name) if real is not None else None
-    completed = origin.with_path(value, lower_path) if lower_path is not None else None
+    completed = origin.with_path(value, origin.path_of(real, name)) if real is not None else None
     if completed is not None:
         origin.rewrite(path, prefix, completed)
 
@@ -280,7 +289,7 @@ def _move(
         os.rename(old_name, new_name, src_dir_fd=old_upper.fd(), dst_dir_fd=new_upper.fd())
 
 
-def _exchange(state: State, one: tuple[Directory, bytes, Inode], other: tuple[Directory, bytes, Inode]) -> None:
+def _exchange(state: State, one: _Named[Inode], other: _Named[Inode]) -> None:
     (one_dir, one_name, one_inode), (other_dir, other_name, other_inode) = one, other
     assert one_dir.upper is not None and other_dir.upper is not None
     _prepare_source(state, one_inode, one_dir, one_name, other_dir, other_name)

@@ -50,6 +50,14 @@ class Upper:
         self.links = LinkIndex(work)
         self.whiteouts = WhiteoutWriter(work)
 
+    def close(self) -> None:
+        """Leave index and work directory in order."""
+        try:
+            self.links.close()
+        except OSError as error:
+            logging.getLogger("fuseunion.links").warning("cannot close the link index: %s", error)
+        self.work.close()
+
 
 class State:
     """Everything of one union."""

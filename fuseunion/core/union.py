@@ -22,7 +22,7 @@ from fuseunion.core.create import Owner
 from fuseunion.core.handle import DirectoryHandle, FileHandle
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.layer import Layer
-from fuseunion.core.lookup import lookup
+from fuseunion.core.lookup import lookup, repair_links
 from fuseunion.core.readdir import candidates
 from fuseunion.core.state import Settings, State, Upper
 from fuseunion.core.work import WorkDirectory
@@ -47,12 +47,13 @@ class Union:
         side = Upper(upper, work) if upper is not None and work is not None else None
         self.state = State(lowers, side, settings)
         self.settings = settings
+        repair_links(self.state)
 
     def close(self) -> None:
         """Close all descriptors and clean the work directory; the union must not be used after it."""
         self.state.table.close()
         if self.state.upper is not None:
-            self.state.upper.work.close()
+            self.state.upper.close()
             self.state.upper.layer.close()
         for layer in self.state.lowers:
             layer.close()

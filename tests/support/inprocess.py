@@ -1,0 +1,163 @@
+"""The core without a mount: a union over directories of the test, operations as one call each, and a snapshot."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fuseunion.core.attributes import Change
+from fuseunion.core.create import Owner
+from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.layer import Layer
+from fuseunion.core.state import Settings
+from fuseunion.core.union import Union
+from fuseunion.core.work import WorkDirectory
+
+ROOT_OWNER = Owner(os.geteuid(), os.getegid(), 0o022)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+class InProcess:
+    """A union driven by paths, the way the kernel would drive it: one component at a time."""
+
+    def __init__(self, union: Union) -> None:
+        self.union = union
+
+    def find(self, path: str) -> Inode:
+        """The inode of a path below the root; FileNotFoundError when there is none."""
+        inode: Inode = self.union.root
+        for name in os.fsencode(path).split(b"/"):
+            if not name:
+                continue
+            assert isinstance(inode, Directory), path
+            below = self.union.lookup(inode, name)
+            if below is None:
+                raise FileNotFoundError(2, os.strerror(2), path)
+            inode = below
+        return inode
+
+    def _split(self, path: str) -> tuple[Directory, bytes]:
+        parent, _, name = path.rpartition("/")
+        directory = self.find(parent)
+        assert isinstance(directory, Directory)
+        return directory, os.fsencode(name)
+
+    def copied(self, path: str, limit: int | None = None) -> Inode:
+        inode = self.find(path)
+        if isinstance(inode, File):
+            self._copy(inode, limit)
+        return inode
+
+    def _copy(self, file: File, limit: int | None = None) -> None:
+        job = self.union.copy_job(file, limit)
+        if job is not None:
+            try:
+                job.move()
+                job.publish()
+            finally:
+                job.abort()
+
+    def write(self, path: str, data: bytes, offset: int = 0) -> None:
+        file = self.copied(path)
+        assert isinstance(file, File)
+        handle = self.union.open(file, os.O_RDWR)
+        self.union.write(handle, data, offset)
+        self.union.release_file(handle)
+
+    def read(self, path: str) -> bytes:
+        file = self.find(path)
+        assert isinstance(file, File)
+        handle = self.union.open(file, os.O_RDONLY)
+        try:
+            return os.pread(handle.fd, 1 << 24, 0)
+        finally:
+            self.union.release_file(handle)
+
+    def create(self, path: str, data: bytes = b"", mode: int = 0o644) -> None:
+        _, handle = self.union.create(*self._split(path), mode, ROOT_OWNER)
+        self.union.write(handle, data, 0)
+        self.union.release_file(handle)
+
+    def mkdir(self, path: str) -> None:
+        self.union.mkdir(*self._split(path), stat.S_IFDIR | 0o755, ROOT_OWNER)
+
+    def symlink(self, target: str, path: str) -> None:
+        self.union.symlink(*self._split(path), os.fsencode(target), ROOT_OWNER)
+
+    def link(self, source: str, path: str) -> None:
+        file = self.copied(source)
+        assert isinstance(file, File)
+        self.union.link(file, *self._split(path))
+
+    def unlink(self, path: str) -> None:
+        self.union.unlink(*self._split(path))
+
+    def rmdir(self, path: str) -> None:
+        self.union.rmdir(*self._split(path))
+
+    def rename(self, source: str, target: str, flags: int = 0) -> None:
+        sources = [source, target] if flags & 2 else [source]
+        for path in sources:
+            for file in self.union.trees_to_copy(self.find(path)):
+                self._copy(file)
+        self.union.rename(*self._split(source), *self._split(target), flags)
+
+    def setattr(self, path: str, change: Change) -> None:
+        inode = self.copied(path, change.size)
+        self.union.setattr(inode, change)
+
+    def setxattr(self, path: str, name: bytes, value: bytes) -> None:
+        self.union.setxattr(self.copied(path), name, value)
+
+    def names(self, path: str) -> list[str]:
+        directory = self.find(path)
+        assert isinstance(directory, Directory)
+        handle = self.union.opendir(directory)
+        names = self.union.names(handle, again=True)
+        shown = [os.fsdecode(name) for name in names if self.union.lookup(directory, name) is not None]
+        self.union.release_directory(handle)
+        return sorted(shown)
+
+    def tree(self, path: str = "", *, numbers: bool = False) -> dict[str, tuple[object, ...]]:
+        """Everything that is seen below a path: kind, mode, owner, content or target, xattrs, link count of files."""
+        seen: dict[str, tuple[object, ...]] = {}
+        for name in self.names(path):
+            child = f"{path}/{name}"
+            inode = self.find(child)
+            st, nlink = self.union.stat(inode)
+            facts: list[object] = [stat.S_IFMT(st.st_mode), stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid]
+            if numbers:
+                facts.append(inode.ino)
+            facts.append(tuple((x, self.union.getxattr(inode, x)) for x in sorted(self.union.listxattr(inode))))
+            if isinstance(inode, Directory):
+                seen[child] = tuple(facts)
+                seen.update(self.tree(child, numbers=numbers))
+                continue
+            facts.append(nlink)
+            if stat.S_ISREG(st.st_mode):
+                facts += [st.st_mtime_ns, self.read(child)]
+            elif stat.S_ISLNK(st.st_mode) and isinstance(inode, File):
+                facts.append(self.union.readlink(inode))
+            seen[child] = tuple(facts)
+        return seen
+
+
+@contextmanager
+def in_process(
+    lowers: Sequence[Path], upper: Path | None, work: Path | None, *, allow_devices: bool = True
+) -> Iterator[InProcess]:
+    """Open a union over existing directories, topmost lower first; closed at the end."""
+    layers = [Layer(_open(path), writable=False, label=str(path)) for path in lowers]
+    top = Layer(_open(upper), writable=True, label=str(upper)) if upper is not None else None
+    area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices) if work is not None else None
+    union = Union(layers, top, area, Settings(umask_pending=True))
+    try:
+        yield InProcess(union)
+    finally:
+        union.close()
