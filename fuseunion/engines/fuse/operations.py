@@ -191,10 +191,13 @@ class Operations(pyfuse3.Operations):
         inode = self.union.lookup(self.union.directory(parent_inode), name)
         return self._negative if inode is None else self._told(inode)
 
-    @_answered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        # Not `_answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
         for ino, nlookup in inode_list:
-            self.union.forget(ino, nlookup)
+            try:
+                self.union.forget(ino, nlookup)
+            except Exception:
+                log.exception("unexpected error in forget of inode %d", ino)
 
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:

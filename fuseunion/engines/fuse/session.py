@@ -25,6 +25,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE = 2.0
 """Seconds that requests under way get after a signal."""
 
+_RESTARTS = 1000
+"""An error that comes back at once, such as a broken /dev/fuse, must end some day."""
+
 
 def serve(
     operations: pyfuse3.Operations, mount_point: MountPoint, *, on_ready: Callable[[], None], allow_root: bool = False
@@ -53,8 +56,23 @@ async def _main(mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
             on_ready()
-            await pyfuse3.main()
+            await _answer_requests()
             nursery.cancel_scope.cancel()
+
+
+async def _answer_requests() -> None:
+    """pyfuse3's loop, started again when something outside our handlers breaks it.
+
+    Handlers answer every error themselves; what is left are pyfuse3's own checks of what the kernel sends and of what a
+    handler returns. The request that broke it stays unanswered, all others and the mount go on.
+    """
+    for _ in range(_RESTARTS):
+        try:
+            await pyfuse3.main()
+            return
+        except Exception:  # noqa: BLE001 - of a library's inside, known only by what it does to us
+            _log.exception("pyfuse3 gave up; starting it again")
+    _log.critical("pyfuse3 gave up %d times; the mount ends", _RESTARTS)
 
 
 async def _end_on_signal(signals: AsyncIterator[int], mount_point: MountPoint, session_scope: trio.CancelScope) -> None:

@@ -1,0 +1,103 @@
+"""The errno boundary: whatever a handler meets, the kernel gets an errno and the mount lives."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+
+from fuseunion.core.state import Settings
+from fuseunion.engines.fuse.operations import Operations
+
+HANDLERS = sorted(
+    name
+    for name, function in vars(Operations).items()
+    if inspect.iscoroutinefunction(inspect.unwrap(function)) and not name.startswith("_")
+)
+# These answer without the union: the kernel shall not ask again.
+ENOSYS = {"flush", "access"}
+
+
+class Broken:
+    """A union in which everything raises."""
+
+    settings = Settings()
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+
+class Anything:
+    """An argument that has every attribute; stands for contexts, fields and attributes of pyfuse3."""
+
+    def __getattr__(self, name: str) -> int:
+        return 0
+
+
+def _call(name: str, error: Exception) -> None:
+    operations = Operations(Broken(error))  # type: ignore[arg-type]
+    handler = getattr(operations, name)
+    count = len(inspect.signature(inspect.unwrap(getattr(Operations, name))).parameters) - 1
+    arguments: list[Any] = [1, b"name", b"x", Anything(), Anything(), Anything()][:count]
+    if name == "rename":
+        arguments = [1, b"a", 1, b"b", 0, Anything()]
+    elif name == "setattr":
+        arguments = [1, Anything(), Anything(), None, Anything()]
+    elif name == "forget":
+        arguments = [[(2, 1)]]
+    elif name == "open":
+        arguments = [1, os.O_RDONLY, Anything()]
+    elif name in ("mkdir", "mknod", "create"):
+        arguments = [1, b"n", 0o644, *[0] * (count - 4), Anything()]
+
+    async def run() -> None:
+        await handler(*arguments)
+
+    trio.run(run)
+
+
+def test_every_handler_of_pyfuse3_is_here() -> None:
+    offered = {
+        name
+        for name, function in vars(pyfuse3.Operations).items()
+        if inspect.iscoroutinefunction(function) and name != "poll"
+    }
+    assert offered <= set(HANDLERS)
+
+
+@pytest.mark.parametrize("name", [name for name in HANDLERS if name != "forget"])
+def test_a_bug_is_answered_with_eio(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        _call(name, ValueError("a bug"))
+    if name in ENOSYS:
+        assert caught.value.errno == errno.ENOSYS
+    elif caught.value.errno != errno.EBADF:  # handlers that look for their handle first
+        assert caught.value.errno == errno.EIO
+        assert "a bug" in caplog.text
+
+
+@pytest.mark.parametrize("name", [name for name in HANDLERS if name not in ENOSYS | {"forget"}])
+def test_an_os_error_keeps_its_errno(name: str) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        _call(name, OSError(errno.ENOSPC, "full"))
+    assert caught.value.errno in (errno.ENOSPC, errno.EBADF)
+
+
+@pytest.mark.parametrize("name", ["statfs", "getattr"])
+def test_enosys_never_reaches_the_kernel_by_accident(name: str) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        _call(name, OSError(errno.ENOSYS, "not here"))
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_forget_survives_a_bug(caplog: pytest.LogCaptureFixture) -> None:
+    _call("forget", ValueError("a bug"))
+    assert "a bug" in caplog.text
