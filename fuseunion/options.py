@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from fuseunion.errors import UserError
 
@@ -32,6 +32,8 @@ DEFAULT_TIMEOUT = 1e9
 MAX_ID = 2**32 - 2
 """The largest uid or gid; 2**32 - 1 means "unchanged" to chown(2)."""
 
+
+_Choice = TypeVar("_Choice", bound=Enum)
 
 IdTriple = tuple[int, int, int]
 """DISK, SHOWN, LEN: the ids disk, disk+1, ... on disk are seen as shown, shown+1, ... in the mount."""
@@ -45,6 +47,43 @@ class XattrPermissions(Enum):
     """security.fuseoverlayfs.override_stat: needs real root."""
     CONTAINERS = 2
     """user.containers.override_stat: any user."""
+
+
+class Engine(Enum):
+    """Who shows the union (`--engine`)."""
+
+    AUTO = "auto"
+    """fuse; where it cannot be had, kernel; else ranch."""
+    FUSE = "fuse"
+    KERNEL = "kernel"
+    RANCH = "ranch"
+    FASTEST = "fastest"
+    """kernel where it can do what is asked for, then fuse, then ranch."""
+
+
+class LinkStyle(Enum):
+    """What the links of a ranch begin with (`--links`)."""
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanchOptions:
+    """How a ranch is made, where one is.
+
+    Attributes:
+        depth: levels of directories that are real ones; None for all.
+        copies: patterns of files that get a private copy at once.
+        inject: (SRC, DST): DST in the ranch shows SRC.
+        allow_writable_lower: links may lead to what the user can change.
+    """
+
+    links: LinkStyle = LinkStyle.ABSOLUTE
+    depth: int | None = None
+    copies: tuple[str, ...] = ()
+    inject: tuple[tuple[str, str], ...] = ()
+    allow_writable_lower: bool = False
 
 
 class Form(Enum):
@@ -69,6 +108,8 @@ class Options:
     upper: str | None = None
     work: str | None = None
     form: Form = Form.PLAIN
+    engine: Engine = Engine.AUTO
+    ranch: RanchOptions = RanchOptions()
     read_only: bool = False
     ephemeral: bool = False
     size: str | None = None
@@ -164,6 +205,28 @@ def parse_id_map(text: str, name: str) -> tuple[IdTriple, ...]:
     if not numbers or len(numbers) % 3:
         raise UserError(f"{name}={text}: expected triples DISK:SHOWN:LEN, found {len(numbers)} numbers")
     return tuple(zip(numbers[0::3], numbers[1::3], numbers[2::3], strict=True))
+
+
+def parse_choice(choices: type[_Choice], name: str, text: str) -> _Choice:
+    """One word out of an enumeration."""
+    try:
+        return choices(text)
+    except ValueError:
+        words = ", ".join(choice.value for choice in choices)
+        raise UserError(f"{name} {text}: expected one of {words}") from None
+
+
+def parse_injection(text: str) -> tuple[str, str]:
+    """Parse SRC:DST; a colon in a path is written `\\:`."""
+    parts = split_unescaped(text, ":")
+    if len(parts) != 2 or not all(parts) or not unescape(parts[1]).strip("/."):
+        raise UserError(f"--inject {text}: expected SRC:DST, with DST a path in MERGED")
+    return unescape(parts[0]), unescape(parts[1])
+
+
+def parse_depth(text: str) -> int:
+    """Check the number of levels of --depth."""
+    return _number(text, "--depth", text, 1_000_000)
 
 
 def parse_size(text: str) -> str:

@@ -17,10 +17,25 @@ under.
 """
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from fuseunion.errors import UserError
-from fuseunion.options import Form, Options, apply_words, finish, parse_id_map, parse_lowers, parse_size
+from fuseunion.options import (
+    Engine,
+    Form,
+    LinkStyle,
+    Options,
+    RanchOptions,
+    apply_words,
+    finish,
+    parse_choice,
+    parse_depth,
+    parse_id_map,
+    parse_injection,
+    parse_lowers,
+    parse_size,
+)
 
 SOURCES = frozenset(("overlay", "overlayfs", "fuseunion", "fuse-overlayfs", "fuse", "none"))
 
@@ -39,7 +54,11 @@ _SWITCHES = {
     "--allow-other": "allow_other",
     "--fakeroot": "fakeroot",
 }
-_WITH_VALUE = frozenset(("-o", "--options", "--work", "--size", "--log-file", "--uid-map", "--gid-map", "--timeout"))
+_RANCH_WITH_VALUE = frozenset(("--links", "--depth", "--copy", "--inject"))
+_WITH_VALUE = frozenset(
+    ("-o", "--options", "--work", "--size", "--log-file", "--uid-map", "--gid-map", "--timeout", "--engine")
+    + tuple(_RANCH_WITH_VALUE)
+)
 _MOUNT_PROGRAM_ARGUMENTS = frozenset(("-f", "-d", "-o", "--foreground", "--debug"))
 
 
@@ -128,12 +147,28 @@ def _apply(fields: dict[str, Any], name: str, value: str) -> list[str]:
         fields["log_file"] = value
     elif name == "--timeout":
         return apply_words(fields, f"timeout={value}", Form.PLAIN)
+    elif name == "--engine":
+        fields["engine"] = parse_choice(Engine, name, value)
+    elif name in _RANCH_WITH_VALUE or name == "--allow-writable-lower":
+        fields["ranch"] = _apply_ranch(fields.get("ranch", RanchOptions()), name, value)
     elif name in ("--uid-map", "--gid-map"):
         key = "uid_map" if name == "--uid-map" else "gid_map"
         fields[key] = (*fields.get(key, ()), *parse_id_map(value, name))
     else:
         return [name]
     return []
+
+
+def _apply_ranch(ranch: RanchOptions, name: str, value: str) -> RanchOptions:
+    if name == "--links":
+        return replace(ranch, links=parse_choice(LinkStyle, name, value))
+    if name == "--depth":
+        return replace(ranch, depth=parse_depth(value))
+    if name == "--copy":
+        return replace(ranch, copies=(*ranch.copies, value))
+    if name == "--inject":
+        return replace(ranch, inject=(*ranch.inject, parse_injection(value)))
+    return replace(ranch, allow_writable_lower=True)
 
 
 def _place_operands(fields: dict[str, Any], operands: list[str]) -> None:
