@@ -137,7 +137,7 @@ class _Run:
     def _abandon(self, error: BaseException) -> None:
         if self.owner.oracle is Oracle.KERNEL:
             subprocess.run(["umount", "--lazy", str(self.theirs.merged)], check=False, capture_output=True)
-        self.ours.__exit__(type(error), error, None)
+        self.ours.abandon(error)
 
     def _step(self, operation: Operation) -> None:
         if operation.call is Call.REMOUNT:

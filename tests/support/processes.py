@@ -46,6 +46,14 @@ def descriptors(pid: int) -> dict[int, str]:
     return found
 
 
+def is_path_only(pid: int, fd: int) -> bool:
+    """Whether a descriptor was opened with O_PATH: a place in the tree, not an open file."""
+    for line in Path("/proc", str(pid), "fdinfo", str(fd)).read_text().splitlines():
+        if line.startswith("flags:"):
+            return bool(int(line.split()[1], 8) & os.O_PATH)
+    raise AssertionError(f"no flags in fdinfo of descriptor {fd} of {pid}")
+
+
 def resident_kib(pid: int) -> int:
     """Resident memory of a process in KiB."""
     for line in Path("/proc", str(pid), "status").read_text().splitlines():

@@ -1,0 +1,110 @@
+"""A rootless container store of its own: podman and buildah of an ordinary user, with one way of mounting layers.
+
+What rootless podman 4.3 needs on a machine without systemd (all found by running it):
+- a home, a runtime directory and configuration files of its own. libpod's database remembers the driver of its first
+  use, so two drivers need two homes; CONTAINERS_STORAGE_CONF's graphroot does not move a rootless store.
+- `cgroups = "disabled"`, `cgroup_manager = "cgroupfs"`, `events_logger = "file"`: there is no systemd and no journal.
+- `netns = "host"` (or none): no CNI plugin, and the tests need no network.
+- a plain cgroup2 on /sys/fs/cgroup and a shared `/` (tests/support/namespace.py, login_namespace).
+
+podman keeps a process ("podman pause") that holds the user namespace, and mounts live in there; `close` ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from tests.support.namespace import Namespace
+
+CONTAINERS_CONF = """\
+[containers]
+netns = "host"
+cgroups = "disabled"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""
+
+
+class Driver(Enum):
+    """How the store mounts layers."""
+
+    NATIVE = "native rootless overlay"
+    FUSEUNION = "fuseunion"
+    ALIAS = "a symbolic link named fuse-overlayfs"
+
+
+@dataclass(frozen=True)
+class Store:
+    """One user's store. Everything it holds is below `directory`, which the user owns."""
+
+    login: Namespace
+    directory: Path
+    mount_program: Path | None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes podman and buildah use this store."""
+        return {
+            "HOME": str(self.directory),
+            "XDG_RUNTIME_DIR": str(self.directory / "run"),
+            "XDG_CONFIG_HOME": str(self.directory / "config"),
+            "XDG_DATA_HOME": str(self.directory / "data"),
+            "CONTAINERS_CONF": str(self.directory / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(self.directory / "storage.conf"),
+            "TMPDIR": str(self.directory / "tmp"),
+        }
+
+    def prepare(self) -> None:
+        """Write the configuration."""
+        for name in ("run", "config", "data", "tmp"):
+            self.login.run("mkdir", "--mode=700", self.directory / name)
+        options = dict(self.options)
+        if self.mount_program is not None:
+            options["mount_program"] = str(self.mount_program)
+        lines = "".join(f'{name} = "{value}"\n' for name, value in options.items())
+        storage = f'[storage]\ndriver = "overlay"\n[storage.options.overlay]\n{lines}'
+        self.write("storage.conf", storage)
+        self.write("containers.conf", CONTAINERS_CONF)
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the user below the store's directory."""
+        self.login.run("tee", self.directory / name, stdin=text)
+        return self.directory / name
+
+    def run(self, *argv: str | Path, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command of the user with this store's environment, in its directory."""
+        return self.login.run(*argv, check=check, stdin=stdin, cwd=self.directory, env=self.env)
+
+    def podman(self, *argv: str | Path, check: bool = True) -> str:
+        """The standard output of a podman command."""
+        return self.run("podman", *argv, check=check).stdout
+
+    def buildah(self, *argv: str | Path) -> str:
+        """The standard output of a buildah command."""
+        return self.run("buildah", *argv).stdout
+
+    def close(self) -> None:
+        """Remove the containers, end podman's pause process, remove all files."""
+        self.run("podman", "rm", "--all", "--force", "--time=0", check=False)
+        pause = self.directory / "run/libpod/tmp/pause.pid"
+        if pause.exists():
+            os.kill(int(pause.read_text()), signal.SIGKILL)
+        subprocess.run(["rm", "-rf", "--one-file-system", self.directory], check=True)
+
+
+def make_store(login: Namespace, user: str, directory: Path, program: Path | None, options: Mapping[str, str]) -> Store:
+    """A fresh store in the new `directory`."""
+    directory.mkdir()
+    shutil.chown(directory, user)
+    store = Store(login, directory, program, options)
+    store.prepare()
+    return store
