@@ -20,6 +20,7 @@ from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.handle import FileHandle
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.lookup import is_reserved, resolve
+from fuseunion.core.origin_path import note_path
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import State
 
@@ -237,6 +238,8 @@ def link(state: State, file: File, directory: Directory, name: bytes) -> File:
     source = file.location()
     if source is None or (file.removed and file.group is None):
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    for known, known_name in file.places():
+        note_path(state, known, known_name)
     upper = state.writable()
     if place.device:
         temporary = upper.work.new_name()

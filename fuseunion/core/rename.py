@@ -17,11 +17,12 @@ from collections.abc import Generator
 from typing import TypeVar
 
 from fuseunion import syscalls
-from fuseunion.core import origin, whiteout, xattrs
+from fuseunion.core import whiteout
 from fuseunion.core.copy_up import copy_up_directory, link_name
 from fuseunion.core.create import check_name
 from fuseunion.core.inode import Directory, File, Inode
-from fuseunion.core.lookup import FoundFile, lookup, lower_is_positive, resolve
+from fuseunion.core.lookup import lookup, lower_is_positive
+from fuseunion.core.origin_path import note_path, note_paths_below
 from fuseunion.core.readdir import candidates, is_empty
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.remove import cover_lower_name, directory_gone, hold, name_gone
@@ -104,6 +105,8 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
     if source is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), old_name)
     target = lookup(state, new_dir, new_name)
+    if flags & syscalls.RENAME_NOREPLACE and target is not None:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
     if source is target:
         return  # two names of one file (rename(2))
     with state.table.held(source, target):
@@ -113,8 +116,6 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
 def _rename(state: State, old: _Named[Inode], new: _Named[Inode | None], flags: int) -> None:
     old_dir, old_name, source = old
     new_dir, new_name, target = new
-    if flags & syscalls.RENAME_NOREPLACE and target is not None:
-        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
     old_upper = copy_up_directory(state, old_dir)
     new_upper = copy_up_directory(state, new_dir)
     if isinstance(source, File) and old_upper.stat(old_name) is None:
@@ -169,56 +170,18 @@ def _prepare_source(
 ) -> None:
     """Make the source independent of the place where it lies."""
     assert old_dir.upper is not None
-    _note_path(state, old_dir, old_name)
+    note_path(state, old_dir, old_name)
     if not isinstance(source, Directory):
         return
     assert source.upper is not None
     whiteouts = state.writable().whiteouts
     if source.lowers:
-        _note_paths_below(state, source)
+        note_paths_below(state, source)
         whiteouts.make_opaque(old_dir.upper, source.upper)
         _detach(source)
         _drop_whiteouts(source.upper)
     elif lower_is_positive(state, new_dir, new_name):
         whiteouts.make_opaque(old_dir.upper, source.upper)
-
-
-def _note_path(state: State, directory: Directory, name: bytes) -> None:
-    """Complete the origin mark of an object that leaves the place of its lower (origin.py)."""
-    prefix = state.writable().work.capabilities.xattr_prefix
-    if prefix is None or directory.upper is None or not directory.lowers:
-        return
-    path = directory.upper.proc_path(name)
-    try:
-        value = os.getxattr(path, prefix + xattrs.UNION_ORIGIN, follow_symlinks=False)
-    except OSError:
-        return  # created in the upper, or of a kind that holds no xattrs
-    found = resolve(state, directory.lowers, name)
-    if found is None:
-        return
-    real = found.real if isinstance(found, FoundFile) else found.stack[0].parent
-    completed = origin.with_path(value, origin.path_of(real, name)) if real is not None else None
-    if completed is not None:
-        origin.rewrite(path, prefix, completed)
-
-
-def _note_paths_below(state: State, directory: Directory) -> None:
-    """Complete the marks of all that moves along with a directory."""
-    waiting = [directory]
-    while waiting:
-        current = waiting.pop()
-        for name in candidates(current):
-            child = lookup(state, current, name)
-            if child is None:
-                continue
-            _note_path(state, current, name)
-            if isinstance(child, Directory) and child.lowers:
-                child.open_count += 1
-                waiting.append(child)
-            else:
-                state.table.drop_if_unused(child)
-        if current is not directory:
-            _release(state, current)
 
 
 def _detach(directory: Directory) -> None:
