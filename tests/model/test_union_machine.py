@@ -15,20 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuseunion import syscalls
-from fuseunion.core.attributes import Change
-from fuseunion.core.inode import Directory, File
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from fuseunion import syscalls
+from fuseunion.core.attributes import Change
+from fuseunion.core.inode import Directory, File
 from tests.support.inprocess import InProcess, in_process
 
 NAMES = ["a", "b", "c", "d"]
 PATHS = [f"/{x}" for x in NAMES] + [f"/{x}/{y}" for x in NAMES for y in NAMES]
 PATHS += ["/a/a/a", "/a/b/a", "/b/c/d", "/c/a/b"]
-    [f"/{x}" for x in NAMES] + [f"/{x}/{y}" for x in NAMES for y in NAMES] + ["/a/a/a", "/a/b/a", "/b/c/d", "/c/a/b"]
-)
 paths = st.sampled_from(PATHS)
 
 
