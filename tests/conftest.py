@@ -163,7 +163,7 @@ def arena(
     for path in (root, logs):
         actor.own(path)
     chosen = interpreter.own() if actor.role is Role.ROOT else reachable_interpreter
-    mounts_before, descriptors_before = mountinfo.mounts(), sorted(os.listdir("/proc/self/fd"))
+    descriptors_before = sorted(os.listdir("/proc/self/fd"))
     limit = request.node.get_closest_marker("limit")
     watchdog.arm(token, limit.args[0] if limit else MOUNT_TEST_LIMIT)
     place = Arena(root, actor, Place(chosen, token, logs))
@@ -171,7 +171,7 @@ def arena(
     watchdog.disarm()
     left_processes = [processes.command_line(pid) for pid in processes.with_token(token)]
     processes.kill_all(token)
-    left_mounts = [mount for mount in mountinfo.mounts() if mount not in mounts_before]
+    left_mounts = mountinfo.mounts_under(root)
     for mount in reversed(mountinfo.mounts_under(root)):
         libc.umount(mount.target, libc.MNT_DETACH)
     left_descriptors = sorted(os.listdir("/proc/self/fd"))

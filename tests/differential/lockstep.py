@@ -30,7 +30,15 @@ SHRINK_SECONDS = 25.0
 
 
 class DivergenceError(AssertionError):
-    """The two sides disagree."""
+    """The two sides disagree; `kind` tells one sort of disagreement from another."""
+
+    def __init__(self, kind: str, details: str) -> None:
+        super().__init__(f"{kind}{details}")
+        self.kind = kind
+
+
+def _kind(error: BaseException) -> str:
+    return error.kind if isinstance(error, DivergenceError) else type(error).__name__
 
 
 Draw = Callable[[bytes], Iterable[Operation]]
@@ -150,9 +158,12 @@ class _Run:
         before = self._ino(operation)
         got = self.our_world.perform(operation)
         if got != expected and not is_known(self.owner.oracle, operation, expected, got):
-            raise DivergenceError(f"{operation}\n  expected {expected}\n  got      {got}")
+            kind = f"{operation.call}: expected {expected.error or 'ok'}, got {got.error or 'ok'}: "
+            raise DivergenceError(kind, f"{operation}\n  expected {expected}\n  got      {got}")
         if operation.call in IN_PLACE and before is not None and before != self._ino(operation):
-            raise DivergenceError(f"{operation}\n  changed st_ino from {before} to {self._ino(operation)}")
+            raise DivergenceError(
+                f"{operation.call} changed st_ino: ", f"{operation}\n  from {before} to {self._ino(operation)}"
+            )
 
     def _ino(self, operation: Operation) -> int | None:
         try:
@@ -166,20 +177,16 @@ class _Run:
         self._unmount()
         self._mount()
         after = tree.snapshot(self.our_world.root)
-        changed = tree.differences(before, after, (*tree.SEEN, "ino", "nlink", "ctime"))
-        if changed:
-            raise DivergenceError("a remount changed our tree:\n  " + "\n  ".join(changed))
+        changed = tree.differences(before, after, (*tree.SEEN, "ino", "nlink")) + tree.ctime_faults(before, after)
+        _raise_if(changed, "a remount changed our tree")
         self._compare_trees("after a remount")
 
     def _compare_trees(self, when: str) -> None:
         fields = (*tree.SEEN, "nlink")
         expected, got = tree.snapshot(self.their_world.root), tree.snapshot(self.our_world.root)
         found = tree.differences(expected, got, fields, since=self.since)
-        if found:
-            raise DivergenceError(f"the trees differ {when}:\n  " + "\n  ".join(found))
-        faults = tree.inode_faults(self.our_world.root)
-        if faults:
-            raise DivergenceError(f"inode numbers {when}:\n  " + "\n  ".join(faults))
+        _raise_if(found, f"the trees differ {when}")
+        _raise_if(tree.inode_faults(self.our_world.root), f"inode numbers {when}")
 
     def _exchange_uppers(self) -> None:
         """Mount our upper with the kernel, and the kernel's with ours."""
@@ -191,12 +198,15 @@ class _Run:
             expected = tree.snapshot(self.theirs.merged)
         with KernelMount(lowers, ours, merged) as crossed:
             found = tree.differences(expected, tree.snapshot(crossed.merged), since=self.since)
-        if found:
-            raise DivergenceError("the kernel sees our upper otherwise:\n  " + "\n  ".join(found))
+        _raise_if(found, "the kernel sees our upper otherwise")
         with FuseunionMount(arena.place, lowers, theirs, merged, ["allow_other"]) as crossed_over:
             found = tree.differences(expected, tree.snapshot(crossed_over.merged), since=self.since)
-        if found:
-            raise DivergenceError("we see the kernel's upper otherwise:\n  " + "\n  ".join(found))
+        _raise_if(found, "we see the kernel's upper otherwise")
+
+
+def _raise_if(found: Sequence[str], kind: str) -> None:
+    if found:
+        raise DivergenceError(kind, ":\n  " + "\n  ".join(found))
 
 
 def describe(paths: Iterable[bytes], lowers: Sequence[Path]) -> str:
@@ -239,8 +249,9 @@ def check(arena: Arena, lowers: Sequence[Path], oracle: Oracle, seed: int, steps
         try:
             lockstep.run(lambda _: operations)
         except (AssertionError, OSError) as error:
-            last[0] = error
-            return True
+            if _kind(error) == _kind(first):
+                last[0] = error
+                return True
         return False
 
     needed = shrink(whole, fails, SHRINK_SECONDS)
@@ -249,8 +260,7 @@ def check(arena: Arena, lowers: Sequence[Path], oracle: Oracle, seed: int, steps
     report = (
         f"seed {seed} against a {oracle.value}: {last[0]}\n"
         f"needs {len(needed)} of {len(whole)} operations: [{steps_text}\n]\n"
-        f"layers:\n  {describe(paths, lowers)}\n"
-        f"the uncut sequence failed with: {first}"
+        f"layers:\n  {describe(paths, lowers)}"
     )
     for name in LONG_NAMES:
         report = report.replace(name.decode(), f"<{name[:1].decode()} * {len(name)}>")

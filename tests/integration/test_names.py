@@ -33,7 +33,7 @@ LOOKUPS: dict[str, Callable[[bytes, bytes], object]] = {
 def test_odd_names(arena: Arena) -> None:
     """Names that are not text, with separators of other programs, and of 255 bytes: in lower, changed and new."""
     description: dict[Name, Node] = {name: File(b"lower") for name in NAMES}
-    description.update({b"d/" + name: File(b"lower") for name in NAMES})
+    description.update({b"dir/" + name: File(b"lower") for name in NAMES})
     lower = arena.lower(description)
     with arena.mount(lower) as mount:
         twin = Twin(arena, mount)
@@ -42,8 +42,8 @@ def test_odd_names(arena: Arena) -> None:
             def use(root: Path, name: bytes = name) -> None:
                 top = os.fsencode(root)
                 os.truncate(os.path.join(top, name), 2)
-                os.unlink(os.path.join(top, b"d", name))
-                os.rename(os.path.join(top, name), os.path.join(top, b"d", name))
+                os.unlink(os.path.join(top, b"dir", name))
+                os.rename(os.path.join(top, name), os.path.join(top, b"dir", name))
                 os.mkdir(os.path.join(top, name))
 
             twin.both(use)

@@ -163,8 +163,7 @@ class FuseunionMount:
     def layer_descriptors(self) -> list[str]:
         """What the daemon holds open inside its layers beyond what it held when it was idle.
 
-        The bounded cache of O_PATH descriptors of directories (fuseunion/core/realdir.py) is no open file; but what
-        is deleted must not stay in it.
+        The bounded cache of O_PATH descriptors of directories (fuseunion/core/realdir.py) is no open file.
         """
         roots = tuple(str(root) + "/" for root in [*self.lowers, *([self.upper] if self.upper else [])])
         found = []
@@ -173,7 +172,7 @@ class FuseunionMount:
                 continue
             # A descriptor may be closed between the listing and the look.
             with contextlib.suppress(FileNotFoundError):
-                if target.endswith(" (deleted)") or not processes.is_path_only(self.daemon, fd):
+                if not processes.is_path_only(self.daemon, fd):
                     found.append(target)
         return sorted(found)
 
@@ -192,7 +191,7 @@ class FuseunionMount:
             return
         for name in sorted(set(os.listdir(self.upper.parent)) - self._siblings):
             added = self.upper.parent / name
-            if added == self.work or added == self.merged:
+            if not name.startswith(".") or added == self.work:
                 continue
             kept = set(os.listdir(added)) if added.is_dir() else {"(a file)"}
             assert "links" in kept, f"left beside upper: {name} with {sorted(kept)}"

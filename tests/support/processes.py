@@ -7,6 +7,7 @@ carries `FUSEUNION_TEST=<token>`, and whoever still has the token in /proc/PID/e
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from pathlib import Path
@@ -40,9 +41,14 @@ def descriptors(pid: int) -> dict[int, str]:
     found = {}
     directory = f"/proc/{pid}/fd"
     for name in os.listdir(directory):
-        # A descriptor may be closed between the listing and the look.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found[int(name)] = os.readlink(f"{directory}/{name}")
+        except FileNotFoundError:
+            continue  # closed between the listing and the look
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            found[int(name)] = "(deeper than PATH_MAX)"
     return found
 
 

@@ -159,6 +159,20 @@ def differences(
     return found
 
 
+def ctime_faults(before: Tree, after: Tree) -> list[str]:
+    """Where ctime moved although nothing was done: not at all for files, and not backwards for directories.
+
+    Putting a directory's times back after something was created in it on disk for a copy-up sets its ctime
+    (utimensat(2)); whoever asks before a remount and after may see that.
+    """
+    found = []
+    for path in set(before) & set(after):
+        then, now = before[path].ctime, after[path].ctime
+        if now < then or (now > then and before[path].kind != "dir"):
+            found.append(f"{path!r}: ctime moved by {now - then} ns")
+    return sorted(found)
+
+
 def assert_same(expected: Tree, got: Tree, what: str, *, since: int | None = None) -> None:
     """Fail with every difference between two views of one tree."""
     found = differences(expected, got, since=since)

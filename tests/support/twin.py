@@ -31,7 +31,7 @@ class Twin:
         subprocess.run(["cp", "-a", f"{mount.merged}/.", str(self.plain)], check=True)
         self._since = time.time_ns() - 1_000_000_000
 
-    def both(self, step: Callable[[Path], Result]) -> Result:
+    def both(self, step: Callable[[Path], Result]) -> Result | None:
         """Do a step to the plain copy and to the mount; they must answer the same. Returns the answer."""
         expected = _answer(step, self.plain)
         got = _answer(step, self.mount.merged)
@@ -53,8 +53,10 @@ class Twin:
         self.check("a remount")
 
 
-def _answer(step: Callable[[Path], Result], root: Path) -> tuple[str, Result]:
+def _answer(step: Callable[[Path], Result], root: Path) -> tuple[str, Result | None]:
     try:
-        return "ok", step(root)
+        result = step(root)
     except OSError as error:
-        return os.strerror(error.errno or 0), None  # type: ignore[return-value]
+        return os.strerror(error.errno or 0), None
+    # Path.rename and its like answer a path, which is another one on each side.
+    return "ok", None if isinstance(result, Path) else result
