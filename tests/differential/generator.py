@@ -76,6 +76,8 @@ _WEIGHTS: Mapping[Call, int] = {
     Call.REMOUNT: 1,
 }
 
+_NOT_THE_ROOT = frozenset({Call.RENAME, Call.RMDIR, Call.UNLINK, Call.LINK})
+
 
 class Generator:
     """Draws one operation after the other for the tree beneath `root`."""
@@ -92,6 +94,10 @@ class Generator:
         rng = self._rng
         call = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         operation = self._arguments(call)
+        if call in _NOT_THE_ROOT:
+            # The root of a mount answers EBUSY or EXDEV, that of a copy what a directory answers.
+            while b"." in (operation.path, operation.other):
+                operation = self._arguments(call)
         # A caller without privilege now and then: permissions, and what writing takes away from a file.
         uid = rng.choice((0, 0, 0, 1000)) if call is not Call.REMOUNT else 0
         umask = rng.choice((0o022, 0o022, 0o000, 0o077, 0o027))
