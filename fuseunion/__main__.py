@@ -3,6 +3,7 @@
 `--version` is answered before anything else is imported: `podman info` asks for it.
 """
 
+import os
 import sys
 
 
@@ -15,7 +16,13 @@ def main() -> int:
         return 0
     from fuseunion.cli.main import run
 
-    return run(sys.argv)
+    code = run(sys.argv)
+    # Without taking the interpreter apart, which for a mount would be 10 ms in which its caller waits for nothing.
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # `fuseunion --help | head` has read enough
+    os._exit(code)
 
 
 if __name__ == "__main__":

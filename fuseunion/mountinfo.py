@@ -5,11 +5,10 @@ Paths are compared as text, since looking at a dead FUSE mount answers ENOTCONN.
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line.
 
     Attributes:
@@ -18,6 +17,8 @@ class Mount:
         target: where it is mounted.
         fstype: with the subtype, such as fuse.fuseunion.
         options: of the filesystem ("super options"), unescaped.
+        source: what was given as the device.
+        raw_options: the options as they stand there, with separators within values as octal numbers.
     """
 
     mount_id: int
@@ -25,6 +26,16 @@ class Mount:
     target: str
     fstype: str
     options: str
+    source: str
+    raw_options: bytes
+
+    def option(self, name: str) -> str | None:
+        """The value of one option of the filesystem."""
+        for word in self.raw_options.split(b","):
+            key, equals, value = word.partition(b"=")
+            if equals and key == name.encode():
+                return _unescape(value)
+        return None
 
 
 def mounts() -> list[Mount]:
@@ -52,6 +63,8 @@ def _parse(line: bytes) -> Mount:
         _unescape(fields[4]),
         os.fsdecode(more[0]),
         _unescape(more[-1]),
+        _unescape(more[1]),
+        more[-1],
     )
 
 

@@ -17,7 +17,6 @@ under.
 """
 
 import os
-from dataclasses import replace
 from typing import Any
 
 from fuseunion.errors import UserError
@@ -55,10 +54,9 @@ _SWITCHES = {
     "--fakeroot": "fakeroot",
 }
 _RANCH_WITH_VALUE = frozenset(("--links", "--depth", "--copy", "--inject"))
-_WITH_VALUE = frozenset(
-    ("-o", "--options", "--work", "--size", "--log-file", "--uid-map", "--gid-map", "--timeout", "--engine")
-    + tuple(_RANCH_WITH_VALUE)
-)
+_WITH_VALUE = _RANCH_WITH_VALUE | {
+    "-o", "--options", "--work", "--size", "--log-file", "--uid-map", "--gid-map", "--timeout", "--engine",
+}  # fmt: skip
 _MOUNT_PROGRAM_ARGUMENTS = frozenset(("-f", "-d", "-o", "--foreground", "--debug"))
 
 
@@ -161,14 +159,14 @@ def _apply(fields: dict[str, Any], name: str, value: str) -> list[str]:
 
 def _apply_ranch(ranch: RanchOptions, name: str, value: str) -> RanchOptions:
     if name == "--links":
-        return replace(ranch, links=parse_choice(LinkStyle, name, value))
+        return ranch._replace(links=parse_choice(LinkStyle, name, value))
     if name == "--depth":
-        return replace(ranch, depth=parse_depth(value))
+        return ranch._replace(depth=parse_depth(value))
     if name == "--copy":
-        return replace(ranch, copies=(*ranch.copies, value))
+        return ranch._replace(copies=(*ranch.copies, value))
     if name == "--inject":
-        return replace(ranch, inject=(*ranch.inject, parse_injection(value)))
-    return replace(ranch, allow_writable_lower=True)
+        return ranch._replace(inject=(*ranch.inject, parse_injection(value)))
+    return ranch._replace(allow_writable_lower=True)
 
 
 def _place_operands(fields: dict[str, Any], operands: list[str]) -> None:

@@ -1,7 +1,7 @@
 """From opened directories to the core's objects."""
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion.core.identity import IDENTITY, Identity, IdMap, IdRange
 from fuseunion.core.layer import Layer
@@ -17,8 +17,7 @@ DISABLE_WHITEOUT_DEVICES = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT"
 """Environment variable of fuse-overlayfs: write whiteouts as `.wh.` files only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layers:
+class Layers(NamedTuple):
     """What a Union is made of; `lowers` topmost first."""
 
     lowers: list[Layer]

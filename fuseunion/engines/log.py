@@ -6,7 +6,6 @@ program). Where there is no syslog, as in most containers, lines of a daemon wit
 
 import logging
 import sys
-import syslog
 
 from fuseunion.errors import ExitCode, UserError
 
@@ -17,10 +16,14 @@ class _SyslogHandler(logging.Handler):
     """logging.handlers.SysLogHandler needs a socket module and a working /dev/log; syslog(3) just tries."""
 
     def __init__(self) -> None:
+        import syslog
+
         super().__init__()
+        self._syslog = syslog
         syslog.openlog("fuseunion", syslog.LOG_PID, syslog.LOG_DAEMON)
 
     def emit(self, record: logging.LogRecord) -> None:
+        syslog = self._syslog
         if record.levelno >= logging.ERROR:
             priority = syslog.LOG_ERR
         elif record.levelno >= logging.WARNING:

@@ -11,8 +11,8 @@ lower or the upper itself, and may lie inside a lower: layers are opened before 
 
 import errno
 import os
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 
@@ -29,8 +29,7 @@ class Part(Enum):
     MERGED = "merged directory"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """One directory, existing or about to be made.
 
     Attributes:

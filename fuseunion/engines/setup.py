@@ -17,15 +17,16 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fuseunion.core.identity import overflow_id
 from fuseunion.core.ownership.facts import DATABASE_FILE
-from fuseunion.engines import in_use, placement, scratch, volatile
+from fuseunion.engines import in_use, placement, volatile
 from fuseunion.engines.placement import Part, Place, Survey
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import Options
+from fuseunion.options import Engine, Options
 
 _log = logging.getLogger("fuseunion.setup")
 
@@ -37,8 +38,7 @@ _MAX_LOWERS = 500
 """As in the kernel (fs/overlayfs/ovl_entry.h, OVL_MAX_STACK)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """A directory that is ready to become a layer.
 
     Attributes:
@@ -52,7 +52,6 @@ class Opened:
     covered: tuple[bytes, ...] = ()
 
 
-@dataclass(slots=True)
 class Prepared:
     """Everything that an engine needs to make the mount.
 
@@ -62,13 +61,22 @@ class Prepared:
         upper, work: None for a read-only mount.
     """
 
-    target: str
-    lowers: list[Opened]
-    upper: Opened | None = None
-    work: Opened | None = None
-    _unclaimed: ExitStack = field(default_factory=ExitStack)
-    _undo: ExitStack = field(default_factory=ExitStack)
-    _end: ExitStack = field(default_factory=ExitStack)
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.lowers: list[Opened] = []
+        self.upper: Opened | None = None
+        self.work: Opened | None = None
+        self._unclaimed = ExitStack()
+        self._undo = ExitStack()
+        self._end = ExitStack()
+
+    def on_end(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call this when the mount has ended, last registered first."""
+        self._end.callback(callback, *arguments)
+
+    def on_failure(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call this when the mount does not come about."""
+        self._undo.callback(callback, *arguments)
 
     def claim(self) -> None:
         """From now on the caller closes the descriptors of the layers."""
@@ -103,7 +111,7 @@ def prepare(options: Options) -> Prepared:
         )
     survey = Survey()
     merged = _merged(survey, options.target)
-    prepared = Prepared(merged.path if merged else options.target, [])
+    prepared = Prepared(merged.path if merged else options.target)
     try:
         # A read-only mount with an upper shows it as one more layer, as the kernel does with "ro,upperdir=".
         shown = [options.upper, *options.lowers] if options.upper and options.read_only else options.lowers
@@ -139,8 +147,11 @@ def _merged(survey: Survey, target: str) -> Place | None:
 
 
 def _prepare_scratch(prepared: Prepared, options: Options) -> None:
+    # Imported here, because no other mount needs it.
+    from fuseunion.engines import scratch
+
     private = scratch.make(options.size)
-    prepared._end.callback(private.remove)
+    prepared.on_end(private.remove)
     for name in ("upper", "work"):
         os.mkdir(name, 0o700, dir_fd=private.root_fd)
     prepared.upper = prepared.opened(_open_in(private.root_fd, "upper"), f"{private.label}/upper")
@@ -156,24 +167,33 @@ def _prepare_upper(
     default_work = options.work is None
     work = survey.place(Part.WORK, options.work or default_work_path(upper.path))
     placement.check(lowers, upper, work, merged)
+    if options.engine is not Engine.RANCH and os.path.lexists(ranch_path(upper.path)):
+        from fuseunion.engines.ranch.state import refuse_live
+
+        refuse_live(upper.path)
 
     upper_fd = _open_or_make(prepared, upper, 0o755)
     prepared.upper = prepared.opened(upper_fd, upper.path, merged.way_from(upper) if merged else ())
     if upper.key is None:
         _adopt_attributes(prepared.lowers[0].fd, upper_fd)
-    prepared._end.callback(os.close, in_use.lock(upper, upper_fd))
+    prepared.on_end(os.close, in_use.lock(upper, upper_fd))
     work_fd = _open_or_make(prepared, work, 0o700)
     prepared.work = prepared.opened(work_fd, work.path)
-    prepared._end.callback(os.close, in_use.lock(work, work_fd))
+    prepared.on_end(os.close, in_use.lock(work, work_fd))
     in_use.refuse_kernel_overlays(upper, work)
     _judge_work(upper, work, upper_fd, work_fd, default_work)
     if default_work:
-        prepared._end.callback(_remove_directory, *_parent_of(work), os.dup(work_fd))
+        prepared.on_end(_remove_directory, *_parent_of(work), os.dup(work_fd))
 
 
 def default_work_path(upper: str) -> str:
     """The hidden sibling of an upper directory: on the same filesystem unless the upper is a mount point."""
     return os.path.join(os.path.dirname(upper), f".{os.path.basename(upper)}.fuseunion-work")
+
+
+def ranch_path(upper: str) -> str:
+    """Where a ranch that stands on an upper directory keeps its state."""
+    return os.path.join(os.path.dirname(upper), f".{os.path.basename(upper)}.fuseunion-ranch")
 
 
 def _judge_work(upper: Place, work: Place, upper_fd: int, work_fd: int, default_work: bool) -> None:
@@ -215,7 +235,7 @@ def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
             ) from None
         else:
             fd = placement.open_directory(place)
-            prepared._undo.callback(_remove_directory, *_parent_of(place), os.dup(fd))
+            prepared.on_failure(_remove_directory, *_parent_of(place), os.dup(fd))
             return fd
     return placement.open_directory(place)
 

@@ -15,6 +15,7 @@ the parent's stderr or session: a container engine waits until both have gone.
 """
 
 import errno
+import gc
 import logging
 import os
 import resource
@@ -105,6 +106,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
     """Build, mount and serve until unmounted; undoes everything on failure."""
     with ExitStack() as stack:
         stack.callback(prepared.close)
+        # Nothing of what start-up makes is garbage: looking for some would take 5 ms now, and time at every later look.
+        gc.disable()
         try:
             # Only now, when the user can be refused nothing any more: this imports pyfuse3 and trio.
             from fuseunion.engines.fuse import session
@@ -128,6 +131,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             prepared.keep()
             ready()
 
+        gc.freeze()
+        gc.enable()
         operations = Operations(union, timeout=options.timeout, trace=options.trace)
         session.serve(operations, mount_point, on_ready=live, allow_root=options.allow_root)
 

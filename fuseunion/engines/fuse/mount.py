@@ -22,7 +22,7 @@ import shutil
 import socket
 import stat
 import subprocess
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion import syscalls
 from fuseunion.errors import ExitCode, UserError
@@ -34,8 +34,7 @@ SOURCE = "fuseunion"
 _FD_TARGET = re.compile(r"/dev/fd/([0-9]+)", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountFlags:
+class MountFlags(NamedTuple):
     """How the kernel shall mount; None is decided by whether the effective user is root, as in fuse-overlayfs."""
 
     read_only: bool = False
@@ -48,8 +47,7 @@ class MountFlags:
     """Ask for modes without the umask applied; only mount(2) can."""
 
 
-@dataclass(frozen=True, slots=True)
-class MountPoint:
+class MountPoint(NamedTuple):
     """A live FUSE mount and the descriptor that serves it.
 
     Attributes:

@@ -1,0 +1,81 @@
+"""How long a mount takes to answer, beside an empty pyfuse3 filesystem in the same run.
+
+    .venv/bin/python bench/startup.py [--runs N] [--limit MILLISECONDS]
+
+Both are started alternately from the same interpreter, and timed from exec until statvfs of the mount point is answered
+by the new filesystem. The empty one is what pyfuse3's documentation shows: init, fork, main. Prints the medians and
+their difference; with --limit the exit status is 1 when the difference is larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+EMPTY = """
+import os, sys
+import pyfuse3, trio
+pyfuse3.init(pyfuse3.Operations(), sys.argv[1], {"fsname=empty", "default_permissions"})
+if os.fork():
+    os._exit(0)
+try:
+    trio.run(pyfuse3.main)
+finally:
+    pyfuse3.close(unmount=False)
+"""
+
+
+def seconds_to_answer(command: list[str], merged: Path) -> float:
+    """Run a command that mounts and goes to the background; the time until the mount answers."""
+    begin = time.perf_counter()
+    subprocess.run(command, check=True)
+    with contextlib.suppress(OSError):
+        os.statvfs(merged)  # the empty filesystem's answer is ENOSYS
+    return time.perf_counter() - begin
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--limit", type=float, metavar="MILLISECONDS")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(prefix="fuseunion-bench-") as name:
+        root = Path(name)
+        for directory in ("lower", "merged"):
+            (root / directory).mkdir()
+        (root / "empty.py").write_text(EMPTY)
+        merged = root / "merged"
+        commands = {
+            "empty pyfuse3 filesystem": [sys.executable, str(root / "empty.py"), str(merged)],
+            "fuseunion": [
+                str(Path(sys.executable).with_name("fuseunion")),
+                str(root / "lower"),
+                str(root / "upper"),
+                str(merged),
+            ],
+        }
+        times: dict[str, list[float]] = {label: [] for label in commands}
+        for _ in range(arguments.runs):
+            for label, command in commands.items():
+                times[label].append(seconds_to_answer(command, merged) * 1000)
+                subprocess.run(["fusermount3", "-u", str(merged)], check=True)
+
+    medians = {label: statistics.median(values) for label, values in times.items()}
+    for label, values in times.items():
+        print(f"{label:26} {medians[label]:6.1f} ms   (fastest {min(values):.1f}, slowest {max(values):.1f})")
+    difference = medians["fuseunion"] - medians["empty pyfuse3 filesystem"]
+    print(f"{'difference':26} {difference:6.1f} ms")
+    return int(arguments.limit is not None and difference > arguments.limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
