@@ -4,7 +4,7 @@ As fuser(1) does it, by looking through /proc; an ordinary user sees his own pro
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -22,12 +22,21 @@ class Holder:
 
 def holders(device: int) -> list[Holder]:
     """The processes that use the filesystem with this st_dev."""
+    return _holders(lambda process: _reasons(process, device))
+
+
+def holders_beneath(directory: str) -> list[Holder]:
+    """The processes that use a directory, given by its absolute path, or anything in it."""
+    return _holders(lambda process: _reasons_beneath(process, directory))
+
+
+def _holders(reasons: Callable[[str], Iterator[str]]) -> list[Holder]:
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
-            reason = next(_reasons(f"/proc/{name}", device), None)
+            reason = next(reasons(f"/proc/{name}"), None)
             if reason:
                 found.append(Holder(int(name), _command(name), reason))
         except OSError:
@@ -48,6 +57,19 @@ def _reasons(process: str, device: int) -> Iterator[str]:
             fields = line.split(maxsplit=5)
             if fields[3] == number:
                 yield f"has {fields[5].strip() if len(fields) > 5 else 'a file'} mapped"
+
+
+def _reasons_beneath(process: str, directory: str) -> Iterator[str]:
+    links = [(f"{process}/cwd", "its working directory"), (f"{process}/root", "its root directory")]
+    links += [(f"{process}/fd/{fd}", "") for fd in os.listdir(f"{process}/fd")]
+    for link, reason in links:
+        path = _name(link)
+        if path == directory or path.startswith(f"{directory}/"):
+            yield reason or f"has {path} open"
+    with open(f"{process}/maps", errors="surrogateescape") as maps:
+        for line in maps:
+            if f" {directory}/" in line:
+                yield f"has {line.split(maxsplit=5)[5].strip()} mapped"
 
 
 def _on(path: str, device: int) -> bool:

@@ -12,6 +12,8 @@ from fuseunion.errors import ExitCode, UserError
 
 COMMANDS = {
     "chown": "fuseunion.cli.chown",
+    "promote": "fuseunion.cli.promote",
+    "sync": "fuseunion.cli.sync",
     "umount": "fuseunion.cli.umount",
 }
 """Name and module; each has main(arguments: list[str]) -> int and is imported when it is asked for."""

@@ -4,7 +4,8 @@ import os
 import sys
 
 from fuseunion.cli.arguments import parse
-from fuseunion.errors import ExitCode
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.options import Engine, Options
 
 HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
@@ -26,6 +27,7 @@ Options:
   --uid-map D:S:N       show the users D, D+1, ... (N of them) on disk as S, S+1, ...; repeatable
   --gid-map D:S:N       the same for groups
   --fakeroot            keep owners, modes and devices in extended attributes, so that any user can set them
+  --engine ENGINE       auto (default: fuse, else kernel, else ranch), fuse, kernel, ranch, or fastest (kernel first)
   --timeout SECONDS     how long the kernel may remember names and attributes (default: as long as it likes)
   --log-file FILE       write the daemon's log to FILE instead of syslog
   -f, --foreground      stay in the foreground, log to stderr
@@ -34,6 +36,13 @@ Options:
                         allow_other, volatile, noacl, timeout=, ... (docs/options.md)
   -V, --version         print the version
   -h, --help            print this help
+
+Options of the ranch, a tree of links for where nothing can be mounted (docs/engines.md):
+  --links STYLE         absolute (default) or relative links
+  --depth N             N levels of real directories, links to directories beneath (default: all are real)
+  --copy GLOB           private copies instead of links for files of this path or name; repeatable
+  --inject SRC:DST      show the file SRC as DST in MERGED; never written to UPPER; repeatable
+  --allow-writable-lower  link to files of LOWER that you could change through the links
 
 Examples:
   fuseunion /srv/base ~/changes ~/merged        write to a tree that is not yours to change
@@ -57,12 +66,45 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
     for word in options.ignored:
         sys.stderr.write(f"unknown argument ignored: {word}\n")
 
+    from fuseunion.engines import choose
+
+    return choose.start(options, lambda engine: _start(engine, options, inherited), _say)
+
+
+def _start(engine: Engine, options: Options, inherited: frozenset[int]) -> ExitCode:
+    match engine:
+        case Engine.KERNEL:
+            from fuseunion.engines import kernel
+
+            kernel.mount(options)
+            return ExitCode.OK
+        case Engine.RANCH:
+            from fuseunion.cli.progress import Progress
+            from fuseunion.engines.ranch import corral
+
+            with Progress("linked") as progress:
+                corral.create(options, progress)
+            return ExitCode.OK
+        case _:
+            return _start_fuse(options, inherited)
+
+
+def _start_fuse(options: Options, inherited: frozenset[int]) -> ExitCode:
     from fuseunion.engines.setup import prepare
 
     prepared = prepare(options)
     from fuseunion.engines.fuse import daemon
 
-    return daemon.run(prepared, options, inherited)
+    try:
+        return daemon.run(prepared, options, inherited)
+    except UserError:
+        # Another engine may follow, and needs the locks.
+        prepared.close()
+        raise
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"fuseunion: {line}\n")
 
 
 def _open_descriptors() -> frozenset[int]:

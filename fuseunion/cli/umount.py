@@ -22,13 +22,14 @@ PATIENCE = 60.0
 """Seconds that the daemon may take to write out and to remove its work directory."""
 
 HELP = """\
-Usage: fuseunion umount [--lazy] MERGED
+Usage: fuseunion umount [--lazy] [--discard] MERGED
 
 Writes everything out, unmounts MERGED and waits until its daemon has gone. If the mount is busy, says which processes
 use it and exits with status 4. A mount whose daemon has died ("Transport endpoint is not connected") is removed.
 
 Options:
   -l, --lazy   take the mount out of the tree at once; those who use it may go on, and nothing is waited for
+  --discard    of a ranch (a tree of links): throw away what was changed there instead of writing it to UPPER
   -h, --help   print this help
 
 Example:
@@ -42,26 +43,37 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: BUSY with the holders, LAYERS where nothing of ours is mounted, FAILURE where it cannot be unmounted.
     """
-    operands, lazy = [], False
+    operands, lazy, discard = [], False, False
     for argument in arguments:
         if argument in ("-h", "--help"):
             print(HELP, end="")
             return ExitCode.OK
         if argument in ("-l", "--lazy"):
             lazy = True
+        elif argument == "--discard":
+            discard = True
         elif argument.startswith("-") and argument != "-":
             raise UserError(f"unknown option '{argument}'; see fuseunion umount --help")
         else:
             operands.append(argument)
     if len(operands) != 1:
         raise UserError("give one mounted directory: fuseunion umount MERGED")
-    _umount(operands[0], lazy=lazy)
+    _umount(operands[0], lazy=lazy, discard=discard)
     return ExitCode.OK
 
 
-def _umount(given: str, *, lazy: bool) -> None:
+def _umount(given: str, *, lazy: bool, discard: bool) -> None:
     path = os.path.realpath(given)
     entry = mountinfo.mount_at(path)
+    if entry is None or entry.fstype != mount.TYPE:
+        from fuseunion.cli import takedown
+
+        if takedown.umount(given, path, entry, lazy=lazy, discard=discard):
+            return
+    if discard:
+        raise UserError(
+            f"--discard: '{given}' is no ranch; what was written there is in its UPPER already", ExitCode.LAYERS
+        )
     if entry is None:
         raise UserError(
             f"'{given}' is not a mount point; see the mounted ones with: mount -t {mount.TYPE}", ExitCode.LAYERS

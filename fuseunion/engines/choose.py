@@ -1,0 +1,93 @@
+"""Which engine shows the union.
+
+    auto       fuse, else kernel, else ranch
+    fastest    kernel, else fuse, else ranch
+    a name     that one or none
+
+An engine is passed over when it cannot honour an option, or when it says UNAVAILABLE while it is being started: that
+is the only honest probe, and it costs nothing where the first one works. When another than the first one serves, one
+line says which and why. Where nothing serves, one line says why not, engine by engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.options import Engine, Form, Options, XattrPermissions
+
+_ORDER = {
+    Engine.AUTO: (Engine.FUSE, Engine.KERNEL, Engine.RANCH),
+    Engine.FASTEST: (Engine.KERNEL, Engine.FUSE, Engine.RANCH),
+}
+
+Start = Callable[[Engine], ExitCode]
+
+
+def order(engine: Engine) -> Sequence[Engine]:
+    """The engines to try, in this order."""
+    return _ORDER.get(engine, (engine,))
+
+
+def refusals(options: Options, engine: Engine) -> list[str]:
+    """Why an engine cannot honour the options, wherever it is started; empty when it can."""
+    match engine:
+        case Engine.KERNEL:
+            from fuseunion.engines import kernel
+
+            return kernel.refusals(options)
+        case Engine.RANCH:
+            return _ranch_refusals(options)
+        case _:
+            return ["it cannot inject files"] if options.ranch.inject else []
+
+
+def _ranch_refusals(options: Options) -> list[str]:
+    wishes = (
+        (options.form is Form.MOUNT_PROGRAM, "the caller needs a mount"),
+        (options.read_only, "a tree of links cannot be read-only"),
+        (options.size is not None, "it cannot limit its size"),
+        (options.uid_map or options.gid_map, "it has no id maps"),
+        (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
+        (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
+        (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
+        (options.log_file is not None, "there is no daemon to write a log"),
+        (options.allow_root, "it cannot let root in alone (allow_root)"),
+        (not options.exec, "it cannot forbid to execute (noexec)"),
+        (not options.acl, "it cannot leave ACLs out (noacl)"),
+        (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
+        (options.target.startswith("/dev/fd/"), "it needs a directory"),
+    )
+    return [reason for wish, reason in wishes if wish]
+
+
+def start(options: Options, start_one: Start, say: Callable[[str], None]) -> ExitCode:
+    """Start the first engine that serves.
+
+    Args:
+        start_one: starts one engine; raises UserError UNAVAILABLE where it cannot be had.
+        say: writes one line to the user.
+    Raises:
+        UserError: UNAVAILABLE with all the reasons; whatever else stops an engine, at once.
+    """
+    reasons: list[str] = []
+    for engine in order(options.engine):
+        refused = refusals(options, engine)
+        if refused:
+            reasons.append(f"not {engine.value}: {', '.join(refused)}")
+            continue
+        # With -f nothing can be said afterwards.
+        taken = f"the {engine.value} engine is used ({'; '.join(reasons)})" if reasons else None
+        if taken and options.foreground:
+            say(taken)
+        try:
+            code = start_one(engine)
+        except UserError as error:
+            if error.exit_code is not ExitCode.UNAVAILABLE or options.engine is engine:
+                raise
+            reasons.append(f"not {engine.value}: {error.message}")
+            continue
+        if taken and not options.foreground:
+            say(taken)
+        return code
+    raise UserError(f"no engine can do this here: {'; '.join(reasons)}", ExitCode.UNAVAILABLE)

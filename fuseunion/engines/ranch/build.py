@@ -1,0 +1,240 @@
+"""From a union to a tree of links.
+
+    directory                 a real one with the attributes of the merged one; a link once `depth` is reached, if only
+                              the lowest layer takes part (a higher layer may hold whiteouts, which a link would show)
+    symbolic link             the same link: what it leads to is looked for in the ranch, as it is in the union
+    regular file of UPPER     a private copy, so that UPPER stays as it is until the ranch is collected
+    file that --copy names    a private copy
+    fifo, socket, device      the same made anew, where the user may make it
+    anything else             a link
+
+Building again over what an interrupted build left gives the same tree, and refuses what somebody else put there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+
+from fuseunion.core.inode import Directory, File
+from fuseunion.core.readdir import candidates
+from fuseunion.core.realdir import RealDir
+from fuseunion.core.union import Union
+from fuseunion.engines.ranch import private
+from fuseunion.engines.ranch.descend import Step, run
+from fuseunion.engines.ranch.guard import Guard
+from fuseunion.engines.ranch.links import PATH_MAX, Links
+from fuseunion.errors import ExitCode, UserError
+
+
+class Builder:
+    """Fills one farm.
+
+    Args:
+        depth: levels of real directories, None for all.
+        copies: patterns of paths that get private copies; a pattern without a slash is for the last name alone.
+        guard: refuses links to what the user could change; None where mounts protect it.
+        merged: identity of MERGED where it lies inside a lower: there the union is empty.
+        report: told after each object how many there are.
+    """
+
+    def __init__(
+        self,
+        union: Union,
+        links: Links,
+        *,
+        depth: int | None = None,
+        copies: tuple[str, ...] = (),
+        guard: Guard | None = None,
+        merged: tuple[int, int] | None = None,
+        report: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._union = union
+        self._links = links
+        self._depth = depth
+        self._patterns = _Patterns(copies)
+        self._guard = guard
+        self._merged = merged
+        self._report = report
+        self._count = 0
+        self._lowest = union.state.lowers[-1]
+
+    def build(self, farm: RealDir, level: int = 0) -> None:
+        """Fill a directory with the root of the union.
+
+        Args:
+            level: how many directories below MERGED it lies.
+        Raises:
+            UserError: LAYERS for what the user could change through a link, or what is in the way.
+            OSError: of the layers and the farm's filesystem.
+        """
+        run(self._directory(self._union.root, farm, level, b""))
+
+    def _directory(self, directory: Directory, farm: RealDir, level: int, path: bytes) -> Step:
+        union = self._union
+        private.open_up(farm)
+        leads: dict[int, bytes] = {}
+        for name in names_in(directory, self._merged):
+            inode = union.lookup(directory, name)
+            if inode is None:
+                continue
+            fd = farm.fd()
+            way = path + b"/" + name if path else name
+            if isinstance(inode, Directory):
+                if self._is_real(inode, level, way):
+                    _make_directory(farm, name, way)
+                    union.remember(inode)
+                    yield self._directory(inode, farm.child(name), level + 1, way)
+                    union.forget(inode.ino, 1)
+                else:
+                    self._put_link(farm, fd, name, way, self._text(inode.top.parent, leads, level, name))
+                    union.release(inode)
+            elif isinstance(inode, File):
+                self._file(inode, farm, fd, name, way, level, leads)
+                union.release(inode)
+            self._count += 1
+            self._report(self._count)
+        private.dress(farm.proc_path(b"."), union.stat(directory)[0], directory.proc_path())
+
+    def _file(
+        self, file: File, farm: RealDir, fd: int, name: bytes, way: bytes, level: int, leads: dict[int, bytes]
+    ) -> None:
+        place = file.location()
+        assert place is not None, "a name led to it"
+        if stat.S_ISLNK(file.kind):
+            self._put_link(farm, fd, name, way, self._union.readlink(file))
+            private.dress(farm.proc_path(name), self._union.stat(file)[0], None)
+            return
+        if stat.S_ISREG(file.kind) and (file.in_upper or self._patterns.match(way)):
+            self._put_copy(file, farm, name, way)
+            return
+        if not stat.S_ISREG(file.kind) and self._put_special(file, farm, name, way):
+            return
+        guard = None if file.in_upper else self._guard
+        if guard is not None and guard.changeable(place[0], place[1], self._union.stat(file)[0]):
+            raise _changeable(way)
+        text = self._text(place[0], leads, level, place[1])
+        if len(text) >= PATH_MAX and stat.S_ISREG(file.kind):
+            self._put_copy(file, farm, name, way)
+        else:
+            self._put_link(farm, fd, name, way, text)
+
+    def _is_real(self, directory: Directory, level: int, way: bytes) -> bool:
+        if self._depth is not None and level >= self._depth and self._may_link(directory):
+            if self._guard is None:
+                return False
+            found = self._guard.changeable_beneath(directory.top)
+            if found is not None:
+                raise _changeable(way + b"/" + found)
+            return False
+        # Where nobody can list, nothing can be linked one by one.
+        return not self._may_link(directory) or os.access(directory.proc_path(), os.R_OK | os.X_OK, effective_ids=True)
+
+    def _may_link(self, directory: Directory) -> bool:
+        layers = directory.layers()
+        return len(layers) == 1 and layers[0].layer is self._lowest
+
+    def _text(self, real: RealDir | None, leads: dict[int, bytes], level: int, name: bytes) -> bytes:
+        assert real is not None, "no root of a layer is linked"
+        lead = leads.get(id(real))
+        if lead is None:
+            lead = leads[id(real)] = self._links.lead(real, level)
+        return lead + name
+
+    def _put_link(self, farm: RealDir, fd: int, name: bytes, way: bytes, text: bytes) -> None:
+        try:
+            os.symlink(text, name, dir_fd=fd)
+        except FileExistsError:
+            found = farm.stat(name)
+            if found is None or not stat.S_ISLNK(found.st_mode) or os.readlink(name, dir_fd=fd) != text:
+                raise _in_the_way(way) from None
+
+    def _put_special(self, file: File, farm: RealDir, name: bytes, way: bytes) -> bool:
+        st = self._union.stat(file)[0]
+        found = farm.stat(name)
+        if found is not None:
+            if stat.S_ISLNK(found.st_mode):
+                return False  # it could not be made in the build that was interrupted
+            if (found.st_mode, found.st_rdev) != (st.st_mode, st.st_rdev):
+                raise _in_the_way(way)
+            return True
+        try:
+            os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=farm.fd())
+        except PermissionError:
+            return False
+        private.dress(farm.proc_path(name), st, file.proc_path())
+        return True
+
+    def _put_copy(self, file: File, farm: RealDir, name: bytes, way: bytes) -> None:
+        place = file.location()
+        assert place is not None
+        if farm.stat(name) is not None:
+            if not private.same_file(farm, name, *place):
+                raise _in_the_way(way)
+            return
+        try:
+            source = file.open(os.O_RDONLY)
+        except PermissionError:
+            raise UserError(
+                f"'{os.fsdecode(way)}' may not be read by you and so not be copied", ExitCode.LAYERS
+            ) from None
+        try:
+            private.put_copy(source, farm, name)
+        finally:
+            os.close(source)
+
+
+def names_in(directory: Directory, merged: tuple[int, int] | None) -> list[bytes]:
+    """The names of a directory of the union, a whiteout's among them; none in MERGED itself."""
+    if merged is not None:
+        for real in directory.layers():
+            st = os.stat(b".", dir_fd=real.fd())
+            if (st.st_dev, st.st_ino) == merged:
+                return []
+    return candidates(directory)
+
+
+def _make_directory(farm: RealDir, name: bytes, way: bytes) -> None:
+    try:
+        os.mkdir(name, 0o700, dir_fd=farm.fd())
+    except FileExistsError:
+        st = farm.stat(name)
+        if st is None or not stat.S_ISDIR(st.st_mode):
+            raise _in_the_way(way) from None
+
+
+class _Patterns:
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self._names = _compile(pattern for pattern in patterns if "/" not in pattern)
+        self._paths = _compile(pattern.strip("/") for pattern in patterns if "/" in pattern)
+
+    def match(self, way: bytes) -> bool:
+        if self._names is None and self._paths is None:
+            return False
+        path = os.fsdecode(way)
+        return bool(
+            (self._names and self._names.fullmatch(path.rpartition("/")[2]))
+            or (self._paths and self._paths.fullmatch(path))
+        )
+
+
+def _compile(patterns: Iterable[str]) -> re.Pattern[str] | None:
+    parts = [fnmatch.translate(pattern) for pattern in patterns]
+    return re.compile("|".join(parts)) if parts else None
+
+
+def _changeable(way: bytes) -> UserError:
+    return UserError(
+        f"'{os.fsdecode(way)}' of the lower could be changed through its link, since nothing can be mounted here; copy "
+        "such files with --copy GLOB (--copy '*' for all), or take the risk with --allow-writable-lower",
+        ExitCode.LAYERS,
+    )
+
+
+def _in_the_way(way: bytes) -> UserError:
+    return UserError(
+        f"'{os.fsdecode(way)}' in MERGED was not made by the ranch; move it away and try again", ExitCode.LAYERS
+    )

@@ -1,0 +1,369 @@
+"""A whole ranch: made, gone on with, collected, taken down.
+
+Making:      record "building" -> layers aside -> build -> inject -> record "live" -> mount the farm
+Taking down: unmount the farm -> record "collecting" -> collect, sync -> record "collected" -> remove all
+
+Each arrow may be where the power fails. `create` goes on with a build and mounts a farm again that was lost with its
+namespace; `take_down` goes on with everything else.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fuseunion import syscalls
+from fuseunion.core.layer import Layer
+from fuseunion.core.union import Union
+from fuseunion.engines.assembly import build_union, open_layers
+from fuseunion.engines.ranch import aside, dismantle, inject, marker
+from fuseunion.engines.ranch.build import Builder
+from fuseunion.engines.ranch.collect import Collector
+from fuseunion.engines.ranch.guard import Guard
+from fuseunion.engines.ranch.links import Links
+from fuseunion.engines.ranch.state import Mode, Phase, Ranch, Record, beside, opened
+from fuseunion.engines.setup import Prepared, prepare
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.options import Engine, Options
+
+_log = logging.getLogger("fuseunion.ranch")
+
+Report = Callable[[int], None]
+
+
+def silent(count: int) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a ranch shows, opened."""
+
+    union: Union
+    layers: dict[str, Layer]
+    links: Links
+    merged: tuple[int, int] | None
+
+
+# -- making ----------------------------------------------------------------------------------------------------------
+
+
+def create(options: Options, report: Report = silent) -> None:
+    """Make the ranch that the options ask for, or go on with one that was interrupted.
+
+    Raises:
+        UserError: LAYERS, BUSY, FAILURE; a ranch that was new has left nothing behind.
+    """
+    merged = os.path.realpath(options.target)
+    state = beside(os.path.realpath(options.upper) if options.upper else merged)
+    if not options.upper and not options.ephemeral:
+        raise UserError(
+            "a ranch cannot be read-only; give an UPPER directory, or use --ephemeral", ExitCode.UNAVAILABLE
+        )
+    asked = Record(
+        phase=Phase.BUILDING,
+        mode=Mode.MOUNTED,
+        merged=merged,
+        upper=os.path.realpath(options.upper) if options.upper else None,
+        work=os.path.realpath(options.work) if options.work else None,
+        lowers=tuple(os.path.realpath(lower) for lower in options.lowers),
+        links=options.ranch.links,
+        depth=options.ranch.depth,
+        copies=options.ranch.copies,
+        injected=inject.plan(options.ranch.inject, merged, options.ranch.links),
+        allow_writable_lower=options.ranch.allow_writable_lower,
+        volatile=options.volatile,
+    )
+    with ExitStack() as stack:
+        # Everything that is wrong with the directories is found here, before anything is made.
+        prepared = prepare(_for_view(options, options.lowers)) if not _exists(state) else None
+        if prepared is not None:
+            stack.callback(prepared.close)
+        ranch = stack.enter_context(opened(state, make=True))
+        if ranch.record_or_none is not None:
+            _go_on(ranch, asked, report)
+            return
+        assert prepared is not None, "a state directory that is there has a record, or has been removed"
+        _check_target(asked)
+        asked = replace(asked, merged_mode=os.stat(merged).st_mode & 0o7777)
+        try:
+            _put_aside(ranch, asked)
+        except BaseException:
+            _forget(ranch)
+            raise
+        # From here on everything in MERGED is ours to remove.
+        try:
+            view = _view(prepared, options, ranch)
+            stack.callback(view.union.close)
+            _build(ranch, view, report)
+        except BaseException:
+            _remove(ranch)
+            raise
+        prepared.keep()
+        if ranch.record.mode is Mode.MOUNTED:
+            aside.mount_farm(ranch)
+
+
+def _exists(state: Path) -> bool:
+    """Whether a state directory is there; an empty one, of a command that was killed, is taken away."""
+    try:
+        os.rmdir(state)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _go_on(ranch: Ranch, asked: Record, report: Report) -> None:
+    record = ranch.record
+    same = replace(
+        asked, phase=record.phase, mode=record.mode, injected=record.injected, merged_mode=record.merged_mode
+    )
+    how = f"take that down first: fuseunion umount '{record.merged}'"
+    if record.phase in (Phase.COLLECTING, Phase.COLLECTED):
+        raise UserError(
+            f"the ranch at '{record.merged}' was interrupted while it was taken down; finish it with: "
+            f"fuseunion doctor --repair '{record.upper or record.merged}'",
+            ExitCode.BUSY,
+        )
+    if same != record:
+        raise UserError(f"there is another ranch here, at '{record.merged}'; {how}", ExitCode.BUSY)
+    if record.phase is Phase.LIVE and (record.mode is Mode.PLAIN or aside.is_mounted(ranch)):
+        raise UserError(f"'{record.merged}' is a ranch already; {how}", ExitCode.BUSY)
+    if record.phase is Phase.BUILDING:
+        _finish_build(ranch, report)
+    if record.mode is Mode.MOUNTED:
+        aside.put(ranch)
+        aside.mount_farm(ranch)
+
+
+def _check_target(asked: Record) -> None:
+    if asked.upper is None and os.path.dirname(asked.merged) == asked.merged:
+        raise UserError("an ephemeral ranch cannot stand at '/'; use another directory", ExitCode.LAYERS)
+    if asked.upper is not None and os.path.commonpath((asked.upper, asked.merged)) == asked.merged:
+        raise UserError(
+            f"upper directory '{asked.upper}' would be hidden by the ranch at '{asked.merged}'; use another MERGED",
+            ExitCode.LAYERS,
+        )
+
+
+def _put_aside(ranch: Ranch, asked: Record) -> None:
+    """Make the layers reachable, with mounts where they are allowed."""
+    ranch.write(asked)
+    try:
+        aside.put(ranch)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+            raise
+        _log.info("no mounts here: %s", error)
+        aside.remove(ranch)
+        ranch.write(replace(asked, mode=Mode.PLAIN))
+        aside.put(ranch)
+    if ranch.record.mode is Mode.MOUNTED:
+        os.mkdir(ranch.farm, 0o700)
+        return
+    layers = [*asked.lowers, *([asked.upper] if asked.upper else [])]
+    if any(os.path.samefile(asked.merged, layer) for layer in layers):
+        raise UserError(
+            f"'{asked.merged}' is a layer itself, and nothing can be mounted over it here; use another MERGED, or run "
+            "in a user namespace: unshare --map-root-user --mount",
+            ExitCode.LAYERS,
+        )
+    if os.listdir(asked.merged):
+        raise UserError(
+            f"merged directory '{asked.merged}' is not empty, and nothing can be mounted over it here; "
+            "use an empty one",
+            ExitCode.LAYERS,
+        )
+    if not os.access(asked.merged, os.W_OK | os.X_OK):
+        raise UserError(f"merged directory '{asked.merged}' may not be written by you; use another", ExitCode.LAYERS)
+
+
+def _build(ranch: Ranch, view: View, report: Report) -> None:
+    record = ranch.record
+    if record.mode is Mode.MOUNTED and not _is_layer(record, view):
+        marker.put(record.merged, ranch.path)
+    marker.put(ranch.farm, ranch.path)
+    with _farm(ranch) as farm:
+        inject.remove(record.injected, farm.root)
+        builder(view, record, report).build(farm.root)
+        inject.put(record.injected, farm.root)
+    ranch.enter(Phase.LIVE)
+
+
+def builder(view: View, record: Record, report: Report = silent) -> Builder:
+    """What builds the farm of a record."""
+    guard = Guard() if record.mode is Mode.PLAIN and not record.allow_writable_lower else None
+    return Builder(
+        view.union,
+        view.links,
+        depth=record.depth,
+        copies=record.copies,
+        guard=guard,
+        merged=view.merged,
+        report=report,
+    )
+
+
+def _is_layer(record: Record, view: View) -> bool:
+    """Whether a mark in the directory beneath the farm would be a change of a layer."""
+    return view.merged is not None or any(
+        os.path.commonpath((record.merged, layer)) == layer
+        for layer in (*record.lowers, *((record.upper,) if record.upper else ()))
+    )
+
+
+def _finish_build(ranch: Ranch, report: Report) -> None:
+    aside.put(ranch)
+    if ranch.record.mode is Mode.MOUNTED:
+        os.makedirs(ranch.farm, 0o700, exist_ok=True)
+    with viewed(ranch) as view:
+        _build(ranch, view, report)
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def viewed(ranch: Ranch) -> Iterator[View]:
+    """Open what a ranch that is there shows.
+
+    Raises:
+        UserError: a layer is missing, or in use by another mount.
+    """
+    record = ranch.record
+    lowers = tuple(aside.source(ranch, str(number), path) for number, path in enumerate(record.lowers))
+    options = Options(
+        target=record.merged,
+        lowers=lowers,
+        upper=record.upper,
+        work=record.work,
+        engine=Engine.RANCH,
+        ephemeral=record.upper is None,
+        volatile=record.volatile,
+    )
+    prepared = prepare(_for_view(options, lowers))
+    try:
+        view = _view(prepared, options, ranch)
+        try:
+            yield view
+        finally:
+            view.union.close()
+    finally:
+        prepared.close()
+
+
+def _for_view(options: Options, lowers: tuple[str, ...]) -> Options:
+    """The options under which the directories are prepared: a ranch without an upper only looks at the lowers."""
+    if options.upper is None:
+        return options._replace(lowers=lowers, engine=Engine.RANCH, ephemeral=False, read_only=True)
+    return options._replace(lowers=lowers, engine=Engine.RANCH)
+
+
+def _view(prepared: Prepared, options: Options, ranch: Ranch) -> View:
+    record = ranch.record
+    hidden = any(opened.covered for opened in prepared.lowers) and record.mode is Mode.PLAIN
+    merged = os.stat(record.merged)
+    layers = open_layers(prepared, options)
+    labels = {str(number): layer for number, layer in enumerate(layers.lowers)}
+    if layers.upper is not None:
+        labels[aside.UPPER] = layers.upper
+    union = build_union(layers, options, posix_acl=False)
+    links = Links(ranch.path, record.merged, record.links, {layer: (label, b"") for label, layer in labels.items()})
+    return View(union, labels, links, (merged.st_dev, merged.st_ino) if hidden else None)
+
+
+@contextmanager
+def _farm(ranch: Ranch) -> Iterator[Layer]:
+    layer = Layer(os.open(ranch.farm, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable=True, label=ranch.farm)
+    try:
+        yield layer
+    finally:
+        layer.close()
+
+
+# -- collecting ------------------------------------------------------------------------------------------------------
+
+
+def sync(ranch: Ranch, report: Report = silent) -> None:
+    """Bring the changes into UPPER; the ranch stays.
+
+    Raises:
+        UserError: LAYERS for a ranch that has no UPPER, or is not complete.
+    """
+    if ranch.record.upper is None:
+        raise UserError(f"the ranch at '{ranch.record.merged}' is ephemeral: it has no UPPER", ExitCode.LAYERS)
+    if ranch.record.phase is not Phase.LIVE:
+        raise UserError(
+            f"the ranch at '{ranch.record.merged}' is not complete; finish with: "
+            f"fuseunion doctor --repair '{ranch.record.upper}'",
+            ExitCode.LAYERS,
+        )
+    _collect(ranch, keep=True, report=report)
+
+
+def take_down(ranch: Ranch, *, discard: bool = False, lazy: bool = False, report: Report = silent) -> None:
+    """Bring the changes into UPPER, or throw them away, and remove the ranch.
+
+    Raises:
+        UserError: what cannot be collected, by name; the ranch is then still there.
+        OSError: EBUSY while the farm is in use.
+    """
+    discard = discard or ranch.record.upper is None
+    if ranch.record.phase is Phase.BUILDING and not discard:
+        _finish_build(ranch, report)
+    if aside.is_mounted(ranch):
+        aside.unmount_farm(ranch, lazy=lazy)
+    if ranch.record.phase is not Phase.COLLECTED:
+        if not discard:
+            ranch.enter(Phase.COLLECTING)
+            _collect(ranch, keep=False, report=report)
+        ranch.enter(Phase.COLLECTED)
+    _remove(ranch)
+
+
+def _collect(ranch: Ranch, *, keep: bool, report: Report) -> None:
+    with viewed(ranch) as view, _farm(ranch) as farm:
+        Collector(
+            view.union,
+            farm.root,
+            view.links,
+            view.layers,
+            injected={os.fsencode(path): os.fsencode(text) for path, text in ranch.record.injected},
+            merged=view.merged,
+            keep=keep,
+            report=report,
+        ).collect()
+        if not ranch.record.volatile:
+            # The farm is removed next, and with it the only other copy.
+            syscalls.syncfs(view.layers[aside.UPPER].root_fd)
+
+
+def _remove(ranch: Ranch) -> None:
+    """Remove farm, marks, mounts and state; what is gone already is passed over."""
+    record = ranch.record
+    if record.mode is Mode.PLAIN:
+        dismantle.empty(record.merged)
+        os.chmod(record.merged, record.merged_mode)
+    elif os.path.isdir(ranch.farm):
+        dismantle.empty(ranch.farm)
+        os.rmdir(ranch.farm)
+    _forget(ranch)
+
+
+def _forget(ranch: Ranch) -> None:
+    """Remove marks, mounts and state, not what is in MERGED."""
+    record = ranch.record
+    if record.mode is Mode.MOUNTED:
+        if os.path.isdir(ranch.farm):
+            os.rmdir(ranch.farm)
+        if marker.find(record.merged) == ranch.path:
+            marker.remove(record.merged)
+    aside.remove(ranch)
+    ranch.remove()

@@ -1,0 +1,49 @@
+"""How MERGED leads to the state of its ranch: an extended attribute, or where there are none one hidden link in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+XATTR = "user.fuseunion.ranch"
+NAME = b".fuseunion-ranch"
+"""Of the link; never shown to the union."""
+
+
+def put(directory: str, state: Path) -> None:
+    """Mark a directory.
+
+    Raises:
+        OSError: it can be marked in neither way.
+    """
+    try:
+        os.setxattr(directory, XATTR, os.fsencode(state))
+    except OSError:
+        try:
+            os.symlink(os.fsencode(state), os.path.join(os.fsencode(directory), NAME))
+        except FileExistsError:
+            pass  # marked by an earlier try
+
+
+def find(directory: str) -> Path | None:
+    """The state directory that a directory is marked with."""
+    try:
+        return Path(os.fsdecode(os.getxattr(directory, XATTR)))
+    except OSError:
+        pass  # not marked, or no attributes here
+    try:
+        return Path(os.fsdecode(os.readlink(os.path.join(os.fsencode(directory), NAME))))
+    except OSError:
+        return None
+
+
+def remove(directory: str) -> None:
+    """Take the mark away, if there is one."""
+    try:
+        os.removexattr(directory, XATTR)
+    except OSError:
+        pass  # marked by a link, or not at all
+    try:
+        os.unlink(os.path.join(os.fsencode(directory), NAME))
+    except OSError:
+        pass  # marked by the attribute, or not at all

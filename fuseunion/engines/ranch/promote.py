@@ -1,0 +1,166 @@
+"""From links to private copies: the ranch's copy-up, asked for by name.
+
+A link to a file is replaced by a copy in one rename, a link to a directory by a real directory of links in one
+exchange; the directory that it lies in keeps its times, so that nothing counts as changed until something is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from fuseunion import syscalls
+from fuseunion.core.layer import Layer
+from fuseunion.core.realdir import RealDir
+from fuseunion.core.state import Settings
+from fuseunion.core.union import Union
+from fuseunion.core.work import times_kept
+from fuseunion.engines.ranch import aside, dismantle, private
+from fuseunion.engines.ranch.build import Builder
+from fuseunion.engines.ranch.descend import Step, run
+from fuseunion.engines.ranch.guard import Guard
+from fuseunion.engines.ranch.links import Links, Target
+from fuseunion.engines.ranch.state import Mode, Ranch
+from fuseunion.errors import ExitCode, UserError
+
+Report = Callable[[int], None]
+
+
+def promote(ranch: Ranch, paths: list[str], *, recursive: bool, report: Report) -> None:
+    """Replace links by private copies.
+
+    Args:
+        paths: from MERGED, or absolute in it.
+        recursive: everything beneath them as well.
+    Raises:
+        UserError: LAYERS for a path that is not in the ranch.
+        OSError: EACCES for a file that the user may not read, ENOSPC.
+    """
+    top = ranch.record.merged
+    farm = Layer(os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable=True, label=top)
+    try:
+        promoter = _Promoter(ranch, farm, report)
+        for path in paths:
+            promoter.promote(path, _names(path, top), recursive=recursive)
+    finally:
+        farm.close()
+
+
+def _names(path: str, merged: str) -> list[bytes]:
+    """The names that lead from MERGED to a path."""
+    if os.path.isabs(path):
+        # The last name is a link, which must not be followed, and the way to it may lead through links of the ranch.
+        normal = os.path.normpath(path)
+        if os.path.commonpath((normal, merged)) != merged:
+            raise UserError(f"'{path}' is not in '{merged}'", ExitCode.LAYERS)
+        path = os.path.relpath(normal, merged)
+    names = [os.fsencode(name) for name in path.split("/") if name not in ("", ".")]
+    if b".." in names:
+        raise UserError(f"'{path}' leads out of '{merged}'", ExitCode.LAYERS)
+    return names
+
+
+class _Promoter:
+    def __init__(self, ranch: Ranch, farm: Layer, report: Report) -> None:
+        self._ranch = ranch
+        self._farm = farm
+        self._links = Links(ranch.path, ranch.record.merged, ranch.record.links, {})
+        self._report = report
+        self._count = 0
+
+    def promote(self, path: str, names: list[bytes], *, recursive: bool) -> None:
+        directory = self._farm.root
+        for level, name in enumerate(names):
+            st = directory.stat(name)
+            if st is None:
+                raise UserError(f"'{path}' is not in the ranch", ExitCode.LAYERS)
+            st = self._replace(directory, name, st, level)
+            if stat.S_ISDIR(st.st_mode):
+                directory = directory.child(name)
+            elif level < len(names) - 1:
+                raise UserError(
+                    f"'{os.fsdecode(name)}' on the way to '{path}' is no directory of the ranch", ExitCode.LAYERS
+                )
+            else:
+                return
+        if recursive:
+            run(self._beneath(directory, len(names)))
+
+    def _beneath(self, directory: RealDir, level: int) -> Step:
+        for name in directory.names():
+            st = directory.stat(name)
+            if st is None:
+                continue
+            st = self._replace(directory, name, st, level)
+            if stat.S_ISDIR(st.st_mode):
+                yield self._beneath(directory.child(name), level + 1)
+
+    def _replace(self, directory: RealDir, name: bytes, st: os.stat_result, level: int) -> os.stat_result:
+        """Replace one link, if it is one of ours; returns the lstat of what is there then."""
+        if not stat.S_ISLNK(st.st_mode):
+            return st
+        target = self._links.read(os.readlink(name, dir_fd=directory.fd()))
+        if target is None:
+            return st
+        self._count += 1
+        self._report(self._count)
+        found, place = self._open(target)
+        try:
+            with times_kept(directory):
+                if stat.S_ISDIR(found.st_mode):
+                    self._expand(directory, name, target, place, level)
+                elif stat.S_ISREG(found.st_mode):
+                    source = place.open(target.names[-1], os.O_RDONLY)
+                    try:
+                        private.put_copy(source, directory, name)
+                    finally:
+                        os.close(source)
+        finally:
+            place.layer.close()
+        return directory.stat(name) or st
+
+    def _open(self, target: Target) -> tuple[os.stat_result, RealDir]:
+        """The lstat of what a link stands for, and the directory that it lies in, with a layer of its own to close."""
+        record = self._ranch.record
+        path = record.upper if target.layer == aside.UPPER else record.lowers[int(target.layer)]
+        assert path is not None
+        root = aside.source(self._ranch, target.layer, path)
+        layer = Layer(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable=False, label=root)
+        real = layer.root
+        for name in target.names[:-1]:
+            real = real.child(name)
+        st = real.stat(target.names[-1])
+        if st is None:
+            layer.close()
+            raise UserError(f"'{os.fsdecode(target.names[-1])}' is gone from its layer '{path}'", ExitCode.LAYERS)
+        return st, real
+
+    def _expand(self, directory: RealDir, name: bytes, target: Target, place: RealDir, level: int) -> None:
+        """Put a real directory of links in the place of a link to a directory."""
+        fd = place.open(target.names[-1], os.O_RDONLY | os.O_DIRECTORY)
+        lower = Layer(fd, writable=False, label=os.fsdecode(name))
+        root = b"".join(part + b"/" for part in target.names)
+        record = self._ranch.record
+        links = Links(self._ranch.path, record.merged, record.links, {lower: (target.layer, root)})
+        safe = record.mode is Mode.MOUNTED or record.allow_writable_lower
+        union = Union([lower], None, None, Settings())
+        temporary = private.TEMPORARY + name[:200]
+        try:
+            os.mkdir(temporary, 0o700, dir_fd=directory.fd())
+            builder = Builder(union, links, depth=0, copies=record.copies, guard=None if safe else Guard())
+            builder.build(directory.child(temporary), level + 1)
+            try:
+                syscalls.renameat2(directory.fd(), temporary, directory.fd(), name, syscalls.RENAME_EXCHANGE)
+                os.unlink(temporary, dir_fd=directory.fd())
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                os.unlink(name, dir_fd=directory.fd())
+                os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
+        except BaseException:
+            dismantle.remove(directory, temporary)
+            raise
+        finally:
+            union.close()

@@ -1,0 +1,233 @@
+"""What is known of a ranch: one directory beside UPPER, so that another process, or the next boot, can go on.
+
+    .NAME.fuseunion-ranch/
+        state.json     the Record below, replaced by one rename
+        lower/0, 1...  the lowers, topmost first, and lower/upper: bind mounts, or links to them (aside.py)
+        farm/          the tree of links, where it is mounted over MERGED; without mounts MERGED itself is the farm
+
+The phases say what may be done to the farm after a crash:
+
+    building   everything in the farm was made by us: build again, or remove it
+    live       the user works in it
+    collecting UPPER is being written; the farm is untouched, and collecting again from the beginning is harmless
+    collected  everything is in UPPER, or is to be thrown away: remove it
+
+Only flock(2) on the directory keeps two commands apart; between commands nobody holds it, and UPPER is protected by
+the record alone: a mount that finds one refuses (`refuse_live`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from fuseunion.engines.setup import ranch_path
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.options import LinkStyle
+
+VERSION = 1
+RECORD = "state.json"
+
+
+class Phase(Enum):
+    """How far a ranch has come."""
+
+    BUILDING = "building"
+    LIVE = "live"
+    COLLECTING = "collecting"
+    COLLECTED = "collected"
+
+
+class Mode(Enum):
+    """What makes the links safe."""
+
+    MOUNTED = "mounted"
+    """The lowers are mounted aside read-only, the farm is mounted over MERGED."""
+    PLAIN = "plain"
+    """No mounts: MERGED is the farm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One ranch. Paths are absolute and without symbolic links.
+
+    Attributes:
+        upper: None for an ephemeral ranch.
+        depth: how many levels of directories are real; None for all.
+        injected: (path in the ranch, target of the link) of every link that --inject made.
+        merged_mode: of the plain MERGED before it became a farm.
+    """
+
+    phase: Phase
+    mode: Mode
+    merged: str
+    upper: str | None
+    work: str | None
+    lowers: tuple[str, ...]
+    links: LinkStyle = LinkStyle.ABSOLUTE
+    depth: int | None = None
+    copies: tuple[str, ...] = ()
+    injected: tuple[tuple[str, str], ...] = ()
+    allow_writable_lower: bool = False
+    volatile: bool = False
+    merged_mode: int = 0o755
+
+
+def beside(upper: str) -> Path:
+    """Where the state of a ranch with this upper directory lies; without one, MERGED takes its place."""
+    return Path(ranch_path(upper))
+
+
+class Ranch:
+    """The directory of one ranch, locked.
+
+    Attributes:
+        path: of the directory.
+        record: what it said when it was last read or written; None for a new one.
+    """
+
+    def __init__(self, path: Path, record: Record | None) -> None:
+        self.path = path
+        self.record_or_none = record
+
+    @property
+    def record(self) -> Record:
+        """The record of a ranch that has one."""
+        assert self.record_or_none is not None
+        return self.record_or_none
+
+    @property
+    def farm(self) -> str:
+        """The tree of links."""
+        return str(self.path / "farm") if self.record.mode is Mode.MOUNTED else self.record.merged
+
+    def aside(self, layer: int | str) -> str:
+        """Where a layer can be reached: the number of a lower, or "upper"."""
+        return str(self.path / "lower" / str(layer))
+
+    def write(self, record: Record) -> None:
+        """Replace the record, durably.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        fields: dict[str, Any] = {"version": VERSION, **asdict(record)}
+        for name in ("phase", "mode", "links"):
+            fields[name] = fields[name].value
+        temporary = self.path / f"{RECORD}.new"
+        with open(temporary, "w", encoding="ascii") as file:
+            json.dump(fields, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, self.path / RECORD)
+        self.record_or_none = record
+
+    def enter(self, phase: Phase) -> None:
+        """Go on to the next phase."""
+        self.write(replace(self.record, phase=phase))
+
+    def remove(self) -> None:
+        """Forget the ranch; its farm and what is aside must be gone."""
+        for name in (RECORD, f"{RECORD}.new"):
+            (self.path / name).unlink(missing_ok=True)
+        os.rmdir(self.path)
+
+
+def read(path: Path) -> Record | None:
+    """The record in a state directory; None where there is none.
+
+    Raises:
+        UserError: LAYERS, when it cannot be understood.
+    """
+    try:
+        with open(path / RECORD, encoding="ascii") as file:
+            fields = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"the state of a ranch in '{path}' cannot be read: {error.strerror}", ExitCode.LAYERS) from None
+    except ValueError:
+        fields = {}
+    try:
+        if fields.pop("version") != VERSION:
+            raise KeyError("version")
+        return Record(
+            **{
+                **fields,
+                "phase": Phase(fields["phase"]),
+                "mode": Mode(fields["mode"]),
+                "links": LinkStyle(fields["links"]),
+                "lowers": tuple(fields["lowers"]),
+                "copies": tuple(fields["copies"]),
+                "injected": tuple((path, target) for path, target in fields["injected"]),
+            }
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"'{path / RECORD}' is damaged or of another version; move it away to give the ranch up", ExitCode.LAYERS
+        ) from None
+
+
+@contextmanager
+def opened(path: Path, *, make: bool = False) -> Iterator[Ranch]:
+    """A state directory, locked for one command.
+
+    Args:
+        make: make it where it is missing.
+    Raises:
+        UserError: BUSY while another command works on it, LAYERS when it is missing or not the user's.
+    """
+    if make:
+        try:
+            path.mkdir(0o700)
+        except FileExistsError:
+            pass  # an earlier ranch: the record in it says what to do
+        except OSError as error:
+            raise UserError(f"cannot make '{path}': {error.strerror}; choose another UPPER", ExitCode.LAYERS) from None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(
+            f"the state of the ranch, '{path}', cannot be used: {error.strerror}", ExitCode.LAYERS
+        ) from None
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise UserError(f"the ranch in '{path}' belongs to another user", ExitCode.LAYERS)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another command works on the ranch in '{path}'; wait for it", ExitCode.BUSY) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield Ranch(path, read(path))
+    finally:
+        os.close(fd)
+        if make:
+            try:
+                os.rmdir(path)
+            except OSError:
+                pass  # something came of it
+
+
+def refuse_live(upper: str) -> None:
+    """Refuse an upper directory that a ranch stands on: what is changed there now would be undone by collecting.
+
+    Raises:
+        UserError: BUSY.
+    """
+    record = read(beside(upper))
+    if record is not None:
+        raise UserError(
+            f"upper directory '{upper}' belongs to the ranch at '{record.merged}'; "
+            f"take that down first: fuseunion umount '{record.merged}'",
+            ExitCode.BUSY,
+        )
