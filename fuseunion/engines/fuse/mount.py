@@ -215,17 +215,20 @@ def _mount_through_helper(target: str, flags: MountFlags) -> int:
             with contextlib.suppress(OSError):
                 fds = socket.recv_fds(ours, 1, 1)[1]
     if not fds:
-        raise UserError(_explain(target, _one_line(done.stderr)), ExitCode.FAILURE)
+        raise _refused(target, _one_line(done.stderr))
     os.set_inheritable(fds[0], False)
     return fds[0]
 
 
-def _explain(target: str, said: str) -> str:
+def _refused(target: str, said: str) -> UserError:
     if "user_allow_other" in said:
-        return f"{said}; add that line to /etc/fuse.conf, or leave allow_other out"
+        return UserError(f"{said}; add that line to /etc/fuse.conf, or leave allow_other out", ExitCode.FAILURE)
     if "No such device" in said or "not found" in said:
-        return f"{said}; FUSE cannot be used here (load it with: modprobe fuse)"
-    return f"cannot mount at '{target}': {said or 'fusermount3 sent no descriptor'}"
+        return UserError(f"{said}; FUSE cannot be used here (load it with: modprobe fuse)", ExitCode.UNAVAILABLE)
+    if "mount failed: Operation not permitted" in said:
+        # Its set-user-id bit had no effect: no_new_privs, a nosuid mount, a user namespace without the host's root.
+        return UserError(f"{said}; fusermount3 has no privilege to mount here", ExitCode.UNAVAILABLE)
+    return UserError(f"cannot mount at '{target}': {said or 'fusermount3 sent no descriptor'}", ExitCode.FAILURE)
 
 
 def _helper() -> str:
