@@ -111,7 +111,7 @@ def _enter_namespace(uid: int, gid: int) -> None:
 
 def _directory() -> Scratch:
     prefix = f"fuseunion-{os.geteuid()}-"
-    for parent in ("/dev/shm", tempfile.gettempdir()):
+    for parent in _parents():
         _sweep(parent, prefix)
         try:
             path = tempfile.mkdtemp(prefix=prefix, dir=parent)
@@ -122,6 +122,10 @@ def _directory() -> Scratch:
         fcntl.flock(fd, fcntl.LOCK_EX)
         return Scratch(fd, path, partial(_remove, path, fd))
     raise UserError("no private tmpfs and no directory in /dev/shm or TMPDIR can be made", ExitCode.FAILURE)
+
+
+def _parents() -> list[str]:
+    return ["/dev/shm", tempfile.gettempdir()]
 
 
 def _sweep(parent: str, prefix: str) -> None:

@@ -496,6 +496,21 @@ def test_busy_umount_names_the_holder(arena: Arena) -> None:
     assert not processes.with_token(arena.place.token)
 
 
+@pytest.mark.actors("root", "userns")
+def test_umount_names_another_mount_namespace(arena: Arena) -> None:
+    lower, merged = arena.lower({"f": File(b"x")}), arena.directory("merged")
+    run(arena, lower, "upper", merged)
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=arena.place.environment()) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        said = run(arena, "umount", merged, code=4)
+        assert f"still serves it to {other.pid} sleep (in another mount namespace)" in said
+        assert mount_at(merged) is None
+        other.kill()
+    wait_until(lambda: not processes.with_token(arena.place.token), "the daemon's end")
+
+
 def test_umount_of_a_dead_mount(arena: Arena) -> None:
     lower, merged = arena.lower({"f": File(b"x")}), arena.directory("merged")
     run(arena, lower, "upper", merged)
