@@ -30,6 +30,26 @@ def holders_beneath(directory: str) -> list[Holder]:
     return _holders(lambda process: _reasons_beneath(process, directory))
 
 
+def elsewhere(device: int) -> list[Holder]:
+    """One process of each other mount namespace that still has the filesystem mounted.
+
+    A namespace made with private propagation, as unshare(1) does, keeps its copy of a mount that is unmounted here.
+    """
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    number = f" {os.major(device)}:{os.minor(device)} "
+
+    def reasons(process: str) -> Iterator[str]:
+        namespace = os.readlink(f"{process}/ns/mnt")
+        if namespace in seen:
+            return
+        seen.add(namespace)
+        with open(f"{process}/mountinfo", errors="surrogateescape") as lines:
+            if any(number in line for line in lines):
+                yield "in another mount namespace"
+
+    return _holders(reasons)
+
+
 def _holders(reasons: Callable[[str], Iterator[str]]) -> list[Holder]:
     found = []
     for name in os.listdir("/proc"):

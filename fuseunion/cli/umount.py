@@ -11,12 +11,15 @@ import subprocess
 import sys
 
 from fuseunion import mountinfo, syscalls
-from fuseunion.cli.holders import holders
+from fuseunion.cli.holders import elsewhere, holders
 from fuseunion.engines.fuse import mount
 from fuseunion.errors import ExitCode, UserError
 
 PID_XATTR = "user.fuseunion.pid"
 """Virtual attribute of the root of a mount: the daemon's process id, in decimal."""
+
+SOON = 2.0
+"""Seconds after which we look for a reason why the daemon goes on."""
 
 PATIENCE = 60.0
 """Seconds that the daemon may take to write out and to remove its work directory."""
@@ -94,10 +97,8 @@ def _umount(given: str, *, lazy: bool, discard: bool) -> None:
                 raise UserError(_busy(given, path, entry), ExitCode.BUSY) from None
             # Whoever holds a dead mount gets ENOTCONN from it either way.
             mount.unmount(path, lazy=True)
-        if daemon is not None and not lazy and not _wait(daemon, PATIENCE):
-            raise UserError(
-                f"'{given}' is unmounted, but its daemon is still busy after {PATIENCE:g} seconds", ExitCode.FAILURE
-            )
+        if daemon is not None and not lazy:
+            _await_end(daemon, given, entry)
     finally:
         if daemon is not None:
             os.close(daemon)
@@ -177,6 +178,20 @@ def _daemon_pid_as_owner(path: str, entry: mountinfo.Mount) -> str | None:
         check=False,
     )
     return done.stdout.strip() or None
+
+
+def _await_end(daemon: int, given: str, entry: mountinfo.Mount) -> None:
+    if _wait(daemon, SOON):
+        return
+    others = ", ".join(map(str, elsewhere(entry.device)))
+    if others:
+        raise UserError(
+            f"'{given}' is unmounted here, but its daemon still serves it to {others}; end that too", ExitCode.BUSY
+        )
+    if not _wait(daemon, PATIENCE):
+        raise UserError(
+            f"'{given}' is unmounted, but its daemon is still busy after {PATIENCE:g} seconds", ExitCode.FAILURE
+        )
 
 
 def _wait(pidfd: int, seconds: float) -> bool:
