@@ -135,14 +135,25 @@ def _open_daemon(path: str, entry: mountinfo.Mount) -> int | None:
     except OSError:
         return None
     # The number means another process where the daemon runs in another pid namespace: it must hold /dev/fuse.
-    try:
-        held = [os.readlink(f"/proc/{text}/fd/{fd}") for fd in os.listdir(f"/proc/{text}/fd")]
-    except OSError:
-        held = []
-    if mount.DEVICE in held:
+    if _holds(text, mount.DEVICE):
         return pidfd
     os.close(pidfd)
     return None
+
+
+def _holds(pid: str, path: str) -> bool:
+    """Whether a process has a file open."""
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == path:
+                return True
+        except OSError:
+            continue  # closed meanwhile, or a path too long for /proc (ENAMETOOLONG)
+    return False
 
 
 def _daemon_pid(path: str) -> str | None:

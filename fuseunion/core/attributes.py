@@ -115,17 +115,29 @@ def _truncate(inode: File | Directory, size: int) -> None:
         os.close(fd)
 
 
-def clear_privileges(inode: File, *, privileged: bool) -> None:
+def setgid_is_at_risk(st: os.stat_result) -> bool:
+    """True for a set-group-ID file that its group may not execute.
+
+    Who is not in its group clears the bit by changing the data (fs/attr.c setattr_should_drop_sgid, since Linux 6.2).
+    fs/fuse/dir.c fuse_setattr drops that request, so that it is left to the daemon, who must know the caller.
+    """
+    return stat.S_ISREG(st.st_mode) and st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID
+
+
+def clear_privileges(inode: File, *, privileged: bool, outsider: bool) -> None:
     """Take set-user-ID, set-group-ID and capabilities from an upper file that an unprivileged user truncates.
 
     The kernel does this before a write or a truncate, but not when it leaves O_TRUNC to the daemon (fs/fuse/file.c,
     atomic_o_trunc). The rule is fs/inode.c file_remove_privs: the bits stay for CAP_FSETID, capabilities never do.
+
+    Args:
+        outsider: the user is not in the file's group.
     """
     st = stat_of(inode)
     mode = stat.S_IMODE(st.st_mode)
     if not privileged:
         mode &= ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
+        if mode & stat.S_IXGRP or outsider:
             mode &= ~stat.S_ISGID
     path = inode.proc_path()
     if mode != stat.S_IMODE(st.st_mode):

@@ -13,14 +13,20 @@ from fuseunion.core.inode import Directory, File
 
 
 class FileHandle:
-    """An open file. `writable` says that it was opened for writing; before the copy-up it reads the lower."""
+    """An open file.
 
-    __slots__ = ("fd", "file", "writable")
+    Attributes:
+        writable: opened for writing; before the copy-up the descriptor reads the lower.
+        drops_setgid: the first write takes the set-group-ID bit from the file (attributes.setgid_is_at_risk).
+    """
+
+    __slots__ = ("drops_setgid", "fd", "file", "writable")
 
     def __init__(self, file: File, fd: int, *, writable: bool) -> None:
         self.file = file
         self.fd = fd
         self.writable = writable
+        self.drops_setgid = False
         file.handles.add(self)
         file.open_count += 1
 

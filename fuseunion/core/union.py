@@ -244,6 +244,9 @@ class Union:
     def write(self, handle: FileHandle, data: bytes, offset: int) -> int:
         """Write all of `data`. Precondition: the file was copied up."""
         handle.file.stale()
+        if handle.drops_setgid:
+            handle.drops_setgid = False
+            self.drop_setgid(handle.file)
         view = memoryview(data)
         while view:
             written = os.pwrite(handle.fd, view, offset)
@@ -251,9 +254,15 @@ class Union:
             view = view[written:]
         return len(data)
 
-    def truncate_at_open(self, file: File, *, privileged: bool) -> None:
+    def drop_setgid(self, inode: Inode) -> None:
+        """Somebody who is not in the group of an object changed it: the set-group-ID bit goes."""
+        st = attributes.stat_of(inode)
+        if st.st_mode & stat.S_ISGID:
+            attributes.apply(inode, Change(mode=st.st_mode & ~stat.S_ISGID))
+
+    def truncate_at_open(self, file: File, *, privileged: bool, outsider: bool) -> None:
         """What O_TRUNC does to a file that was copied up (attributes.clear_privileges)."""
-        attributes.clear_privileges(file, privileged=privileged)
+        attributes.clear_privileges(file, privileged=privileged, outsider=outsider)
         attributes.apply(file, Change(size=0))
 
     def opendir(self, directory: Directory) -> DirectoryHandle:

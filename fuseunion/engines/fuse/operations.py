@@ -20,7 +20,6 @@ import functools
 import itertools
 import logging
 import os
-import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -29,7 +28,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from fuseunion.core import xattrs
-from fuseunion.core.attributes import Change
+from fuseunion.core.attributes import Change, setgid_is_at_risk
 from fuseunion.core.create import Owner
 from fuseunion.core.handle import DirectoryHandle, FileHandle, Handle
 from fuseunion.core.identity import DiskGid, DiskUid, ShownGid, ShownUid
@@ -223,6 +222,9 @@ class Operations(pyfuse3.Operations):
         )
         if isinstance(target, File) and not change.empty:
             await self._copied_up(target, change.size)
+            at_risk = change.size is not None and setgid_is_at_risk(self.union.stat(target)[0])
+            if at_risk and self._is_outsider(target, ctx):
+                self.union.drop_setgid(target)
         self.union.setattr(target, change)
         return self._reply(target)
 
@@ -299,8 +301,12 @@ class Operations(pyfuse3.Operations):
         file = self.union.file(inode)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             await self._copied_up(file, 0)
-            self.union.truncate_at_open(file, privileged=ctx.uid == 0)
-        return FileInfo(fh=self._keep(self.union.open(file, flags)), keep_cache=True)
+            outsider = self._is_outsider(file, ctx)
+            self.union.truncate_at_open(file, privileged=ctx.uid == 0, outsider=outsider)
+        handle = self.union.open(file, flags)
+        if handle.writable:
+            handle.drops_setgid = setgid_is_at_risk(self.union.stat(file)[0]) and self._is_outsider(file, ctx)
+        return FileInfo(fh=self._keep(handle), keep_cache=True)
 
     @_answered
     async def create(
@@ -426,18 +432,16 @@ class Operations(pyfuse3.Operations):
         if isinstance(target, File):
             await self._copied_up(target)
         self.union.setxattr(target, name, value)
-        if name == xattrs.POSIX_ACL_ACCESS:
-            self._drop_setgid(target, ctx)
+        if name == xattrs.POSIX_ACL_ACCESS and self._is_outsider(target, ctx):
+            self.union.drop_setgid(target)  # fs/posix_acl.c posix_acl_update_mode
 
-    def _drop_setgid(self, inode: Inode, ctx: RequestContext) -> None:
-        """Setting an ACL takes the set-group-ID bit from a file whose group the caller is not in
-        (fs/posix_acl.c posix_acl_update_mode)."""
+    def _is_outsider(self, inode: Inode, ctx: RequestContext) -> bool:
+        """True when the caller is neither privileged nor in the group of a file."""
+        if ctx.uid == 0:
+            return False
         st, _ = self.union.stat(inode)
-        if not st.st_mode & stat.S_ISGID or ctx.uid == 0:
-            return
         shown_gid = self._identity.shown_gid(DiskGid(st.st_gid))
-        if shown_gid != ctx.gid and shown_gid not in pyfuse3.get_sup_groups(ctx.pid):
-            self.union.setattr(inode, Change(mode=st.st_mode & ~stat.S_ISGID))
+        return shown_gid != ctx.gid and shown_gid not in pyfuse3.get_sup_groups(ctx.pid)
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
