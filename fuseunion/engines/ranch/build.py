@@ -97,7 +97,8 @@ class Builder:
                 union.release(inode)
             self._count += 1
             self._report(self._count)
-        private.dress(farm.proc_path(b"."), union.stat(directory)[0], directory.proc_path())
+        private.match_xattrs(directory.proc_path(), farm.proc_path(b"."))
+        private.dress(farm.proc_path(b"."), union.stat(directory)[0])
 
     def _file(
         self, file: File, farm: RealDir, fd: int, name: bytes, way: bytes, level: int, leads: dict[int, bytes]
@@ -106,7 +107,7 @@ class Builder:
         assert place is not None, "a name led to it"
         if stat.S_ISLNK(file.kind):
             self._put_link(farm, fd, name, way, self._union.readlink(file))
-            private.dress(farm.proc_path(name), self._union.stat(file)[0], None)
+            private.dress(farm.proc_path(name), self._union.stat(file)[0])
             return
         if stat.S_ISREG(file.kind) and (file.in_upper or self._patterns.match(way)):
             self._put_copy(file, farm, name, way)
@@ -165,7 +166,7 @@ class Builder:
             os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=farm.fd())
         except PermissionError:
             return False
-        private.dress(farm.proc_path(name), st, file.proc_path())
+        private.dress(farm.proc_path(name), st)
         return True
 
     def _put_copy(self, file: File, farm: RealDir, name: bytes, way: bytes) -> None:

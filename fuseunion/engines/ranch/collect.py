@@ -280,7 +280,7 @@ class Collector:
         upper = copy_up_directory(self._union.state, directory)
         private.match_xattrs(source.proc_path(b"."), upper.proc_path(b"."))
         owner = st if private.owner_differs(st, theirs) else theirs
-        private.dress(b"/proc/self/fd/%d" % upper.fd(), private.with_owner(st, owner), None, follow=True)
+        private.dress(b"/proc/self/fd/%d" % upper.fd(), private.with_owner(st, owner), follow=True)
         directory.stale()
 
     def _open_up(self, directory: Directory) -> None:

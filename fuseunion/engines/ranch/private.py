@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from fuseunion.core import copy_data, metadata, xattrs
+from fuseunion.core import copy_data, xattrs
 from fuseunion.core.identity import overflow_id
 from fuseunion.core.realdir import RealDir
 
@@ -29,26 +29,16 @@ def copy_file(source: int, target: int) -> None:
     """
     st = os.fstat(source)
     copy_data.copy(source, target, st.st_size, st.st_size)
-    dress(b"/proc/self/fd/%d" % target, st, b"/proc/self/fd/%d" % source, follow=True)
+    match_xattrs(source, target)
+    dress(b"/proc/self/fd/%d" % target, st, follow=True)
 
 
-def dress(path: bytes, st: os.stat_result, attributes_of: bytes | None, *, follow: bool = False) -> None:
-    """Give an object the xattrs, the owner, the mode and the times of another, as far as the user may.
+def dress(path: bytes, st: os.stat_result, *, follow: bool = False) -> None:
+    """Give an object the owner, the mode and the times of another, as far as the user may.
 
     Args:
         path: of the object; a link at its end is followed only with `follow`.
-        attributes_of: path of what has the xattrs, or None to leave them.
     """
-    if attributes_of is not None:
-        fds = [os.open(name, os.O_RDONLY) for name in (attributes_of, path)] if follow else []
-        try:
-            metadata.copy_xattrs(*(fds or (attributes_of, path)))
-        except OSError as error:
-            if error.errno not in _REFUSED:
-                raise
-        finally:
-            for fd in fds:
-                os.close(fd)
     owned = _chown(path, st, follow)
     if not stat.S_ISLNK(st.st_mode):
         mode = stat.S_IMODE(st.st_mode)
@@ -127,21 +117,24 @@ def same_xattrs(made: bytes, original: bytes) -> bool:
     return _comparable(made) == _comparable(original)
 
 
-def _comparable(path: bytes) -> dict[bytes, bytes]:
+def _comparable(where: bytes | int) -> dict[bytes, bytes]:
+    """The attributes of an object that this user can give to another; a path is not followed."""
     found: dict[bytes, bytes] = {}
     try:
-        names = xattrs.listxattr(path)
+        names = xattrs.listxattr(where)
     except PermissionError:
         return found
+    prefixes = (b"user.", b"system.posix_acl_", *((xattrs.CAPABILITY, b"trusted.") if os.geteuid() == 0 else ()))
     for name in names:
-        if name.startswith(b"user.fuseunion.") or xattrs.is_private(name):
+        if not name.startswith(prefixes) or name.startswith(b"user.fuseunion.") or xattrs.is_private(name):
             continue
-        if name.startswith((b"user.", b"system.posix_acl_")) or (name == xattrs.CAPABILITY and os.geteuid() == 0):
-            try:
-                found[name] = os.getxattr(path, name, follow_symlinks=False)
-            except OSError as error:
-                if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM, errno.EOVERFLOW):
-                    raise
+        try:
+            found[name] = (
+                os.getxattr(where, name) if isinstance(where, int) else os.getxattr(where, name, follow_symlinks=False)
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM, errno.EOVERFLOW):
+                raise
     return found
 
 
@@ -178,18 +171,24 @@ def put_copy(source: int, target: RealDir, name: bytes) -> None:
     os.rename(temporary, name, src_dir_fd=target.fd(), dst_dir_fd=target.fd())
 
 
-def match_xattrs(source: bytes, target: bytes) -> None:
-    """Make the attributes that any user can copy equal: set, change and remove. Paths are not followed.
+def match_xattrs(source: bytes | int, target: bytes | int) -> None:
+    """Make the attributes that this user can give equal: set, change and remove. Paths are not followed.
 
     Raises:
-        OSError: ENOSPC and the like.
+        OSError: ENOSPC and the like; what the target's filesystem does not take is left out.
     """
     wanted, present = _comparable(source), _comparable(target)
+    follow: dict[str, bool] = {} if isinstance(target, int) else {"follow_symlinks": False}
     for name in present.keys() - wanted.keys():
-        os.removexattr(target, name, follow_symlinks=False)
+        os.removexattr(target, name, **follow)
     for name, value in wanted.items():
-        if present.get(name) != value:
-            os.setxattr(target, xattrs.to_disk(name), value, follow_symlinks=False)
+        if present.get(name) == value:
+            continue
+        try:
+            os.setxattr(target, name, value, **follow)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
 
 
 def owner_differs(made: os.stat_result, original: os.stat_result) -> bool:

@@ -99,7 +99,7 @@ class Publisher:
                 os.symlink(os.readlink(name, dir_fd=source.fd()), temporary, dir_fd=tmp.fd())
             else:
                 os.mknod(temporary, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=tmp.fd())
-            private.dress(tmp.proc_path(temporary), st, source.proc_path(name))
+            private.dress(tmp.proc_path(temporary), st)
         except BaseException:
             self._side.work.unlink(temporary)
             raise
