@@ -12,6 +12,7 @@ from fuseunion.errors import ExitCode, UserError
 
 COMMANDS = {
     "chown": "fuseunion.cli.chown",
+    "doctor": "fuseunion.cli.doctor",
     "promote": "fuseunion.cli.promote",
     "sync": "fuseunion.cli.sync",
     "umount": "fuseunion.cli.umount",

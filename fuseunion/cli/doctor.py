@@ -1,0 +1,114 @@
+"""`fuseunion doctor`: what works here, which engine would be taken, and what helps where something does not work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from fuseunion.cli.arguments import parse
+from fuseunion.cli.progress import Progress
+from fuseunion.engines import diagnosis
+from fuseunion.engines.diagnosis import Diagnosis, Finding
+from fuseunion.engines.ranch import aside, corral, marker
+from fuseunion.engines.ranch.state import Mode, Phase, beside, opened
+from fuseunion.errors import ExitCode, UserError
+
+HELP = """\
+Usage: fuseunion doctor [--json] [LOWER[:LOWER...] UPPER MERGED [options of the mount]]
+       fuseunion doctor --repair UPPER | MERGED
+
+Tries what this machine, this user and these directories can do, and says which engine would be taken, what would be
+lost with each, and what helps where something does not work. Changes nothing: what has to be tried for real is tried
+in a new directory, which is removed again.
+
+Options:
+  --json       the same for programs
+  --repair     finish what a killed command, or a machine that went down, left of a ranch (a tree of links): what was
+               changed in it is brought into UPPER
+  -h, --help   print this help
+
+Examples:
+  fuseunion doctor
+  fuseunion doctor /srv/base ~/changes ~/merged
+  fuseunion doctor --repair ~/changes
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Report, or repair.
+
+    Returns:
+        UNAVAILABLE when no engine would do, else OK.
+    Raises:
+        UserError: USAGE; LAYERS when there is nothing to repair.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        print(HELP, end="")
+        return ExitCode.OK
+    as_json, repair = "--json" in arguments, "--repair" in arguments
+    rest = [argument for argument in arguments if argument not in ("--json", "--repair")]
+    if repair:
+        if not rest or any(argument.startswith("-") for argument in rest) or len(rest) not in (1, 3):
+            raise UserError("give the UPPER or the MERGED of a ranch: fuseunion doctor --repair UPPER")
+        _repair(rest[0] if len(rest) == 1 else rest[1])
+        return ExitCode.OK
+    found = diagnosis.examine(parse(rest) if rest else None)
+    if as_json:
+        json.dump(_as_json(found), sys.stdout, indent=2)
+        print()
+    else:
+        _print(found)
+    return ExitCode.OK if found.chosen is not None else ExitCode.UNAVAILABLE
+
+
+def _as_json(found: Diagnosis) -> dict[str, object]:
+    return {
+        "findings": [finding._asdict() for finding in found.findings],
+        "engines": {
+            report.engine.value: {"works": report.works, "why_not": report.why_not, "losses": list(report.losses)}
+            for report in found.engines
+        },
+        "chosen": found.chosen.value if found.chosen is not None else None,
+    }
+
+
+def _print(found: Diagnosis) -> None:
+    for finding in found.findings:
+        _line(finding)
+    print()
+    for report in found.engines:
+        _line(Finding(f"{report.engine.value} engine", report.works, "works" if report.works else report.why_not))
+        for loss in report.losses:
+            print(f"         {loss}")
+    print()
+    print(f"would be taken: {found.chosen.value if found.chosen is not None else 'none'}")
+
+
+def _line(finding: Finding) -> None:
+    mark = {True: "yes", False: "no", None: "-"}[finding.ok]
+    text = f"{mark:>4}  {finding.name}: {finding.says}"
+    print(text.encode("utf-8", "backslashreplace").decode())
+    if finding.ok is False and finding.remedy:
+        print(f"         remedy: {finding.remedy}")
+
+
+def _repair(given: str) -> None:
+    path = os.path.realpath(given)
+    marked = marker.find(path)
+    state = marked if marked is not None else beside(path)
+    if not Path(state).is_dir():
+        raise UserError(f"'{given}' has no ranch; there is nothing to repair", ExitCode.LAYERS)
+    with opened(state) as ranch, Progress("collected") as progress:
+        if ranch.record_or_none is None:
+            os.rmdir(ranch.path)
+            print(f"removed '{ranch.path}', which a killed command left empty")
+            return
+        record = ranch.record
+        whole = record.phase is Phase.LIVE and (record.mode is Mode.PLAIN or aside.is_mounted(ranch))
+        if whole:
+            print(f"the ranch at '{record.merged}' is whole; take it down with: fuseunion umount '{record.merged}'")
+            return
+        corral.take_down(ranch, report=progress)
+        print(f"collected the ranch at '{record.merged}' into '{record.upper or 'nothing (it was ephemeral)'}'")
