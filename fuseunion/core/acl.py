@@ -172,6 +172,21 @@ def after_chmod(value: bytes, mode: int) -> bytes:
     )
 
 
+FULL = 7
+
+
+def with_owner(value: bytes, perm: int) -> bytes:
+    """The same ACL, but granting the owner `perm`.
+
+    Where ownership is stored, the real object's owner is the daemon's user, who must always get at it; what the shown
+    owner may do is in the stored mode.
+
+    Raises:
+        OSError: as `parse`.
+    """
+    return unparse(tuple(entry._replace(perm=perm) if entry.tag is Tag.USER_OBJ else entry for entry in parse(value)))
+
+
 # -- inheritance -----------------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,23 @@
 
 A merged directory shows one link, as in overlayfs: tools that count subdirectories by the link count (find -noleaf)
 know that 1 means "not counted". All else shows true counts, also for hard links of which some names lie in a lower.
+
+In a layer with stored ownership (core/ownership) owner, mode, type and device number are what the store says, and
+chown and chmod change the store; sizes and times are the real object's.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
 
-from fuseunion.core import xattrs
+from fuseunion.core import metadata, xattrs
+from fuseunion.core.identity import KEEP
 from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.ownership import OwnershipStore
+from fuseunion.core.state import State
 
 
 @dataclass(slots=True)
@@ -31,18 +38,20 @@ class Change:
         return all(field is None for field in (self.mode, self.uid, self.gid, self.size, self.atime_ns, self.mtime_ns))
 
 
-def stat_of(inode: Inode) -> os.stat_result:
-    """lstat of what gives the inode its attributes, cached until `Inode.stale`.
+def stat_of(state: State, inode: Inode) -> os.stat_result:
+    """What to show for an inode: lstat of what gives it its attributes, cached until `Inode.stale`.
 
     Raises:
         OSError: of the layer.
     """
     st = inode.st
     if st is None:
-        if isinstance(inode, (File, Directory)):
-            st = inode.st = inode.real_stat()
-        else:
-            raise TypeError(inode)
+        assert isinstance(inode, (File, Directory))
+        st = inode.real_stat()
+        ownership = state.layer_of(inode).ownership
+        if ownership is not None:
+            st = ownership.load(inode.where(), st)
+        inode.st = st
     return st
 
 
@@ -60,7 +69,7 @@ def nlink_of(inode: Inode, st: os.stat_result) -> int:
     return 0 if inode.removed else 1
 
 
-def apply(inode: Inode, change: Change) -> None:
+def apply(state: State, inode: Inode, change: Change) -> None:
     """Change an object of the upper. Owner first, because chown clears bits that a mode given with it sets again.
 
     Raises:
@@ -72,9 +81,9 @@ def apply(inode: Inode, change: Change) -> None:
     follow = isinstance(inode, File) and inode.location() is None
     try:
         if change.uid is not None or change.gid is not None:
-            _chown(path, inode, change, follow)
+            _chown(state, path, inode, change, follow)
         if change.mode is not None:
-            os.chmod(_chmod_path(inode, path), stat.S_IMODE(change.mode))
+            chmod(state, inode, change.mode)
         if change.size is not None:
             _truncate(inode, change.size)
         if change.atime_ns is not None or change.mtime_ns is not None:
@@ -88,18 +97,56 @@ def apply(inode: Inode, change: Change) -> None:
         inode.stale()
 
 
-def _chown(path: bytes, inode: File | Directory, change: Change, follow: bool) -> None:
-    uid = -1 if change.uid is None else change.uid
-    gid = -1 if change.gid is None else change.gid
-    os.chown(path, uid, gid, follow_symlinks=follow)
+def _chown(state: State, path: bytes, inode: File | Directory, change: Change, follow: bool) -> None:
+    uid = KEEP if change.uid is None else change.uid
+    gid = KEEP if change.gid is None else change.gid
+    ownership = state.writable().layer.ownership
+    if ownership is None:
+        metadata.chown(path, uid, gid, state.settings.identity, follow=follow)
+    else:
+        _store_owner(state, ownership, inode, uid, gid)
+        os.chown(path, KEEP, KEEP, follow_symlinks=follow)  # makes ctime true, and clears what a real chown clears
     inode.absent_xattrs = frozenset()
 
 
-def _chmod_path(inode: File | Directory, path: bytes) -> bytes:
-    """chmod(2) follows links; the kernel never asks for the mode of a symbolic link, and we do not trust that."""
+def _store_owner(state: State, ownership: OwnershipStore, inode: File | Directory, uid: int, gid: int) -> None:
+    mode = KEEP
+    if isinstance(inode, File) and not stat.S_ISLNK(inode.kind):
+        mode = _without_privileges(stat_of(state, inode).st_mode)
+        _remove_capability(state, inode)
+    ownership.change(inode.where(), inode.real_stat(), uid=uid, gid=gid, mode=mode)
+
+
+def _without_privileges(mode: int, *, outsider: bool = False) -> int:
+    """What chown(2) and writing leave of the mode of a file (fs/attr.c setattr_should_drop_suidgid)."""
+    cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP or outsider else 0)
+    return stat.S_IMODE(mode) & ~cleared
+
+
+def _remove_capability(state: State, inode: File) -> None:
+    path, name = inode.proc_path(), state.writable().layer.xattr_to_disk(xattrs.CAPABILITY)
+    try:
+        os.removexattr(path, name, follow_symlinks=inode.location() is None)
+    except OSError:
+        pass  # most files have none (ENODATA), and some filesystems cannot have any
+
+
+def chmod(state: State, inode: Inode, mode: int) -> None:
+    """chmod(2) of an object of the upper.
+
+    Raises:
+        OSError: EOPNOTSUPP for a symbolic link: the kernel never asks for it, and we do not trust that, since chmod(2)
+            would follow it.
+    """
+    assert isinstance(inode, (File, Directory))
     if stat.S_ISLNK(inode.kind):
-        raise OSError(95, os.strerror(95))
-    return path
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    upper = state.writable().layer
+    mode = stat.S_IMODE(mode)
+    if upper.ownership is not None:
+        upper.ownership.change(inode.where(), inode.real_stat(), mode=mode)
+    os.chmod(inode.proc_path(), metadata.real_mode(inode.kind, mode, upper))
+    inode.stale()
 
 
 def _truncate(inode: File | Directory, size: int) -> None:
@@ -124,7 +171,7 @@ def setgid_is_at_risk(st: os.stat_result) -> bool:
     return stat.S_ISREG(st.st_mode) and st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID
 
 
-def clear_privileges(inode: File, *, privileged: bool, outsider: bool) -> None:
+def clear_privileges(state: State, inode: File, *, privileged: bool, outsider: bool) -> None:
     """Take set-user-ID, set-group-ID and capabilities from an upper file that an unprivileged user truncates.
 
     The kernel does this before a write or a truncate, but not when it leaves O_TRUNC to the daemon (fs/fuse/file.c,
@@ -133,17 +180,8 @@ def clear_privileges(inode: File, *, privileged: bool, outsider: bool) -> None:
     Args:
         outsider: the user is not in the file's group.
     """
-    st = stat_of(inode)
-    mode = stat.S_IMODE(st.st_mode)
-    if not privileged:
-        mode &= ~stat.S_ISUID
-        if mode & stat.S_IXGRP or outsider:
-            mode &= ~stat.S_ISGID
-    path = inode.proc_path()
-    if mode != stat.S_IMODE(st.st_mode):
-        os.chmod(path, mode)
-        inode.stale()
-    try:
-        os.removexattr(path, xattrs.CAPABILITY, follow_symlinks=inode.location() is None)
-    except OSError:
-        pass  # most files have none (ENODATA), and some filesystems cannot have any
+    mode = stat.S_IMODE(stat_of(state, inode).st_mode)
+    left = mode if privileged else _without_privileges(mode, outsider=outsider)
+    if left != mode:
+        chmod(state, inode, left)
+    _remove_capability(state, inode)

@@ -5,8 +5,12 @@
     publish   one rename into the upper, then the parent's times as they were
 
 Each step is undone when a later one fails, and a crash leaves garbage in work and nothing else. The order is that of
-fs/overlayfs/copy_up.c: xattrs after the data, because writing clears security.capability; the mode after the owner,
-because chown clears set-user-ID; times last; fsync before the rename, so that the name never leads to a torn file.
+fs/overlayfs/copy_up.c, but for the owner: xattrs after data and owner, because writing and chown(2) clear
+security.capability; the mode after the owner, because chown clears set-user-ID; times last; fsync before the rename,
+so that the name never leads to a torn file.
+
+What is copied is what the lower shows: where lower or upper stores ownership (core/ownership), owner, mode, device
+number and the names of attributes take the form that the upper keeps them in.
 """
 
 from __future__ import annotations
@@ -16,15 +20,19 @@ import os
 import stat
 
 from fuseunion.core import copy_data, metadata, origin
+from fuseunion.core.attributes import stat_of
 from fuseunion.core.inode import Directory, File
+from fuseunion.core.layer import Layer
 from fuseunion.core.links import INODE, key_of
 from fuseunion.core.lookup import cover, lower_name
+from fuseunion.core.ownership import Facts
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import State, Upper
 from fuseunion.core.work import times_kept, with_own_permission
 
 # Below this a copy without fsync takes less time than handing it to a thread.
 _INLINE_BYTES = 128 * 1024
+_PATH_MAX = 4095
 
 
 class CopyJob:
@@ -44,6 +52,8 @@ class CopyJob:
         self._name: bytes | None = None
         try:
             self._st = os.fstat(self._source)
+            self._facts = Facts.of(stat_of(state, file))
+            self._lower = state.layer_of(file)
             self.size = self._st.st_size if limit is None else min(limit, self._st.st_size)
             self._name = self._upper.work.new_name()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -64,13 +74,13 @@ class CopyJob:
             OSError: ENOSPC, EDQUOT, EIO; EPERM or EINVAL when owner or attributes cannot be kept.
         """
         shared = copy_data.copy(self._source, self._target, self.size, self._st.st_size)
-        metadata.copy_xattrs(self._source, self._target)
+        _clothe(self._state, self._lower, self._source, self._target, self._facts)
         self._mark_origin()
-        os.fchown(self._target, self._st.st_uid, self._st.st_gid)
-        os.fchmod(self._target, stat.S_IMODE(self._st.st_mode))
-        os.utime(self._target, ns=(self._st.st_atime_ns, self._st.st_mtime_ns))
+        metadata.copy_times(self._target, self._st)
         if self.size and not shared and not self._state.settings.volatile:
             os.fsync(self._target)
+            if self._upper.layer.ownership is not None:
+                self._upper.layer.ownership.sync()
 
     def _mark_origin(self) -> None:
         prefix = self._upper.work.capabilities.xattr_prefix
@@ -98,6 +108,14 @@ class CopyJob:
             if fd >= 0:
                 os.close(fd)
         self._name, self._source, self._target = None, -1, -1
+
+
+def _clothe(state: State, lower: Layer, source: bytes | int, target: bytes | int, facts: Facts) -> None:
+    """Owner, mode and xattrs of a finished copy that is still in work."""
+    upper = state.writable().layer
+    metadata.give_owner(target, facts, upper, state.settings.identity)
+    metadata.copy_xattrs(source, target, lower, upper)
+    metadata.give_mode(target, facts, upper)
 
 
 def publish(state: State, file: File, temporary: bytes, lower_st: os.stat_result) -> None:
@@ -132,7 +150,8 @@ def publish(state: State, file: File, temporary: bytes, lower_st: os.stat_result
 def _can_be_marked(upper: Upper, file: File) -> bool:
     """user.* may only lie on regular files and directories (fs/xattr.c xattr_permission)."""
     capabilities = upper.work.capabilities
-    return capabilities.trusted_xattrs or (capabilities.user_xattrs and stat.S_ISREG(file.kind))
+    regular = stat.S_ISREG(metadata.real_kind(file.kind, upper.layer))
+    return capabilities.trusted_xattrs or (capabilities.user_xattrs and regular)
 
 
 def _cover(state: State, file: File, directory: Directory, name: bytes) -> None:
@@ -176,6 +195,23 @@ def _link(source: tuple[RealDir, bytes], target: RealDir, name: bytes) -> None:
     os.link(source[1], name, src_dir_fd=source[0].fd(), dst_dir_fd=target.fd(), follow_symlinks=False)
 
 
+def readlink(file: File) -> bytes:
+    """The target of a symbolic link, real or stored (then it is the content of a regular file)."""
+    place = file.location()
+    try:
+        if place is None:
+            return os.readlink(b"", dir_fd=file.pin)
+        return os.readlink(place[1], dir_fd=place[0].fd())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT) or not stat.S_ISLNK(file.kind):
+            raise
+    fd = file.open(os.O_RDONLY)
+    try:
+        return os.read(fd, _PATH_MAX)
+    finally:
+        os.close(fd)
+
+
 def copy_up_special(state: State, file: File) -> None:
     """Copy up a symbolic link, device, fifo or socket.
 
@@ -185,21 +221,21 @@ def copy_up_special(state: State, file: File) -> None:
     upper = state.writable()
     assert file.lower is not None
     real, name = file.lower
-    st = file.real_stat()
+    st = stat_of(state, file)
     tmp = upper.work.tmp
     temporary = upper.work.new_name()
-    if stat.S_ISLNK(st.st_mode):
-        os.symlink(os.readlink(name, dir_fd=real.fd()), temporary, dir_fd=tmp.fd())
+    if stat.S_ISLNK(file.kind):
+        os.symlink(readlink(file), temporary, dir_fd=tmp.fd())
     else:
-        os.mknod(temporary, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=tmp.fd())
+        os.mknod(temporary, metadata.real_kind(file.kind, upper.layer) | 0o600, st.st_rdev, dir_fd=tmp.fd())
     try:
         path = tmp.proc_path(temporary)
-        metadata.copy_xattrs(real.proc_path(name), path)
+        _clothe(state, state.layer_of(file), real.proc_path(name), path, Facts.of(st))
         prefix = upper.work.capabilities.xattr_prefix
         if prefix is not None:
             ino = os.stat(temporary, dir_fd=tmp.fd(), follow_symlinks=False).st_ino
             origin.write(path, prefix, ino, file.ino, st.st_ctime_ns, b"")
-        metadata.copy_owner_mode_times(path, st)
+        metadata.copy_times(path, st)
         publish(state, file, temporary, st)
     except BaseException:
         if not file.in_upper:
@@ -226,27 +262,27 @@ def copy_up_directory(state: State, directory: Directory) -> RealDir:
     assert node is not None and node.upper is not None, "the root has an upper"
     made = node.upper
     for node in reversed(missing):
-        made = node.upper = _copy_directory(upper, made, node)
+        made = node.upper = _copy_directory(state, upper, made, node)
     return made
 
 
-def _copy_directory(upper: Upper, parent: RealDir, directory: Directory) -> RealDir:
+def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Directory) -> RealDir:
     source = directory.lowers[0]
-    st = os.stat(b".", dir_fd=source.fd())
+    st = stat_of(state, directory)
     work = upper.work
     temporary = work.new_name()
     os.mkdir(temporary, 0o700, dir_fd=work.tmp.fd())
     try:
         path = work.tmp.proc_path(temporary)
-        metadata.copy_xattrs(source.proc_path(b"."), path)
+        _clothe(state, source.layer, source.proc_path(b"."), path, Facts.of(st))
         prefix = work.capabilities.xattr_prefix
         if prefix is not None:
             ino = os.stat(temporary, dir_fd=work.tmp.fd()).st_ino
             metadata.mark_merged(path, prefix)
             origin.write(path, prefix, ino, directory.ino, st.st_ctime_ns, b"")
-        metadata.copy_owner_mode_times(path, st)
+        metadata.copy_times(path, st)
         with times_kept(parent):
-            _publish_directory(upper, temporary, parent, directory.name, stat.S_IMODE(st.st_mode))
+            _publish_directory(upper, temporary, parent, directory.name)
     except BaseException:
         work.remove_tree(temporary)
         raise
@@ -256,7 +292,7 @@ def _copy_directory(upper: Upper, parent: RealDir, directory: Directory) -> Real
     return parent.child(directory.name)
 
 
-def _publish_directory(upper: Upper, temporary: bytes, parent: RealDir, name: bytes, mode: int) -> None:
+def _publish_directory(upper: Upper, temporary: bytes, parent: RealDir, name: bytes) -> None:
     """Rename a directory from work into the upper.
 
     Moving a directory to another parent writes its "..", for which a daemon that is its plain owner needs write
@@ -268,6 +304,7 @@ def _publish_directory(upper: Upper, temporary: bytes, parent: RealDir, name: by
     except PermissionError as error:
         if error.errno != errno.EACCES:
             raise
+        mode = stat.S_IMODE(os.stat(temporary, dir_fd=work.tmp.fd()).st_mode)
         os.chmod(work.tmp.proc_path(temporary), mode | 0o700)
         with_own_permission(parent, None, lambda: work.publish(temporary, parent, name))
         os.chmod(parent.proc_path(name), mode)

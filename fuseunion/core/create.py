@@ -1,9 +1,9 @@
 """New names: create, mkdir, mknod, symlink, link.
 
-An object is never seen half made. Where its owner is the daemon's own and nothing lies in its place, one system call
-makes it in the upper as it shall be, and the upper's filesystem does the inheriting (set-group-ID directories, default
-ACLs, umask). Otherwise it is made in work, closed to everybody, gets owner, ACL and mode, and enters the upper by one
-rename: over a whiteout where there is one.
+An object is never seen half made. Where its owner is the daemon's own, no ownership is stored and nothing lies in its
+place, one system call makes it in the upper as it shall be, and the upper's filesystem does the inheriting
+(set-group-ID directories, default ACLs, umask). Otherwise it is made in work, closed to everybody, gets owner, ACL and
+mode, and enters the upper by one rename: over a whiteout where there is one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fuseunion.core import acl, xattrs
+from fuseunion.core import acl, metadata, xattrs
+from fuseunion.core.attributes import stat_of
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.handle import FileHandle
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.lookup import is_reserved, resolve
 from fuseunion.core.origin_path import note_path
+from fuseunion.core.ownership import Facts
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import State
+
+_Make = Callable[[bytes, int, int], int | None]
+"""`make(name, dirfd, mode)` does the system call and may return a descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +98,23 @@ def default_acl(state: State, directory: Directory) -> bytes:
     return known
 
 
-def _make(
-    state: State, place: _Place, mode: int, owner: Owner, make: Callable[[bytes, int, int], int | None]
-) -> int | None:
-    """Make an object; `make(name, dirfd, mode)` does the system call and may return a descriptor."""
-    if not place.hidden and owner.uid == state.uid and owner.gid == state.gid:
+def _make(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rdev: int = 0) -> int | None:
+    if (
+        not place.hidden
+        and owner.uid == state.uid
+        and owner.gid == state.gid
+        and state.writable().layer.ownership is None
+    ):
         with _umask(owner.umask):
             return make(place.name, place.upper.fd(), mode)
-    return _make_in_work(state, place, mode, owner, make)
+    return _make_in_work(state, place, mode, owner, make, rdev)
 
 
-def _make_in_work(
-    state: State, place: _Place, mode: int, owner: Owner, make: Callable[[bytes, int, int], int | None]
-) -> int | None:
+def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rdev: int) -> int | None:
     upper = state.writable()
     work = upper.work
     kind = stat.S_IFMT(mode)
-    parent_st = os.stat(b".", dir_fd=place.upper.fd())
+    parent_st = stat_of(state, place.directory)
     gid = owner.gid
     permissions = stat.S_IMODE(mode)
     if parent_st.st_mode & stat.S_ISGID:
@@ -118,16 +123,18 @@ def _make_in_work(
             permissions |= stat.S_ISGID
     inherited = acl.inherit(default_acl(state, place.directory) or None, kind | permissions, owner.umask)
     temporary = work.new_name()
-    fd = make(temporary, work.tmp.fd(), kind | (0o700 if kind == stat.S_IFDIR else 0o600))
+    facts = Facts(owner.uid, gid, stat.S_IMODE(inherited.mode), kind, rdev)
+    fd = make(
+        temporary, work.tmp.fd(), metadata.real_kind(kind, upper.layer) | (0o700 if kind == stat.S_IFDIR else 0o600)
+    )
     try:
         path = work.tmp.proc_path(temporary)
-        os.chown(path, owner.uid, gid, follow_symlinks=False)
-        if kind != stat.S_IFLNK:
-            if inherited.access is not None:
-                os.setxattr(path, xattrs.POSIX_ACL_ACCESS, inherited.access, follow_symlinks=False)
-            if inherited.default is not None and kind == stat.S_IFDIR:
-                os.setxattr(path, xattrs.POSIX_ACL_DEFAULT, inherited.default, follow_symlinks=False)
-            os.chmod(path, stat.S_IMODE(inherited.mode))
+        metadata.give_owner(path, facts, upper.layer, state.settings.identity)
+        if inherited.access is not None:
+            os.setxattr(path, xattrs.POSIX_ACL_ACCESS, inherited.access, follow_symlinks=False)
+        if inherited.default is not None and kind == stat.S_IFDIR:
+            os.setxattr(path, xattrs.POSIX_ACL_DEFAULT, inherited.default, follow_symlinks=False)
+        metadata.give_mode(path, facts, upper.layer)
         if kind == stat.S_IFDIR and place.hidden:
             upper.whiteouts.make_opaque(work.tmp, work.tmp.child(temporary))
         if place.device:
@@ -148,15 +155,16 @@ def _register(state: State, place: _Place) -> Inode:
     if st is None:
         raise OSError(errno.EIO, "the new object is not there", place.name)
     ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
+    shown = place.upper.shown(place.name, st)
     inode: Inode
     if stat.S_ISDIR(st.st_mode):
         inode = Directory(ino, place.directory, place.name, place.upper.child(place.name), ())
     else:
-        inode = file = File(ino, stat.S_IFMT(st.st_mode))
+        inode = file = File(ino, stat.S_IFMT(shown.st_mode))
         file.upper = (place.upper, place.name)
         file.disk_id = (st.st_dev, st.st_ino)
         file.add_place(place.directory, place.name)
-    inode.st = st
+    inode.st = shown
     state.table.add(inode)
     place.directory.children[place.name] = inode
     place.directory.stale()
@@ -211,7 +219,7 @@ def mknod(state: State, directory: Directory, name: bytes, mode: int, rdev: int,
     def make(new: bytes, dirfd: int, new_mode: int) -> None:
         os.mknod(new, new_mode, rdev, dir_fd=dirfd)
 
-    _make(state, place, mode, owner, make)
+    _make(state, place, mode, owner, make, rdev)
     return _register(state, place)
 
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fuseunion.core.numbers import ROOT, Ino, Numbers
+from fuseunion.core.ownership import OwnershipStore
 from fuseunion.core.realdir import RealDir
 
 if TYPE_CHECKING:
@@ -146,6 +147,11 @@ class File(Inode):
             return b"/proc/self/fd/%d" % self.pin
         return place[0].proc_path(place[1])
 
+    def where(self) -> bytes | int:
+        """The same for calls that must not follow a link: a path, or the pin's descriptor."""
+        place = self.location()
+        return self.pin if place is None else place[0].proc_path(place[1])
+
     def real_stat(self) -> os.stat_result:
         """lstat of the object on disk.
 
@@ -232,6 +238,10 @@ class Directory(Inode):
     def proc_path(self) -> bytes:
         return self.top.proc_path(b".")
 
+    def where(self) -> bytes:
+        """As File.where."""
+        return self.proc_path()
+
     def real_stat(self) -> os.stat_result:
         return os.stat(b".", dir_fd=self.top.fd())
 
@@ -239,8 +249,9 @@ class Directory(Inode):
 class InodeTable:
     """Every inode the kernel knows, by number."""
 
-    def __init__(self, root: Directory, numbers: Numbers) -> None:
+    def __init__(self, root: Directory, numbers: Numbers, ownership: OwnershipStore | None = None) -> None:
         self.numbers = numbers
+        self._ownership = ownership  # of the upper
         self.root = root
         root.nlookup = 1
         self._inodes: dict[int, Inode] = {ROOT: root}
@@ -308,27 +319,46 @@ class InodeTable:
             inode = waiting.pop()
             if inode.nlookup or inode.open_count or inode is self.root:
                 continue
-            if isinstance(inode, Directory):
-                if inode.children:
-                    continue
-                for real in inode.layers():
-                    real.unpin_if_removed(inode.removed)
-            elif isinstance(inode, File):
-                inode.unpin()
+            if isinstance(inode, Directory) and inode.children:
+                continue
+            self._let_go(inode)
             for directory, name in inode.places():
                 if directory.children.get(name) is inode:
                     del directory.children[name]
                     waiting.append(directory)
             self._inodes.pop(inode.ino, None)
 
+    def _let_go(self, inode: Inode) -> None:
+        """Close the descriptors by which an inode is held; what is stored of a removed object goes with it."""
+        if self._ownership is not None and inode.removed:
+            self._forget_stored(self._ownership, inode)
+        if isinstance(inode, Directory):
+            for real in inode.layers():
+                real.unpin_if_removed(inode.removed)
+        elif isinstance(inode, File):
+            inode.unpin()
+
+    @staticmethod
+    def _forget_stored(ownership: OwnershipStore, inode: Inode) -> None:
+        """A row that stays is garbage and does no harm, so errors are logged only."""
+        try:
+            if isinstance(inode, File) and inode.in_upper and inode.pin >= 0:
+                st = os.fstat(inode.pin)
+            elif isinstance(inode, Directory) and inode.upper is not None:
+                st = inode.real_stat()
+            else:
+                return
+            if st.st_nlink == 0:
+                ownership.forget(st)
+        except OSError as error:
+            log.warning("what is stored of the removed inode %d stays: %s", inode.ino, error)
+
     def close(self) -> None:
         """Close the pins that are left at unmount."""
         for inode in self._inodes.values():
+            if inode is not self.root:
+                self._let_go(inode)
             if isinstance(inode, File):
-                inode.unpin()
                 for handle in inode.handles:
                     handle.close()
-            elif isinstance(inode, Directory) and inode is not self.root:
-                for real in inode.layers():
-                    real.unpin_if_removed(inode.removed)
         self._inodes.clear()

@@ -13,6 +13,8 @@ import stat
 from dataclasses import dataclass
 
 from fuseunion import syscalls
+from fuseunion.core import xattrs
+from fuseunion.core.ownership import OwnershipStore
 from fuseunion.core.realdir import DescriptorCache, RealDir
 
 log = logging.getLogger("fuseunion.layer")
@@ -29,12 +31,23 @@ class Layer:
         writable: True for the upper.
         label: how messages name it, usually its path.
         covered: where the union itself is mounted, as names from this root, when that lies strictly inside.
+
+    Attributes:
+        ownership: where owners and modes are stored, or None where they are what stat(2) says; the layer closes it.
     """
 
-    def __init__(self, root_fd: int, *, writable: bool, label: str, covered: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self,
+        root_fd: int,
+        *,
+        writable: bool,
+        label: str,
+        covered: tuple[bytes, ...] = (),
+    ) -> None:
         self.root_fd = root_fd
         self.writable = writable
         self.label = label
+        self.ownership: OwnershipStore | None = None
         self.st_dev = os.fstat(root_fd).st_dev
         # One cache a layer: upper and lowers cannot push each other's descriptors out.
         self.descriptors = DescriptorCache()
@@ -47,6 +60,20 @@ class Layer:
         """Close every descriptor of the layer."""
         self.descriptors.close()
         self.root.unpin()
+        if self.ownership is not None:
+            self.ownership.close()
+
+    def xattr_to_disk(self, name: bytes) -> bytes:
+        """The name under which a user's attribute is kept in this layer.
+
+        Raises:
+            OSError: EPERM for names that a user may not set.
+        """
+        return xattrs.to_disk(name) if self.ownership is None else self.ownership.xattr_to_disk(name)
+
+    def xattr_to_shown(self, disk: bytes) -> bytes | None:
+        """The name a user sees for one on disk in this layer, or None when he must not see it."""
+        return xattrs.to_shown(disk) if self.ownership is None else self.ownership.xattr_to_shown(disk)
 
 
 def _may_open_noatime(root_fd: int) -> bool:

@@ -77,7 +77,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             if directories and whiteout.is_opaque(directories[-1].parent or real, directories[-1], last_marks):
                 break
             child = real.child(name)
-            last_marks = xattrs.marks(real.proc_path(name)) if below or real.layer.writable else {}
+            last_marks = _marks(real, name) if below or real.layer.writable else {}
             if not directories:
                 top_marks = last_marks
             directories.append(child)
@@ -88,6 +88,10 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
         if below and real.hides(name):
             break
     return FoundDirectory(directories, top_marks) if directories else None
+
+
+def _marks(real: RealDir, name: bytes) -> dict[bytes, bytes]:
+    return {} if real.is_covered(name) else xattrs.marks(real.proc_path(name))
 
 
 def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list[RealDir]:
@@ -162,14 +166,18 @@ def _directory(state: State, parent: Directory, name: bytes, found: FoundDirecto
     upper = stack[0] if stack[0].layer.writable else None
     lowers = tuple(stack[1:] if upper is not None else stack)
     top = stack[0]
-    st = os.stat(name, dir_fd=(top.parent or top).fd(), follow_symlinks=False)
+    beside = top.parent
+    assert beside is not None, "a layer's root is never looked up"
+    st = beside.stat(name)
+    if st is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     if lowers:
         numbered = st if upper is None else os.stat(b".", dir_fd=lowers[0].fd())
         ino = state.numbers.number(numbered.st_dev, numbered.st_ino)
     else:
         ino = _marked_number(state, parent, name, st, found.marks)
     inode = Directory(state.table.free_number(ino), parent, name, upper, lowers)
-    inode.st = st
+    inode.st = beside.shown(name, st)
     state.table.add(inode)
     return inode
 
@@ -196,11 +204,12 @@ def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
             known.upper = (found.real, name)
             known.unpin()
         return known
-    inode = File(state.table.free_number(ino), stat.S_IFMT(st.st_mode))
+    shown = found.real.shown(name, st)
+    inode = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode))
     inode.upper = (found.real, name)
     inode.disk_id = disk_id
     inode.group = group
-    inode.st = st
+    inode.st = shown
     inode.add_place(parent, name)
     state.table.add(inode)
     return inode
@@ -216,10 +225,11 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
             known.add_place(parent, name)
             _seen_again(state, known, found.real, name)
             return known
-    inode = File(state.table.free_number(ino), stat.S_IFMT(st.st_mode))
+    shown = found.real.shown(name, st)
+    inode = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode))
     inode.lower = (found.real, name)
     inode.lower_id = lower_id
-    inode.st = st
+    inode.st = shown
     inode.add_place(parent, name)
     if st.st_nlink > 1:
         inode.link_key = key_of(ino, st)

@@ -6,7 +6,10 @@ import errno
 import os
 import stat
 
-from fuseunion.core import xattrs
+from fuseunion.core import acl, xattrs
+from fuseunion.core.identity import KEEP, Identity
+from fuseunion.core.layer import Layer
+from fuseunion.core.ownership import Facts, backing_mode
 
 # Not kept in silence: attributes that the upper's filesystem has no place for (fs/overlayfs/copy_up.c ovl_copy_xattr).
 _NO_PLACE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
@@ -14,32 +17,45 @@ _NO_PLACE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 _UNREADABLE = frozenset({errno.EOVERFLOW, errno.ENODATA, errno.EOPNOTSUPP})
 
 
-def copy_xattrs(source: bytes | int, target: bytes | int) -> None:
-    """Copy every xattr but the union's own marks. Paths are not followed.
+# What chown(2) says of an owner that is not the daemon's to give, or has no spelling in its user namespace.
+_NOT_OURS_TO_GIVE = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
+
+
+def copy_xattrs(source: bytes | int, target: bytes | int, lower: Layer, upper: Layer) -> None:
+    """Copy every xattr that a user sees, but not the union's own marks. Paths are not followed.
+
+    Between layers that keep ownership in different ways the same attribute has different names.
 
     Raises:
         OSError: when a POSIX ACL or a security.* attribute, or space, is refused; what belongs to security modules
             that the upper's filesystem does not have is left out.
     """
     for name in xattrs.listxattr(source):
-        if xattrs.is_private(name):
+        shown = lower.xattr_to_shown(name)
+        if shown is None:
             continue
+        try:
+            disk = name if lower.ownership is upper.ownership else upper.xattr_to_disk(shown)
+        except PermissionError:
+            continue  # a stored owner lay about in a layer that has none, or the name is too long with its prefix
         try:
             value = _get(source, name)
         except OSError as error:
             if error.errno in _UNREADABLE:
                 continue
             raise
+        if shown == xattrs.POSIX_ACL_ACCESS and upper.ownership is not None:
+            value = acl.with_owner(value, acl.FULL)
         try:
             if isinstance(target, int):
-                os.setxattr(target, name, value)
+                os.setxattr(target, disk, value)
             else:
-                os.setxattr(target, name, value, follow_symlinks=False)
+                os.setxattr(target, disk, value, follow_symlinks=False)
         except OSError as error:
-            must = name in (xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT, xattrs.CAPABILITY)
+            must = shown in (xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT, xattrs.CAPABILITY)
             if error.errno in _NO_PLACE and not must:
                 continue
-            if error.errno == errno.EPERM and name.startswith(b"security.") and not must:
+            if error.errno == errno.EPERM and disk.startswith(b"security.") and not must:
                 continue  # a label that the security module gives by itself (security.selinux in a user namespace)
             raise
 
@@ -50,12 +66,57 @@ def _get(source: bytes | int, name: bytes) -> bytes:
     return os.getxattr(source, name, follow_symlinks=False)
 
 
-def copy_owner_mode_times(path: bytes, st: os.stat_result) -> None:
-    """Give an object that is still in work the owner, mode and times of `st`."""
-    os.chown(path, st.st_uid, st.st_gid, follow_symlinks=False)
-    if not stat.S_ISLNK(st.st_mode):
-        os.chmod(path, stat.S_IMODE(st.st_mode))
-    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
+def chown(where: bytes | int, uid: int, gid: int, identity: Identity, *, follow: bool = False) -> None:
+    """chown(2) of a real object; an owner that cannot be given is let go where owners are squashed anyway."""
+    try:
+        if isinstance(where, int):
+            os.chown(where, uid, gid)
+        else:
+            os.chown(where, uid, gid, follow_symlinks=follow)
+    except OSError as error:
+        if not identity.lenient or error.errno not in _NOT_OURS_TO_GIVE:
+            raise
+
+
+def give_owner(where: bytes | int, facts: Facts, upper: Layer, identity: Identity) -> None:
+    """Give an object that is still in work its owner; with stored ownership, all of the facts.
+
+    Args:
+        where: a path that is not followed, or a descriptor.
+        facts: as they shall be shown; KEEP as uid or gid leaves the daemon's own.
+    """
+    if upper.ownership is None:
+        chown(where, facts.uid, facts.gid, identity)
+        return
+    real = os.stat(where) if isinstance(where, int) else os.stat(where, follow_symlinks=False)
+    uid = real.st_uid if facts.uid == KEEP else facts.uid
+    gid = real.st_gid if facts.gid == KEEP else facts.gid
+    upper.ownership.store(where, real, facts._replace(uid=uid, gid=gid))
+
+
+def give_mode(where: bytes | int, facts: Facts, upper: Layer) -> None:
+    """Give an object that is still in work its mode, after owner and ACL: both change it."""
+    if facts.kind != stat.S_IFLNK:
+        os.chmod(where, real_mode(facts.kind, facts.mode, upper))
+
+
+def real_mode(kind: int, mode: int, upper: Layer) -> int:
+    """The permissions of the real object for one that shows `mode`."""
+    return mode if upper.ownership is None else stat.S_IMODE(backing_mode(kind | mode))
+
+
+def real_kind(kind: int, upper: Layer) -> int:
+    """The type of the real object that stands for one of type `kind` in the upper."""
+    return kind if upper.ownership is None else stat.S_IFMT(backing_mode(kind))
+
+
+def copy_times(where: bytes | int, st: os.stat_result) -> None:
+    """Give an object that is still in work the times of `st`."""
+    times = (st.st_atime_ns, st.st_mtime_ns)
+    if isinstance(where, int):
+        os.utime(where, ns=times)
+    else:
+        os.utime(where, ns=times, follow_symlinks=False)
 
 
 def mark_merged(path: bytes, prefix: bytes) -> None:

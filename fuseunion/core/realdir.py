@@ -143,9 +143,13 @@ class RealDir:
 
     # -- files -----------------------------------------------------------------------------------------------------
 
+    def is_covered(self, name: bytes) -> bool:
+        """True for the name that the union itself is mounted over: any access by path would wait for ourselves."""
+        return bool(self._trail) and self._trail == (name,)
+
     def stat(self, name: bytes) -> os.stat_result | None:
         """lstat(2) of one name, or None when it is not there."""
-        if self._trail and len(self._trail) == 1 and self._trail[0] == name:
+        if self.is_covered(name):
             return self.layer.covered_stat
         try:
             return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
@@ -153,6 +157,17 @@ class RealDir:
             if error.errno in _ABSENT:
                 return None
             raise
+
+    def shown(self, name: bytes, st: os.stat_result) -> os.stat_result:
+        """What to show for a name whose lstat is `st`: the same, but for a layer with stored ownership.
+
+        Raises:
+            OSError: EINVAL for stored ownership that cannot be read.
+        """
+        ownership = self.layer.ownership
+        if ownership is None or self.is_covered(name):
+            return st
+        return ownership.load(self.proc_path(name), st)
 
     def open(self, name: bytes, flags: int) -> int:
         """openat(2) of one name, close-on-exec, never following a link, without touching the access time.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fuseunion.core.identity import IDENTITY, Identity
-from fuseunion.core.inode import Directory, InodeTable
+from fuseunion.core.inode import Directory, File, Inode, InodeTable
 from fuseunion.core.layer import Layer
 from fuseunion.core.links import LinkIndex
 from fuseunion.core.numbers import ROOT, Numbers
@@ -80,7 +80,17 @@ class State:
         self.origins = OriginReader(roots, self.numbers)
         upper_root = upper.layer.root if upper is not None else None
         self.root = Directory(ROOT, None, b"", upper_root, roots)
-        self.table = InodeTable(self.root, self.numbers)
+        self.table = InodeTable(self.root, self.numbers, upper.layer.ownership if upper is not None else None)
+
+    def layer_of(self, inode: Inode) -> Layer:
+        """The layer that gives an inode its attributes."""
+        if isinstance(inode, Directory):
+            return inode.top.layer
+        assert isinstance(inode, File)
+        if inode.in_upper:
+            return self.writable().layer
+        assert inode.lower is not None
+        return inode.lower[0].layer
 
     def writable(self) -> Upper:
         """The writable side.

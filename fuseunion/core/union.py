@@ -17,7 +17,7 @@ from collections.abc import Generator, Sequence
 
 from fuseunion.core import attributes, create, remove, rename, xattr_ops
 from fuseunion.core.attributes import Change
-from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, try_link_name
+from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, readlink, try_link_name
 from fuseunion.core.create import Owner
 from fuseunion.core.handle import DirectoryHandle, FileHandle
 from fuseunion.core.inode import Directory, File, Inode
@@ -125,8 +125,8 @@ class Union:
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def stat(self, inode: Inode) -> tuple[os.stat_result, int]:
-        """lstat of an inode as on disk, and the count of links to show."""
-        st = attributes.stat_of(inode)
+        """lstat of an inode, its owner in disk ids, and the count of links to show."""
+        st = attributes.stat_of(self.state, inode)
         return st, attributes.nlink_of(inode, st)
 
     def setattr(self, inode: Inode, change: Change) -> None:
@@ -136,14 +136,11 @@ class Union:
             return
         if isinstance(inode, Directory):
             copy_up_directory(self.state, inode)
-        attributes.apply(inode, change)
+        attributes.apply(self.state, inode, change)
 
     def readlink(self, file: File) -> bytes:
         """The target of a symbolic link."""
-        place = file.location()
-        if place is None:
-            return os.readlink(b"", dir_fd=file.pin)
-        return os.readlink(place[1], dir_fd=place[0].fd())
+        return readlink(file)
 
     def statfs(self) -> os.statvfs_result:
         """statvfs(3) of the upper, or of the topmost lower."""
@@ -256,14 +253,14 @@ class Union:
 
     def drop_setgid(self, inode: Inode) -> None:
         """Somebody who is not in the group of an object changed it: the set-group-ID bit goes."""
-        st = attributes.stat_of(inode)
+        st = attributes.stat_of(self.state, inode)
         if st.st_mode & stat.S_ISGID:
-            attributes.apply(inode, Change(mode=st.st_mode & ~stat.S_ISGID))
+            attributes.apply(self.state, inode, Change(mode=st.st_mode & ~stat.S_ISGID))
 
     def truncate_at_open(self, file: File, *, privileged: bool, outsider: bool) -> None:
         """What O_TRUNC does to a file that was copied up (attributes.clear_privileges)."""
-        attributes.clear_privileges(file, privileged=privileged, outsider=outsider)
-        attributes.apply(file, Change(size=0))
+        attributes.clear_privileges(self.state, file, privileged=privileged, outsider=outsider)
+        attributes.apply(self.state, file, Change(size=0))
 
     def opendir(self, directory: Directory) -> DirectoryHandle:
         """Open a directory."""
@@ -286,6 +283,17 @@ class Union:
             return None
         return directory.upper.open(b".", os.O_RDONLY | os.O_DIRECTORY)
 
+    @property
+    def stores_ownership(self) -> bool:
+        """True when owners and modes of the upper are stored beside the files."""
+        return self.state.upper is not None and self.state.upper.layer.ownership is not None
+
+    def sync_ownership(self) -> None:
+        """Put stored owners and modes on disk, as fsync(2) does with real ones; may run in any thread."""
+        upper = self.state.upper
+        if upper is not None and upper.layer.ownership is not None and not self.settings.volatile:
+            upper.layer.ownership.sync()
+
     # -- extended attributes -----------------------------------------------------------------------------------------
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
@@ -295,6 +303,10 @@ class Union:
     def listxattr(self, inode: Inode) -> list[bytes]:
         """The names of all attributes a user may see (xattr_ops.listxattr)."""
         return xattr_ops.listxattr(self.state, inode)
+
+    def check_xattr_name(self, name: bytes) -> None:
+        """Refuse names that cannot be set, before anything is copied up for them (xattr_ops.setxattr)."""
+        self.state.writable().layer.xattr_to_disk(name)
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         """Set an attribute. Precondition: a file was copied up."""

@@ -1,5 +1,8 @@
 """Extended attributes of merged objects: what is asked for, listed, set and removed through the union.
 
+Ids in ACLs and capabilities go through the id maps (acl.py, capability.py). Where ownership is stored, the mode is the
+store's, and with it what an ACL grants to the owner.
+
 The kernel has checked permissions and namespaces already (fs/xattr.c xattr_permission) and asks, before each write to a
 file, for security.capability. Attributes known to be absent are therefore remembered per inode.
 """
@@ -9,13 +12,16 @@ from __future__ import annotations
 import errno
 import os
 
-from fuseunion.core import xattrs
+from fuseunion.core import acl, attributes, capability, xattrs
+from fuseunion.core.attributes import stat_of
 from fuseunion.core.copy_up import copy_up_directory
+from fuseunion.core.identity import Identity
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.state import State
 
 # Asked for again and again by the kernel; nobody sets them behind our back.
 _REMEMBERED = frozenset({xattrs.CAPABILITY, xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT})
+_PERMISSIONS = 0o777
 _ACLS = frozenset({xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT})
 
 
@@ -39,15 +45,37 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     if name in inode.absent_xattrs:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     _check(state, name)
+    layer = state.layer_of(inode)
     path, follow = _path(inode)
     try:
-        return os.getxattr(path, xattrs.to_disk(name), follow_symlinks=follow)
+        value = os.getxattr(path, layer.xattr_to_disk(name), follow_symlinks=follow)
     except OSError as error:
         if error.errno == errno.ENODATA and name in _REMEMBERED:
             inode.absent_xattrs |= {name}
         if error.errno == errno.EPERM:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
         raise
+    if name == xattrs.POSIX_ACL_ACCESS and layer.ownership is not None:
+        value = acl.with_owner(value, stat_of(state, inode).st_mode >> 6 & 7)
+    return _to_shown(name, value, state.settings.identity)
+
+
+def _to_shown(name: bytes, value: bytes, identity: Identity) -> bytes:
+    if not identity.trivial:
+        if name in _ACLS:
+            return acl.to_shown(value, identity)
+        if name == xattrs.CAPABILITY:
+            return capability.to_shown(value, identity)
+    return value
+
+
+def _to_disk(name: bytes, value: bytes, identity: Identity) -> bytes:
+    if not identity.trivial:
+        if name in _ACLS:
+            return acl.to_disk(value, identity)
+        if name == xattrs.CAPABILITY:
+            return capability.to_disk(value, identity)
+    return value
 
 
 def listxattr(state: State, inode: Inode) -> list[bytes]:
@@ -61,7 +89,8 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
         if error.errno == errno.EOPNOTSUPP:
             return []
         raise
-    shown = (xattrs.to_shown(os.fsencode(name)) for name in names)
+    layer = state.layer_of(inode)
+    shown = (layer.xattr_to_shown(os.fsencode(name)) for name in names)
     return [name for name in shown if name is not None and (state.settings.acl or name not in _ACLS)]
 
 
@@ -86,10 +115,25 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
         OSError: EPERM for names that are not a user's; EOPNOTSUPP, ENOSPC, ERANGE of the upper's filesystem.
     """
     _check(state, name)
-    disk_name = xattrs.to_disk(name)
+    upper = state.writable().layer
+    disk_name = upper.xattr_to_disk(name)
+    value = _to_disk(name, value, state.settings.identity)
     path, follow = _writable_path(state, inode)
-    os.setxattr(path, disk_name, value, follow_symlinks=follow)
+    if name == xattrs.POSIX_ACL_ACCESS and upper.ownership is not None:
+        _set_stored_access_acl(state, inode, value)
+    else:
+        os.setxattr(path, disk_name, value, follow_symlinks=follow)
     _changed(inode, name)
+
+
+def _set_stored_access_acl(state: State, inode: Inode, value: bytes) -> None:
+    """An ACL sets the permission bits too (fs/posix_acl.c posix_acl_update_mode): stored ones, here."""
+    path, follow = _path(inode)
+    parsed = acl.parse(value)
+    os.setxattr(path, xattrs.POSIX_ACL_ACCESS, acl.with_owner(value, acl.FULL), follow_symlinks=follow)
+    if parsed:
+        kept = stat_of(state, inode).st_mode & ~_PERMISSIONS
+        attributes.chmod(state, inode, kept | acl.equivalent(parsed).permissions)
 
 
 def removexattr(state: State, inode: Inode, name: bytes) -> None:
@@ -99,7 +143,7 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
         OSError: ENODATA, EPERM, EOPNOTSUPP.
     """
     _check(state, name)
-    disk_name = xattrs.to_disk(name)
+    disk_name = state.writable().layer.xattr_to_disk(name)
     path, follow = _writable_path(state, inode)
     os.removexattr(path, disk_name, follow_symlinks=follow)
     _changed(inode, name)

@@ -17,7 +17,8 @@ from fuseunion import syscalls
 from fuseunion.core.ownership import Facts, OwnershipStore, choose
 from fuseunion.core.ownership.database import DatabaseStore, witness
 from fuseunion.core.ownership.facts import DATABASE_FILE
-from fuseunion.core.ownership.xattr import OverrideName, XattrStore
+from fuseunion.core.ownership.names import OverrideName
+from fuseunion.core.ownership.xattr import XattrStore
 from fuseunion.options import XattrPermissions
 
 CONTAINERS = OverrideName.CONTAINERS

@@ -22,8 +22,9 @@ from collections.abc import Iterable
 
 from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
+from fuseunion.core.ownership.names import OverrideName
 from fuseunion.core.ownership.store import OwnershipStore
-from fuseunion.core.ownership.xattr import OverrideName, XattrStore, getxattr, setxattr
+from fuseunion.core.ownership.xattr import XattrStore, getxattr, setxattr
 from fuseunion.options import XattrPermissions
 
 _log = logging.getLogger("fuseunion.ownership")
@@ -82,7 +83,9 @@ def choose(
             store = _database(work_fd, volatile=volatile) if error.errno == errno.EOPNOTSUPP else None
             if store is None:
                 raise
-            store.store(root_fd, os.fstat(root_fd), codec.parse(value))
+            st = os.fstat(root_fd)
+            if store.find(root_fd, st) is None:
+                store.store(root_fd, st, codec.parse(value))
         else:
             store = _with_xattr(name, work_fd, volatile=volatile)
     if store is not None:

@@ -21,6 +21,7 @@ import errno
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,6 +67,8 @@ class DatabaseStore(OwnershipStore):
         self.label = f"database {DATABASE_FILE.decode()}"
         self._work_fd = os.dup(work_fd)
         self._dirty = False
+        # A copy-up stores from a worker thread.
+        self._lock = threading.Lock()
         try:
             with _translated():
                 self._connection = sqlite3.connect(
@@ -97,7 +100,7 @@ class DatabaseStore(OwnershipStore):
         run("COMMIT")
 
     def find(self, where: Where, st: os.stat_result) -> Facts | None:
-        with _translated():
+        with self._lock, _translated():
             row = self._connection.execute(
                 "SELECT witness, uid, gid, mode, kind, rdev FROM facts WHERE ino = ?", (_key(st),)
             ).fetchone()
@@ -106,14 +109,14 @@ class DatabaseStore(OwnershipStore):
         return Facts(*row[1:])
 
     def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
-        with _translated():
+        with self._lock, _translated():
             self._connection.execute(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?, ?)", (_key(st), witness(where), *facts)
             )
         self._dirty = True
 
     def forget(self, st: os.stat_result) -> None:
-        with _translated():
+        with self._lock, _translated():
             self._connection.execute("DELETE FROM facts WHERE ino = ?", (_key(st),))
         self._dirty = True
 
@@ -124,9 +127,9 @@ class DatabaseStore(OwnershipStore):
 
     def sync(self) -> None:
         if self._dirty:
-            with _translated():
+            self._dirty = False  # before the work: what another thread stores meanwhile counts again
+            with self._lock, _translated():
                 self._connection.execute("PRAGMA wal_checkpoint(FULL)")
-            self._dirty = False
 
     def close(self) -> None:
         """Close the file, and remove it when nothing is stored."""

@@ -66,11 +66,17 @@ class Facts(NamedTuple):
         return cls(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode), kind, st.st_rdev if kind in _DEVICES else 0)
 
     def apply(self, st: os.stat_result) -> os.stat_result:
-        """The stat result of the real object, with these facts in place of its own; times and sizes stay exact."""
+        """The stat result of the real object, with these facts in place of its own; times and sizes stay exact.
+
+        Only a regular file can stand for something else (and not for a directory): whatever an attribute says, a
+        directory stays one, and so does a link.
+        """
         # The sequence holds whole seconds only; the dictionary that pickling uses has all the rest.
         _, (fields, extra) = cast(_Reduced, st.__reduce__())
-        kind = self.kind or stat.S_IFMT(st.st_mode)
-        extra["st_rdev"] = self.rdev if self.kind else st.st_rdev
+        kind, rdev = stat.S_IFMT(st.st_mode), st.st_rdev
+        if kind == stat.S_IFREG and self.kind not in (0, stat.S_IFDIR):
+            kind, rdev = self.kind, self.rdev
+        extra["st_rdev"] = rdev
         return os.stat_result((kind | self.mode, *fields[1:4], self.uid, self.gid, *fields[6:]), extra)
 
 

@@ -12,7 +12,16 @@ would carry along an owner that the file system has already shown as the owner.
 
 from __future__ import annotations
 
-from fuseunion.core.ownership.xattr import OverrideName
+import enum
+
+
+class OverrideName(enum.StrEnum):
+    """The attributes, in the order in which fuse-overlayfs looks for them (main.c main)."""
+
+    PRIVILEGED = "security.fuseoverlayfs.override_stat"
+    CONTAINERS = "user.containers.override_stat"
+    LEGACY = "user.fuseoverlayfs.override_stat"
+
 
 PREFIX = b"user.containers.override_"
 STORED = frozenset(name.encode() for name in OverrideName)

@@ -7,10 +7,13 @@ which every caller has at hand.
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 
+from fuseunion.core import xattrs
 from fuseunion.core.identity import KEEP
+from fuseunion.core.ownership import names
 from fuseunion.core.ownership.facts import Facts
 
 Where = bytes | int
@@ -69,6 +72,20 @@ class OwnershipStore(ABC):
                 mode=facts.mode if mode == KEEP else mode,
             ),
         )
+
+    def xattr_to_disk(self, name: bytes) -> bytes:
+        """The name under which a user's attribute is kept in a layer with this store.
+
+        Raises:
+            OSError: EPERM for names that a user may not set: a store's own, which would be a way around chown(2).
+        """
+        if name.startswith(names.PREFIX) or name in names.STORED:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return xattrs.to_disk(name)
+
+    def xattr_to_shown(self, disk: bytes) -> bytes | None:
+        """The name a user sees for one on disk, or None when he must not see it."""
+        return None if disk in names.STORED or disk.startswith(names.PREFIX) else xattrs.to_shown(disk)
 
     @abstractmethod
     def forget(self, st: os.stat_result) -> None:

@@ -7,14 +7,15 @@ in silence, as fuse-overlayfs does.
 
 from __future__ import annotations
 
-import enum
 import errno
 import logging
 import os
 import stat
 
 from fuseunion.core.ownership import facts as codec
+from fuseunion.core.ownership import names
 from fuseunion.core.ownership.facts import Facts
+from fuseunion.core.ownership.names import OverrideName
 from fuseunion.core.ownership.store import OwnershipStore, Where
 
 _log = logging.getLogger("fuseunion.ownership")
@@ -23,14 +24,6 @@ _log = logging.getLogger("fuseunion.ownership")
 # EACCES: user.* wants read permission on the object (fs/xattr.c xattr_permission); what a daemon may not read, a
 # foreign lower's file, must still be listed, and shows its real owner.
 _NOT_STORED = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES})
-
-
-class OverrideName(enum.StrEnum):
-    """The attributes, in the order in which fuse-overlayfs looks for them (main.c main)."""
-
-    PRIVILEGED = "security.fuseoverlayfs.override_stat"
-    CONTAINERS = "user.containers.override_stat"
-    LEGACY = "user.fuseoverlayfs.override_stat"
 
 
 class XattrStore(OwnershipStore):
@@ -67,6 +60,23 @@ class XattrStore(OwnershipStore):
             self.companion.store(where, st, facts)
         else:
             _log.debug("the owner %d:%d of inode %d has no place", facts.uid, facts.gid, st.st_ino)
+
+    def xattr_to_disk(self, name: bytes) -> bytes:
+        if self.name is not OverrideName.CONTAINERS or name.startswith(names.PREFIX):
+            return super().xattr_to_disk(name)
+        disk = names.to_disk(name)
+        if disk is None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return disk
+
+    def xattr_to_shown(self, disk: bytes) -> bytes | None:
+        if self.name is not OverrideName.CONTAINERS:
+            return super().xattr_to_shown(disk)
+        shown = names.to_shown(disk)
+        if shown != disk:
+            return shown
+        # What the real object has of these is not the user's: a label that a security module gave the daemon's file.
+        return None if disk.startswith(b"security.") else super().xattr_to_shown(disk)
 
     def forget(self, st: os.stat_result) -> None:
         if self.companion is not None and not self._holds(st):

@@ -343,6 +343,7 @@ class Operations(pyfuse3.Operations):
         handle = self._file_handle(fh)
         if handle.file.in_upper and not self.union.settings.volatile:
             await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, handle.fd)
+            await self._sync_ownership()
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -392,6 +393,11 @@ class Operations(pyfuse3.Operations):
                 await trio.to_thread.run_sync(os.fsync, fd)
             finally:
                 os.close(fd)
+            await self._sync_ownership()
+
+    async def _sync_ownership(self) -> None:
+        if self.union.stores_ownership:
+            await trio.to_thread.run_sync(self.union.sync_ownership)
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
@@ -428,7 +434,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         target = self.union.inode(inode)
-        xattrs.to_disk(name)
+        self.union.check_xattr_name(name)
         if isinstance(target, File):
             await self._copied_up(target)
         self.union.setxattr(target, name, value)
