@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import interpreter, libc, mountinfo, processes
-from tests.support.actor import Actor, Role
+from tests.support.actor import USUAL, Actor, Role
 from tests.support.arena import Arena
 from tests.support.mounts import Place
 from tests.support.user import User, ordinary_user
@@ -35,7 +35,7 @@ MOUNT_TEST_LIMIT = 60.0
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
     config.addinivalue_line("markers", "stress: takes minutes; runs with `-m stress` or FUSEUNION_STRESS=1")
-    config.addinivalue_line("markers", "actors(*names): who runs the test: root, user, userns (default: all)")
+    config.addinivalue_line("markers", "actors(*names): who runs the test: root, user, userns (default: these), denied")
     config.addinivalue_line("markers", "limit(seconds): how long a mount test may take before its daemons are killed")
 
 
@@ -46,7 +46,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def _roles(metafunc: pytest.Metafunc) -> list[Role]:
     marker = metafunc.definition.get_closest_marker("actors")
-    names = marker.args if marker else tuple(role.value for role in Role)
+    names = marker.args if marker else tuple(role.value for role in USUAL)
     roles = [Role(name) for name in names]
     return [role for role in roles if role is not Role.ROOT or os.geteuid() == 0]
 

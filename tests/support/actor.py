@@ -1,6 +1,6 @@
-"""Who runs a test: root, an ordinary user, or the root of a user namespace.
+"""Who runs a test: root, an ordinary user, the root of a user namespace, or a user to whom all that is denied.
 
-One test body serves all three. The body of an actor that is not the one who runs pytest is run in a forked child that
+One test body serves all of them. The body of an actor that is not the one who runs pytest is run in a forked child that
 became that actor first; what it raises is reported by the parent. A body therefore keeps to its arena, and makes its
 mounts itself instead of getting them from fixtures (fixtures run in the parent).
 """
@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +25,17 @@ from tests.support.user import User
 
 
 class Role(Enum):
-    """The three ways in which people run the product."""
+    """The ways in which people run the product."""
 
     ROOT = "root"
     USER = "user"
     NAMESPACE = "userns"
+    DENIED = "denied"
+    """A user who may open no /dev/fuse, make no user namespace and gain nothing from set-user-id programs."""
+
+
+USUAL = (Role.ROOT, Role.USER, Role.NAMESPACE)
+"""Who can mount with FUSE, and so runs a test that names nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class Actor:
                 return True
             case Role.USER:
                 return os.geteuid() != 0
-            case Role.NAMESPACE:
+            case Role.NAMESPACE | Role.DENIED:
                 return False
 
     @property
@@ -57,7 +64,7 @@ class Actor:
     @property
     def may_chown(self) -> bool:
         """Whether the actor owns more than one id."""
-        return self.role is not Role.USER
+        return self.role in (Role.ROOT, Role.NAMESPACE)
 
     @property
     def xattr_prefix(self) -> str:
@@ -123,6 +130,8 @@ class Actor:
             os.setresuid(0, 0, 0)
             libc.become_dumpable()
             libc.mount("none", "/", "none", libc.MS_REC | libc.MS_PRIVATE)
+        if self.role is Role.DENIED:
+            _deny_everything()
 
     def _map_ids(self, child: int) -> None:
         """Map the user to 0 and its subordinate ids from 1 on, as `unshare --map-root-user --map-auto` does."""
@@ -137,6 +146,26 @@ class Actor:
             else:
                 numbers = [str(number) for triple in ranges for number in triple]
                 subprocess.run([f"new{kind}map", str(child), *numbers], check=True)
+
+
+def _deny_everything() -> None:
+    """Leave the process what a shell account in a strict container has: no mounts, and no way to get any.
+
+    A user namespace is needed once, to take /dev/fuse away and to set the limit of namespaces to none. Its
+    capabilities go with the first program that is started (capabilities(7): execve by a user who is not root).
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNS)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        Path("/proc/self", name).write_text(text)
+    libc.mount("none", "/", "none", libc.MS_REC | libc.MS_PRIVATE)
+    with tempfile.NamedTemporaryFile() as closed:
+        os.chmod(closed.name, 0)
+        libc.mount(closed.name, "/dev/fuse", "none", libc.MS_BIND)
+    Path("/proc/sys/user/max_user_namespaces").write_text("0")
+    libc.forbid_new_privileges()
+    libc.drop_capabilities()
+    libc.become_dumpable()
 
 
 def _close(*descriptors: int) -> None:

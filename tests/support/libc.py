@@ -20,6 +20,7 @@ MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
 
 
 class RenameFlag(enum.IntFlag):
@@ -74,3 +75,17 @@ def syncfs(fd: int) -> None:
 def become_dumpable() -> None:
     """Let this process read its own /proc entries again after it changed its user id (prctl(2))."""
     _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))
+
+
+def forbid_new_privileges() -> None:
+    """No program that is started from here gains anything from set-user-id bits (prctl(2))."""
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def drop_capabilities() -> None:
+    """Give up every capability (capset(2))."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()))
