@@ -4,12 +4,27 @@ A daemon keeps no stderr: podman waits for every holder of that pipe to close it
 program). Where there is no syslog, as in most containers, lines of a daemon without --log-file are dropped.
 """
 
+import errno
 import logging
+import os
 import sys
 
 from fuseunion.errors import ExitCode, UserError
 
 _ROOT = logging.getLogger("fuseunion")
+_LIBRARY = logging.getLogger("pyfuse3")
+
+
+class _NotForgotten(logging.Filter):
+    """Drops pyfuse3's error about a reply to a request that the kernel has given up meanwhile.
+
+    Writing such a reply answers ENOENT (fs/fuse/dev.c, fuse_dev_do_write), which is normal when a caller was
+    interrupted, and for the last RELEASE of a mount that goes.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not ("fuse_reply" in message and message.endswith(os.strerror(errno.ENOENT)))
 
 
 class _SyslogHandler(logging.Handler):
@@ -67,8 +82,11 @@ def to_handler(handler: logging.Handler, *, trace: bool = False) -> None:
 
 
 def _replace(handler: logging.Handler, level: int) -> None:
-    for old in _ROOT.handlers[:]:
-        _ROOT.removeHandler(old)
-    _ROOT.addHandler(handler)
+    handler.addFilter(_NotForgotten())
+    for logger in (_ROOT, _LIBRARY):
+        for old in logger.handlers[:]:
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.propagate = False
     _ROOT.setLevel(level)
-    _ROOT.propagate = False
+    _LIBRARY.setLevel(logging.WARNING)
