@@ -312,8 +312,12 @@ class Union:
         """Set an attribute. Precondition: a file was copied up."""
         xattr_ops.setxattr(self.state, inode, name, value)
 
+    def xattr_is_there(self, inode: Inode, name: bytes) -> bool:
+        """Whether `removexattr` has something to do (xattr_ops.is_there)."""
+        return xattr_ops.is_there(self.state, inode, name)
+
     def removexattr(self, inode: Inode, name: bytes) -> None:
-        """Remove an attribute. Precondition: a file was copied up, after `getxattr` found the attribute."""
+        """Remove an attribute. Precondition: `xattr_is_there`, then a file was copied up."""
         xattr_ops.removexattr(self.state, inode, name)
 
 

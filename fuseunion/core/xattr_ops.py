@@ -136,6 +136,23 @@ def _set_stored_access_acl(state: State, inode: Inode, value: bytes) -> None:
         attributes.chmod(state, inode, kept | acl.equivalent(parsed).permissions)
 
 
+def is_there(state: State, inode: Inode, name: bytes) -> bool:
+    """Whether there is something to remove: nothing is copied up for an attribute that is not there.
+
+    Removing a POSIX ACL that is not there succeeds (fs/posix_acl.c, set_posix_acl without an ACL).
+
+    Raises:
+        OSError: ENODATA for any other attribute; EOPNOTSUPP.
+    """
+    try:
+        getxattr(state, inode, name)
+    except OSError as error:
+        if error.errno == errno.ENODATA and name in _ACLS:
+            return False
+        raise
+    return True
+
+
 def removexattr(state: State, inode: Inode, name: bytes) -> None:
     """removexattr(2).
 

@@ -452,7 +452,8 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         target = self.union.inode(inode)
-        self.union.getxattr(target, name)  # nothing is copied up for an attribute that is not there
+        if not self.union.xattr_is_there(target, name):
+            return
         if isinstance(target, File):
             await self._copied_up(target)
         self.union.removexattr(target, name)
