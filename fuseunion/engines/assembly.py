@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fuseunion.core.identity import IDENTITY, Identity, IdMap, IdRange
 from fuseunion.core.layer import Layer
+from fuseunion.core.ownership.choose import choose, detect
 from fuseunion.core.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.core.work import WorkDirectory
@@ -35,6 +36,8 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
     lowers = [
         Layer(opened.fd, writable=False, label=opened.label, covered=opened.covered) for opened in prepared.lowers
     ]
+    for lower in lowers:
+        lower.ownership = detect(lower.root_fd)
     if prepared.upper is None or prepared.work is None:
         return Layers(lowers, None, None)
     upper = Layer(prepared.upper.fd, writable=True, label=prepared.upper.label, covered=prepared.upper.covered)
@@ -52,6 +55,20 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
             f"({error.strerror} in the work directory '{prepared.work.label}'); use another or mount with --read-only",
             ExitCode.LAYERS,
         ) from None
+    try:
+        upper.ownership = choose(
+            upper.root_fd,
+            options.xattr_permissions,
+            work.layer.root_fd,
+            [lower.root_fd for lower in lowers],
+            volatile=_never_syncs(options),
+        )
+    except OSError as error:
+        raise UserError(
+            f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
+            "xattr_permissions=1 is for root, --fakeroot (xattr_permissions=2) for everybody",
+            ExitCode.LAYERS,
+        ) from None
     return Layers(lowers, upper, work)
 
 
@@ -65,13 +82,17 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
         UserError: USAGE, for id maps that are none.
     """
     settings = Settings(
-        volatile=options.volatile or options.ephemeral or not options.fsync,
+        volatile=_never_syncs(options),
         acl=options.acl,
         xattrs=options.xattrs,
         umask_pending=posix_acl,
         identity=identity(options),
     )
     return Union(layers.lowers, layers.upper, layers.work, settings)
+
+
+def _never_syncs(options: Options) -> bool:
+    return options.volatile or options.ephemeral or not options.fsync
 
 
 def identity(options: Options) -> Identity:

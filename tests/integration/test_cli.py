@@ -452,6 +452,14 @@ def test_bad_map_is_refused(arena: Arena) -> None:
     assert names(arena.root) == ["logs", "lower0", "merged"]
 
 
+@ONCE
+def test_stored_ownership_that_needs_root(arena: Arena) -> None:
+    lower, merged = arena.lower({}), arena.directory("merged")
+    said = run(arena, "-o", "xattr_permissions=1", lower, "upper", merged, code=3)
+    assert "owners cannot be stored in upper" in said
+    assert names(arena.root) == ["logs", "lower0", "merged"]
+
+
 def test_upper_and_work_of_a_live_mount(arena: Arena) -> None:
     lower, merged = arena.lower({}), arena.directory("merged")
     other = arena.directory("other")
