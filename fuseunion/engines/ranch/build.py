@@ -60,6 +60,8 @@ class Builder:
         self._merged = merged
         self._report = report
         self._count = 0
+        # Where each file with several names was copied first; so the memory that this takes goes with such files only.
+        self._copied: dict[tuple[int, int], tuple[RealDir, bytes]] = {}
         self._lowest = union.state.lowers[-1]
 
     def build(self, farm: RealDir, level: int = 0) -> None:
@@ -176,6 +178,9 @@ class Builder:
             if not private.same_file(farm, name, *place):
                 raise _in_the_way(way)
             return
+        st = self._union.stat(file)[0]
+        if st.st_nlink > 1 and self._link_copy((st.st_dev, st.st_ino), farm, name):
+            return
         try:
             source = file.open(os.O_RDONLY)
         except PermissionError:
@@ -186,6 +191,17 @@ class Builder:
             private.put_copy(source, farm, name)
         finally:
             os.close(source)
+
+    def _link_copy(self, key: tuple[int, int], farm: RealDir, name: bytes) -> bool:
+        """Make one more name of a copy, if the file was copied under another name before."""
+        first = self._copied.setdefault(key, (farm, name))
+        if first == (farm, name):
+            return False
+        try:
+            os.link(first[1], name, src_dir_fd=first[0].fd(), dst_dir_fd=farm.fd(), follow_symlinks=False)
+        except OSError:
+            return False  # a filesystem without links, or a directory that may not be searched any more
+        return True
 
 
 def names_in(directory: Directory, merged: tuple[int, int] | None) -> list[bytes]:
