@@ -31,7 +31,9 @@ from fuseunion.options import Engine, Options
 _log = logging.getLogger("fuseunion.setup")
 
 _DATABASE = os.fsdecode(DATABASE_FILE)
-_OURS_IN_WORK = frozenset(("work", "index", "links", _DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm"))
+_OURS_IN_WORK = frozenset(
+    ("work", "index", "links", _DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", f"{_DATABASE}-journal")
+)
 """What overlay filesystems leave in a work directory: work and index are the kernel's too."""
 
 _MAX_LOWERS = 500

@@ -122,7 +122,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
-        mount_point = mount.mount(prepared.target, _mount_flags(options))
+        stored = layers.upper is not None and layers.upper.ownership is not None
+        mount_point = mount.mount(prepared.target, _mount_flags(options, own_root=stored))
         stack.callback(mount_point.unmount)
         union = build_union(layers, options, posix_acl=mount_point.posix_acl)
         stack.callback(union.close)
@@ -133,11 +134,11 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
 
         gc.freeze()
         gc.enable()
-        operations = Operations(union, timeout=options.timeout, trace=options.trace)
+        operations = Operations(union, timeout=options.timeout, trace=options.trace, own_root=mount_point.own_root)
         session.serve(operations, mount_point, on_ready=live, allow_root=options.allow_root)
 
 
-def _mount_flags(options: Options) -> mount.MountFlags:
+def _mount_flags(options: Options, *, own_root: bool) -> mount.MountFlags:
     return mount.MountFlags(
         read_only=options.read_only,
         allow_other=True if options.allow_root else options.allow_other,
@@ -146,6 +147,7 @@ def _mount_flags(options: Options) -> mount.MountFlags:
         exec=options.exec,
         noatime=options.noatime,
         posix_acl=options.acl,
+        own_root=own_root,
     )
 
 

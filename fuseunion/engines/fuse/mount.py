@@ -11,6 +11,12 @@ A third kind of target, `/dev/fd/N`, is a descriptor that somebody else (Apptain
 
 pyfuse3 is given `/dev/fd/N` in each case. libfuse then mounts nothing and, above all, unmounts nothing: its own
 unmount goes by path, and after "umount M; fuseunion L U M" it would take away the new mount in place of the old.
+Who may do what is checked by the kernel (default_permissions). The one exception is `MountFlags.own_root`: an ordinary
+user whose tree has stored owners must be able to give files away and to write to what is not "his", as root of it. The
+kernel would refuse that before we are asked (fs/attr.c setattr_prepare), so it is told not to check. It still lets
+nobody in but processes with exactly the user's ids (fs/fuse/dir.c fuse_allow_current_process), for whom the daemon
+can do nothing that they could not do themselves.
+
 `MountPoint.unmount` acts only while the mount at the path is the one that was made here.
 """
 
@@ -45,6 +51,8 @@ class MountFlags(NamedTuple):
     noatime: bool = True
     posix_acl: bool = False
     """Ask for modes without the umask applied; only mount(2) can."""
+    own_root: bool = False
+    """An ordinary user who mounts through fusermount3, for himself alone, is root in the mount."""
 
 
 class MountPoint(NamedTuple):
@@ -55,12 +63,14 @@ class MountPoint(NamedTuple):
         path: absolute path of the mount point; None for a descriptor that somebody else mounted.
         mount_id: which mount is ours, as long as anything is at the path.
         posix_acl: MS_POSIXACL is in force.
+        own_root: the kernel checks no permissions, and nobody but the mounting user gets in.
     """
 
     fd: int
     path: str | None
     mount_id: int | None
     posix_acl: bool
+    own_root: bool = False
 
     def is_ours(self) -> bool:
         """Whether the mount that the path shows is still this one."""
@@ -114,15 +124,16 @@ def mount(target: str, flags: MountFlags) -> MountPoint:
         return MountPoint(fd, None, None, False)
     try:
         fd = _mount_directly(target, flags)
-        posix_acl = flags.posix_acl
+        posix_acl, own_root = flags.posix_acl, False
     except PermissionError:
-        fd = _mount_through_helper(target, flags)
+        own_root = flags.own_root and not flags.allow_other
+        fd = _mount_through_helper(target, flags, own_root=own_root)
         posix_acl = False
     try:
         mount_id = syscalls.mount_id(os.fsencode(target))
     except OSError:
         mount_id = None  # a kernel before 5.8: this mount is left for others to unmount
-    return MountPoint(fd, target, mount_id, posix_acl)
+    return MountPoint(fd, target, mount_id, posix_acl, own_root)
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
@@ -185,8 +196,10 @@ def _mount_directly(target: str, flags: MountFlags) -> int:
     return fd
 
 
-def _mount_through_helper(target: str, flags: MountFlags) -> int:
-    options = [f"fsname={SOURCE}", f"subtype={SOURCE}", "default_permissions"]
+def _mount_through_helper(target: str, flags: MountFlags, *, own_root: bool) -> int:
+    options = [f"fsname={SOURCE}", f"subtype={SOURCE}"]
+    if not own_root:
+        options.append("default_permissions")
     options.append("ro" if flags.read_only else "rw")
     # fusermount3 forces nosuid and nodev on an ordinary user; to ask for the opposite is an error there.
     options += ["nosuid", "nodev"]

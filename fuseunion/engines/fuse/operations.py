@@ -20,6 +20,7 @@ import functools
 import itertools
 import logging
 import os
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -80,16 +81,19 @@ class Operations(pyfuse3.Operations):
         union: what is mounted; the caller closes it afterwards.
         timeout: how long the kernel may keep entries and attributes, in seconds.
         trace: log each request.
+        own_root: the kernel checks no permissions, and only the mounting user, as root of the tree, can get in.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, union: Union, *, timeout: float = 1e9, trace: bool = False) -> None:
+    def __init__(self, union: Union, *, timeout: float = 1e9, trace: bool = False, own_root: bool = False) -> None:
         super().__init__()
         self.union = union
         self.trace = trace
-        self.enable_acl = union.settings.acl
+        # FUSE_POSIX_ACL would switch the kernel's permission checks on again (fs/fuse/inode.c process_init_reply).
+        self.enable_acl = union.settings.acl and not own_root
+        self._own_root = own_root
         self._timeout = timeout
         self._identity = union.settings.identity
         self._handles: dict[int, Handle] = {}
@@ -302,7 +306,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             await self._copied_up(file, 0)
             outsider = self._is_outsider(file, ctx)
-            self.union.truncate_at_open(file, privileged=ctx.uid == 0, outsider=outsider)
+            self.union.truncate_at_open(file, privileged=self._is_privileged(ctx), outsider=outsider)
         handle = self.union.open(file, flags)
         if handle.writable:
             handle.drops_setgid = setgid_is_at_risk(self.union.stat(file)[0]) and self._is_outsider(file, ctx)
@@ -418,8 +422,12 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        # The kernel checks by itself (default_permissions) and does not ask again.
-        raise FUSEError(errno.ENOSYS)
+        if not self._own_root:
+            # The kernel checks by itself (default_permissions) and does not ask again.
+            raise FUSEError(errno.ENOSYS)
+        st, _ = self.union.stat(self.union.inode(inode))
+        # Root may do everything but execute what nobody may execute (fs/namei.c generic_permission).
+        return not (mode & os.X_OK and stat.S_ISREG(st.st_mode) and not st.st_mode & 0o111)
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -441,9 +449,12 @@ class Operations(pyfuse3.Operations):
         if name == xattrs.POSIX_ACL_ACCESS and self._is_outsider(target, ctx):
             self.union.drop_setgid(target)  # fs/posix_acl.c posix_acl_update_mode
 
+    def _is_privileged(self, ctx: RequestContext) -> bool:
+        return ctx.uid == 0 or self._own_root
+
     def _is_outsider(self, inode: Inode, ctx: RequestContext) -> bool:
         """True when the caller is neither privileged nor in the group of a file."""
-        if ctx.uid == 0:
+        if self._is_privileged(ctx):
             return False
         st, _ = self.union.stat(inode)
         shown_gid = self._identity.shown_gid(DiskGid(st.st_gid))
