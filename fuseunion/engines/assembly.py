@@ -1,5 +1,6 @@
 """From opened directories to the core's objects."""
 
+import logging
 import os
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from fuseunion.engines import volatile
 from fuseunion.engines.setup import Prepared
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import Options
+
+_log = logging.getLogger("fuseunion.ownership")
 
 DISABLE_WHITEOUT_DEVICES = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT"
 """Environment variable of fuse-overlayfs: write whiteouts as `.wh.` files only."""
@@ -70,6 +73,13 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
             ExitCode.LAYERS,
         ) from None
     return Layers(lowers, upper, work)
+
+
+def announce(layers: Layers) -> None:
+    """Say in the log whose facts are shown for which layer; called once the log is open."""
+    for layer in (layers.upper, *layers.lowers):
+        if layer is not None and layer.ownership is not None:
+            _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)
 
 
 def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:

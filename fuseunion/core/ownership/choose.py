@@ -16,7 +16,6 @@ The database module, and with it sqlite3, is imported only where a database is u
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Iterable
 
@@ -26,8 +25,6 @@ from fuseunion.core.ownership.names import OverrideName
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.xattr import XattrStore, getxattr, setxattr
 from fuseunion.options import XattrPermissions
-
-_log = logging.getLogger("fuseunion.ownership")
 
 _ABSENT = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 _NAMES = {
@@ -88,8 +85,6 @@ def choose(
                 store.store(root_fd, st, codec.parse(value))
         else:
             store = _with_xattr(name, work_fd, volatile=volatile)
-    if store is not None:
-        _log.info("owners and modes of the upper are stored in %s", store.label)
     return store
 
 

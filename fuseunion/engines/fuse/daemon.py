@@ -25,7 +25,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from fuseunion.engines import log
-from fuseunion.engines.assembly import build_union, open_layers
+from fuseunion.engines.assembly import announce, build_union, open_layers
 from fuseunion.engines.fuse import mount
 from fuseunion.engines.setup import Prepared
 from fuseunion.errors import ExitCode, UserError
@@ -131,6 +131,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         def live() -> None:
             prepared.keep()
             ready()
+            announce(layers)
 
         gc.freeze()
         gc.enable()
