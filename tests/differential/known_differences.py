@@ -59,8 +59,8 @@ KNOWN = (
         frozenset({Call.REMOVEXATTR}),
         "ENODATA",
         None,
-        "removing an ACL that is not there succeeds on a local filesystem and here; in overlayfs it does in the upper, but "
-        "not for an object of a lower (fs/overlayfs/inode.c ovl_set_or_remove_acl)",
+        "removing an ACL that is not there succeeds on a local filesystem and here; in overlayfs it does in the upper, "
+        "but not for an object of a lower (fs/overlayfs/inode.c ovl_set_or_remove_acl)",
         attributes="system.posix_acl_",
     ),
     Difference(
