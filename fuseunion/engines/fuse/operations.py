@@ -2,27 +2,19 @@
 
 Three rules keep the mount alive and right:
 
-* One boundary (`_answered`) around every handler: FUSEError passes, OSError becomes its errno, anything else is logged
-  with its traceback and becomes EIO. pyfuse3 ends the mount on any other exception. Cancellation passes.
+* One errno boundary around every handler (boundary.py).
 * Between a check and the change that it allows there is no `await`. What may wait (bytes of a copy-up, fsync, a read
   that is not cached) goes to a worker thread, which gets descriptors and nothing else.
-* One copy-up at a time for each file: `_copying` holds an event for those under way; whoever needs the same file waits
-  for it and looks again.
-
-Entries and attributes are valid for a very long time, and names that are not there are cached too, because nobody but
-this daemon may change the layers. Cached replies are dropped by the core (`Inode.stale`).
+* One copy-up at a time for each file (copying.py).
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
-import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Sequence
 
 import pyfuse3
 import trio
@@ -30,48 +22,18 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from fuseunion.core import xattrs
 from fuseunion.core.attributes import Change, setgid_is_at_risk
-from fuseunion.core.create import Owner
 from fuseunion.core.handle import DirectoryHandle, FileHandle, Handle
-from fuseunion.core.identity import DiskGid, DiskUid, ShownGid, ShownUid
-from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.identity import ShownGid, ShownUid
+from fuseunion.core.inode import Directory, File
 from fuseunion.core.rename import check_flags
 from fuseunion.core.union import Union
+from fuseunion.engines.fuse.boundary import answered, log
+from fuseunion.engines.fuse.copying import CopyUps
 from fuseunion.engines.fuse.reader import Reader
-
-log = logging.getLogger("fuseunion.fuse")
-trace_log = logging.getLogger("fuseunion.trace")
+from fuseunion.engines.fuse.replies import Replies
 
 # Read by `fuseunion umount` on the root of the mount, to wait for the daemon's end; never listed.
 PID_XATTR = b"user.fuseunion.pid"
-
-_T = TypeVar("_T")
-_P = ParamSpec("_P")
-_Handler = Callable[Concatenate["Operations", _P], Coroutine[Any, Any, _T]]
-
-
-def _answered(handler: _Handler[_P, _T]) -> _Handler[_P, _T]:
-    """The errno boundary around one handler."""
-    name = handler.__name__
-
-    async def answer(self: Operations, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            if self.trace:
-                trace_log.debug("%s%r", name, args)
-            return await handler(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except OSError as error:
-            code = error.errno or errno.EIO
-            if self.trace:
-                trace_log.debug("%s: %s", name, error)
-            # ENOSYS would switch the whole operation off in the kernel.
-            raise FUSEError(errno.EOPNOTSUPP if code == errno.ENOSYS else code) from None
-        except Exception:
-            log.exception("unexpected error in %s%r; answered EIO", name, args)
-            raise FUSEError(errno.EIO) from None
-
-    functools.update_wrapper(answer, handler)
-    return answer
 
 
 class Operations(pyfuse3.Operations):
@@ -94,57 +56,14 @@ class Operations(pyfuse3.Operations):
         # FUSE_POSIX_ACL would switch the kernel's permission checks on again (fs/fuse/inode.c process_init_reply).
         self.enable_acl = union.settings.acl and not own_root
         self._own_root = own_root
-        self._timeout = timeout
         self._identity = union.settings.identity
+        self._replies = Replies(union, timeout, own_root=own_root)
+        self._copy_ups = CopyUps(union)
+        self._reader = Reader()
         self._handles: dict[int, Handle] = {}
         self._next_fh = itertools.count(1)
-        self._copying: dict[int, trio.Event] = {}
-        self._reader = Reader()
-        self._negative = EntryAttributes()
-        self._negative.st_ino = pyfuse3.InodeT(0)
-        self._negative.entry_timeout = timeout
 
-    # -- replies -----------------------------------------------------------------------------------------------------
-
-    def _reply(self, inode: Inode) -> EntryAttributes:
-        ready = inode.reply
-        if ready is not None:
-            return ready  # type: ignore[return-value]
-        st, nlink = self.union.stat(inode)
-        entry = EntryAttributes()
-        entry.st_ino = pyfuse3.InodeT(inode.ino)
-        entry.entry_timeout = self._timeout
-        entry.attr_timeout = self._timeout
-        entry.st_mode = pyfuse3.ModeT(st.st_mode)
-        entry.st_nlink = nlink
-        if self._identity.trivial:
-            entry.st_uid = st.st_uid
-            entry.st_gid = st.st_gid
-        else:
-            entry.st_uid = self._identity.shown_uid(DiskUid(st.st_uid))
-            entry.st_gid = self._identity.shown_gid(DiskGid(st.st_gid))
-        entry.st_rdev = st.st_rdev
-        entry.st_size = st.st_size
-        entry.st_blksize = st.st_blksize
-        entry.st_blocks = st.st_blocks
-        entry.st_atime_ns = st.st_atime_ns
-        entry.st_mtime_ns = st.st_mtime_ns
-        entry.st_ctime_ns = st.st_ctime_ns
-        inode.reply = entry
-        return entry
-
-    def _told(self, inode: Inode) -> EntryAttributes:
-        """A reply that makes the kernel know the inode once more."""
-        entry = self._reply(inode)
-        self.union.remember(inode)
-        return entry
-
-    def _owner(self, ctx: RequestContext) -> Owner:
-        umask = ctx.umask if self.union.settings.umask_pending else 0
-        if self._identity.trivial:
-            return Owner(ctx.uid, ctx.gid, umask)
-        identity = self._identity
-        return Owner(identity.disk_uid(ShownUid(ctx.uid)), identity.disk_gid(ShownGid(ctx.gid)), umask)
+    # -- open files --------------------------------------------------------------------------------------------------
 
     def _keep(self, handle: Handle) -> pyfuse3.FileHandleT:
         fh = next(self._next_fh)
@@ -163,50 +82,26 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle
 
-    # -- copy-up -------------------------------------------------------------------------------------------------------
-
-    async def _copied_up(self, file: File, limit: int | None = None) -> None:
-        """Return when the file is in the upper; whoever comes second waits for the first."""
-        while not file.in_upper:
-            under_way = self._copying.get(file.ino)
-            if under_way is not None:
-                await under_way.wait()
-                continue
-            job = self.union.copy_job(file, limit)
-            if job is None:
-                return
-            event = self._copying[file.ino] = trio.Event()
-            try:
-                if job.quick:
-                    job.move()
-                else:
-                    await trio.to_thread.run_sync(job.move)
-                job.publish()
-            finally:
-                job.abort()
-                del self._copying[file.ino]
-                event.set()
-
     # -- inodes ------------------------------------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         inode = self.union.lookup(self.union.directory(parent_inode), name)
-        return self._negative if inode is None else self._told(inode)
+        return self._replies.negative if inode is None else self._replies.told(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        # Not `_answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
+        # Not `answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
         for ino, nlookup in inode_list:
             try:
                 self.union.forget(ino, nlookup)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the boundary of a handler without a reply
                 log.exception("unexpected error in forget of inode %d", ino)
 
-    @_answered
+    @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._reply(self.union.inode(inode))
+        return self._replies.attributes(self.union.inode(inode))
 
-    @_answered
+    @answered
     async def setattr(
         self,
         inode: int,
@@ -225,49 +120,49 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         if isinstance(target, File) and not change.empty:
-            await self._copied_up(target, change.size)
+            await self._copy_ups.done(target, change.size)
             at_risk = change.size is not None and setgid_is_at_risk(self.union.stat(target)[0])
-            if at_risk and self._is_outsider(target, ctx):
+            if at_risk and self._replies.is_outsider(target, ctx):
                 self.union.drop_setgid(target)
         self.union.setattr(target, change)
-        return self._reply(target)
+        return self._replies.attributes(target)
 
-    @_answered
+    @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         return self.union.readlink(self.union.file(inode))
 
     # -- names -------------------------------------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         directory = self.union.directory(parent_inode)
-        return self._told(self.union.mknod(directory, name, mode, rdev, self._owner(ctx)))
+        return self._replies.told(self.union.mknod(directory, name, mode, rdev, self._replies.owner(ctx)))
 
-    @_answered
+    @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         directory = self.union.directory(parent_inode)
-        return self._told(self.union.mkdir(directory, name, mode, self._owner(ctx)))
+        return self._replies.told(self.union.mkdir(directory, name, mode, self._replies.owner(ctx)))
 
-    @_answered
+    @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         directory = self.union.directory(parent_inode)
-        return self._told(self.union.symlink(directory, name, target, self._owner(ctx)))
+        return self._replies.told(self.union.symlink(directory, name, target, self._replies.owner(ctx)))
 
-    @_answered
+    @answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         file = self.union.file(inode)
-        await self._copied_up(file)
-        return self._told(self.union.link(file, self.union.directory(new_parent_inode), new_name))
+        await self._copy_ups.done(file)
+        return self._replies.told(self.union.link(file, self.union.directory(new_parent_inode), new_name))
 
-    @_answered
+    @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         self.union.unlink(self.union.directory(parent_inode), name)
 
-    @_answered
+    @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         self.union.rmdir(self.union.directory(parent_inode), name)
 
-    @_answered
+    @answered
     async def rename(
         self,
         parent_inode_old: int,
@@ -294,55 +189,55 @@ class Operations(pyfuse3.Operations):
         files = self.union.trees_to_copy(inode)
         try:
             for file in files:
-                await self._copied_up(file)
+                await self._copy_ups.done(file)
         finally:
             files.close()
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         file = self.union.file(inode)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
-            await self._copied_up(file, 0)
-            outsider = self._is_outsider(file, ctx)
-            self.union.truncate_at_open(file, privileged=self._is_privileged(ctx), outsider=outsider)
+            await self._copy_ups.done(file, 0)
+            outsider = self._replies.is_outsider(file, ctx)
+            self.union.truncate_at_open(file, privileged=self._replies.is_privileged(ctx), outsider=outsider)
         handle = self.union.open(file, flags)
         if handle.writable:
-            handle.drops_setgid = setgid_is_at_risk(self.union.stat(file)[0]) and self._is_outsider(file, ctx)
+            handle.drops_setgid = setgid_is_at_risk(self.union.stat(file)[0]) and self._replies.is_outsider(file, ctx)
         return FileInfo(fh=self._keep(handle), keep_cache=True)
 
-    @_answered
+    @answered
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         directory = self.union.directory(parent_inode)
-        file, handle = self.union.create(directory, name, mode, self._owner(ctx))
-        return FileInfo(fh=self._keep(handle), keep_cache=True), self._told(file)
+        file, handle = self.union.create(directory, name, mode, self._replies.owner(ctx))
+        return FileInfo(fh=self._keep(handle), keep_cache=True), self._replies.told(file)
 
-    @_answered
+    @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
         return await self._reader.read(self._file_handle(fh).fd, off, size)
 
-    @_answered
+    @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._file_handle(fh)
         if not handle.file.in_upper:
-            await self._copied_up(handle.file)
+            await self._copy_ups.done(handle.file)
         return self.union.write(handle, buf, off)
 
-    @_answered
+    @answered
     async def flush(self, fh: int) -> None:
         # Nothing is buffered here; the kernel asks once and never again (fs/fuse/file.c fuse_flush).
         raise FUSEError(errno.ENOSYS)
 
-    @_answered
+    @answered
     async def release(self, fh: int) -> None:
         handle = self._file_handle(fh)
         del self._handles[fh]
         self.union.release_file(handle)
 
-    @_answered
+    @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self._file_handle(fh)
         if handle.file.in_upper and not self.union.settings.volatile:
@@ -351,17 +246,19 @@ class Operations(pyfuse3.Operations):
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> pyfuse3.FileHandleT:
         return self._keep(self.union.opendir(self.union.directory(inode)))
 
-    @_answered
+    @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._directory_handle(fh)
         directory = handle.directory
         names = self.union.names(handle, again=start_id == 0)
         for offset, dots, special in ((0, b".", directory), (1, b"..", directory.parent or directory)):
-            if start_id <= offset and not pyfuse3.readdir_reply(token, dots, self._reply(special), offset + 1):
+            if start_id <= offset and not pyfuse3.readdir_reply(
+                token, dots, self._replies.attributes(special), offset + 1
+            ):
                 return
         for index in range(max(start_id - 2, 0), len(names)):
             if not self._send_entry(directory, names[index], token, index + 3):
@@ -373,7 +270,7 @@ class Operations(pyfuse3.Operations):
             inode = self.union.lookup(directory, name)
             if inode is None:
                 return True
-            entry = self._reply(inode)
+            entry = self._replies.attributes(inode)
         except OSError as error:
             log.warning("%r is left out of a listing: %s", name, error)
             return True
@@ -383,13 +280,13 @@ class Operations(pyfuse3.Operations):
         self.union.release(inode)
         return False
 
-    @_answered
+    @answered
     async def releasedir(self, fh: int) -> None:
         handle = self._directory_handle(fh)
         del self._handles[fh]
         self.union.release_directory(handle)
 
-    @_answered
+    @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         fd = self.union.fsync_directory(self._directory_handle(fh).directory)
         if fd is not None:
@@ -405,7 +302,7 @@ class Operations(pyfuse3.Operations):
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         real = self.union.statfs()
         data = pyfuse3.StatvfsData()
@@ -420,7 +317,7 @@ class Operations(pyfuse3.Operations):
         data.f_namemax = real.f_namemax
         return data
 
-    @_answered
+    @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         if not self._own_root:
             # The kernel checks by itself (default_permissions) and does not ask again.
@@ -429,42 +326,31 @@ class Operations(pyfuse3.Operations):
         # Root may do everything but execute what nobody may execute (fs/namei.c generic_permission).
         return not (mode & os.X_OK and stat.S_ISREG(st.st_mode) and not st.st_mode & 0o111)
 
-    @_answered
+    @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         if inode == pyfuse3.ROOT_INODE and name == PID_XATTR:
             return b"%d" % os.getpid()
         return self.union.getxattr(self.union.inode(inode), name)
 
-    @_answered
+    @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
         return self.union.listxattr(self.union.inode(inode))
 
-    @_answered
+    @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         target = self.union.inode(inode)
         self.union.check_xattr_name(name)
         if isinstance(target, File):
-            await self._copied_up(target)
+            await self._copy_ups.done(target)
         self.union.setxattr(target, name, value)
-        if name == xattrs.POSIX_ACL_ACCESS and self._is_outsider(target, ctx):
+        if name == xattrs.POSIX_ACL_ACCESS and self._replies.is_outsider(target, ctx):
             self.union.drop_setgid(target)  # fs/posix_acl.c posix_acl_update_mode
 
-    def _is_privileged(self, ctx: RequestContext) -> bool:
-        return ctx.uid == 0 or self._own_root
-
-    def _is_outsider(self, inode: Inode, ctx: RequestContext) -> bool:
-        """True when the caller is neither privileged nor in the group of a file."""
-        if self._is_privileged(ctx):
-            return False
-        st, _ = self.union.stat(inode)
-        shown_gid = self._identity.shown_gid(DiskGid(st.st_gid))
-        return shown_gid != ctx.gid and shown_gid not in pyfuse3.get_sup_groups(ctx.pid)
-
-    @_answered
+    @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         target = self.union.inode(inode)
         if not self.union.xattr_is_there(target, name):
             return
         if isinstance(target, File):
-            await self._copied_up(target)
+            await self._copy_ups.done(target)
         self.union.removexattr(target, name)

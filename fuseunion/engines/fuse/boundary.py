@@ -1,0 +1,55 @@
+"""The errno boundary around every handler.
+
+FUSEError passes, OSError becomes its errno, anything else is logged with its traceback and becomes EIO: pyfuse3 ends
+the mount on any other exception. Cancellation passes.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from pyfuse3 import FUSEError
+
+log = logging.getLogger("fuseunion.fuse")
+trace_log = logging.getLogger("fuseunion.trace")
+
+
+class Traced(Protocol):
+    """What has handlers; `trace` says whether each request is logged."""
+
+    trace: bool
+
+
+_S = TypeVar("_S", bound=Traced)
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+_Handler = Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]
+
+
+def answered(handler: _Handler[_S, _P, _T]) -> _Handler[_S, _P, _T]:
+    """Put the boundary around one handler."""
+    name = handler.__name__
+
+    async def answer(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            if self.trace:
+                trace_log.debug("%s%r", name, args)
+            return await handler(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except OSError as error:
+            code = error.errno or errno.EIO
+            if self.trace:
+                trace_log.debug("%s: %s", name, error)
+            # ENOSYS would switch the whole operation off in the kernel.
+            raise FUSEError(errno.EOPNOTSUPP if code == errno.ENOSYS else code) from None
+        except Exception:
+            log.exception("unexpected error in %s%r; answered EIO", name, args)
+            raise FUSEError(errno.EIO) from None
+
+    functools.update_wrapper(answer, handler)
+    return answer
