@@ -2,18 +2,26 @@
 
 Each case is one operation on a small stack of layers. It runs in a child that dies before its first change, before its
 second, and so on until it survives. After each death the union is opened again, as the next mount would do.
+
+What touches owners and modes is done three times: with real ones, stored in attributes, and stored in the database.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import Enum
 from pathlib import Path
 
 import pytest
 
 from fuseunion.core.attributes import Change
+from fuseunion.core.ownership import Facts
+from fuseunion.core.ownership.database import DatabaseStore
+from fuseunion.options import XattrPermissions
 from tests.support.crash import run_until_change
 from tests.support.inprocess import InProcess, in_process
 
@@ -49,10 +57,38 @@ OPERATIONS: dict[str, Operation] = {
     "rename of an upper directory over a whiteout": lambda u: u.rename("/upper-dir", "/deleted-dir"),
     "exchange of a lower file and a merged directory": lambda u: u.rename("/d/file", "/merged", 2),
     "setxattr on a lower file": lambda u: u.setxattr("/d/file", b"user.x", b"y"),
+    "chown of an upper file": lambda u: u.setattr("/upper-only", Change(uid=7, gid=8)),
+    "chmod of an upper file": lambda u: u.setattr("/upper-only", Change(mode=0o4700)),
+    "mknod": lambda u: u.mknod("/d/fifo", stat.S_IFIFO | 0o640),
 }
 
 
-def _make_layers(base: Path) -> None:
+class Stored(Enum):
+    """Where owners and modes are kept."""
+
+    NOT = "real"
+    ATTRIBUTE = "attribute"
+    DATABASE = "database"
+
+
+WITH_STORE = (
+    "write to a lower file", "write to a hard-linked lower file", "chmod of a lower file", "chmod of a lower directory",
+    "chown of a lower symbolic link", "create", "create over a whiteout", "mkdir over a whiteout of a directory",
+    "symlink over a whiteout", "rename of a lower directory", "unlink of an upper file", "chown of an upper file",
+    "chmod of an upper file", "mknod",
+)  # fmt: skip
+CASES = [
+    *((name, Stored.NOT) for name in OPERATIONS),
+    *((name, stored) for stored in (Stored.ATTRIBUTE, Stored.DATABASE) for name in WITH_STORE),
+]
+
+
+def _open(base: Path, stored: Stored) -> AbstractContextManager[InProcess]:
+    wanted = XattrPermissions.CONTAINERS if stored is Stored.ATTRIBUTE else XattrPermissions.OFF
+    return in_process([base / "lower"], base / "upper", base / "work", store=wanted)
+
+
+def _make_layers(base: Path, stored: Stored) -> None:
     lower = base / "lower"
     for directory in ("d/sub", "empty", "emptied", "merged/sub", "deleted-dir/inner"):
         (lower / directory).mkdir(parents=True)
@@ -66,7 +102,9 @@ def _make_layers(base: Path) -> None:
         (lower / name).write_bytes(name.encode())
     (base / "upper").mkdir()
     (base / "work").mkdir()
-    with in_process([lower], base / "upper", base / "work") as union:
+    if stored is Stored.DATABASE:
+        _begin_database(base)
+    with _open(base, stored) as union:
         union.write("/both", b"upper content")
         union.create("/upper-only", b"mine")
         union.mkdir("/upper-dir")
@@ -78,18 +116,31 @@ def _make_layers(base: Path) -> None:
         union.rmdir("/deleted-dir")
 
 
-def _tree(base: Path) -> dict[str, tuple[object, ...]]:
-    with in_process([base / "lower"], base / "upper", base / "work") as union:
+def _begin_database(base: Path) -> None:
+    """An upper whose work area has a database uses it, whatever its filesystem could do."""
+    fds = [os.open(base / name, os.O_RDONLY | os.O_DIRECTORY) for name in ("upper", "work")]
+    store = DatabaseStore(fds[1])
+    real = os.fstat(fds[0])
+    store.store(fds[0], real, Facts.of(real))
+    store.close()
+    for fd in fds:
+        os.close(fd)
+
+
+def _tree(base: Path, stored: Stored) -> dict[str, tuple[object, ...]]:
+    with _open(base, stored) as union:
         return union.tree(numbers=True)
 
 
 @pytest.fixture(scope="module")
-def layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def all_layers(tmp_path_factory: pytest.TempPathFactory) -> dict[Stored, Path]:
     """The layers as they are before each operation."""
-    base = tmp_path_factory.mktemp("crash") / "layers"
-    base.mkdir()
-    _make_layers(base)
-    return base
+    made = {}
+    for stored in Stored:
+        base = made[stored] = tmp_path_factory.mktemp("crash") / "layers"
+        base.mkdir()
+        _make_layers(base, stored)
+    return made
 
 
 def _restore(layers: Path, upper: Path, work: Path) -> None:
@@ -100,15 +151,15 @@ def _restore(layers: Path, upper: Path, work: Path) -> None:
         assert os.spawnlp(os.P_WAIT, "cp", "cp", "-a", str(saved), str(current)) == 0
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_before_or_after(name: str, layers: Path, tmp_path: Path) -> None:
-    operation = OPERATIONS[name]
+@pytest.mark.parametrize(("name", "stored"), CASES, ids=[f"{name}-{stored.value}" for name, stored in CASES])
+def test_before_or_after(name: str, stored: Stored, all_layers: dict[Stored, Path], tmp_path: Path) -> None:
+    operation, layers = OPERATIONS[name], all_layers[stored]
     saved_upper, saved_work = tmp_path / "upper", tmp_path / "work"
     for current, saved in ((layers / "upper", saved_upper), (layers / "work", saved_work)):
         assert os.spawnlp(os.P_WAIT, "cp", "cp", "-a", str(current), str(saved)) == 0
 
     def act() -> None:
-        with in_process([layers / "lower"], layers / "upper", layers / "work") as union:
+        with _open(layers, stored) as union:
             operation(union)
 
     def without_times(tree: dict[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
@@ -116,16 +167,18 @@ def test_before_or_after(name: str, layers: Path, tmp_path: Path) -> None:
         return {path: tuple(f for f in facts if not isinstance(f, int) or f < 1 << 20) for path, facts in tree.items()}
 
     try:
-        before = without_times(_tree(layers))
+        # Restored first: the database knows copies for what they are, and does not count for them.
+        _restore(layers, saved_upper, saved_work)
+        before = without_times(_tree(layers, stored))
         _restore(layers, saved_upper, saved_work)
         act()
-        after = without_times(_tree(layers))
+        after = without_times(_tree(layers, stored))
         number = 0
         survived = False
         while not survived:
             _restore(layers, saved_upper, saved_work)
             survived = run_until_change(number, act)
-            now = without_times(_tree(layers))
+            now = without_times(_tree(layers, stored))
             if survived or now != before:
                 assert now == after, f"died before change {number}"
             number += 1

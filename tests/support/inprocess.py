@@ -10,11 +10,14 @@ from pathlib import Path
 
 from fuseunion.core.attributes import Change
 from fuseunion.core.create import Owner
+from fuseunion.core.identity import IDENTITY, Identity
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.layer import Layer
+from fuseunion.core.ownership.choose import choose, detect
 from fuseunion.core.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.core.work import WorkDirectory
+from fuseunion.options import XattrPermissions
 
 ROOT_OWNER = Owner(os.geteuid(), os.getegid(), 0o022)
 
@@ -87,6 +90,9 @@ class InProcess:
     def mkdir(self, path: str) -> None:
         self.union.mkdir(*self._split(path), stat.S_IFDIR | 0o755, ROOT_OWNER)
 
+    def mknod(self, path: str, mode: int, rdev: int = 0, owner: Owner = ROOT_OWNER) -> None:
+        self.union.mknod(*self._split(path), mode, rdev, owner)
+
     def symlink(self, target: str, path: str) -> None:
         self.union.symlink(*self._split(path), os.fsencode(target), ROOT_OWNER)
 
@@ -150,13 +156,23 @@ class InProcess:
 
 @contextmanager
 def in_process(
-    lowers: Sequence[Path], upper: Path | None, work: Path | None, *, allow_devices: bool = True
+    lowers: Sequence[Path],
+    upper: Path | None,
+    work: Path | None,
+    *,
+    allow_devices: bool = True,
+    store: XattrPermissions = XattrPermissions.OFF,
+    identity: Identity = IDENTITY,
 ) -> Iterator[InProcess]:
     """Open a union over existing directories, topmost lower first; closed at the end."""
     layers = [Layer(_open(path), writable=False, label=str(path)) for path in lowers]
+    for layer in layers:
+        layer.ownership = detect(layer.root_fd)
     top = Layer(_open(upper), writable=True, label=str(upper)) if upper is not None else None
     area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices) if work is not None else None
-    union = Union(layers, top, area, Settings(umask_pending=True))
+    if top is not None and area is not None:
+        top.ownership = choose(top.root_fd, store, area.layer.root_fd, [layer.root_fd for layer in layers])
+    union = Union(layers, top, area, Settings(umask_pending=True, identity=identity))
     try:
         yield InProcess(union)
     finally:
