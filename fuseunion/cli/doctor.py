@@ -102,8 +102,8 @@ def _repair(given: str) -> None:
         raise UserError(f"'{given}' has no ranch; there is nothing to repair", ExitCode.LAYERS)
     with opened(state) as ranch, Progress("collected") as progress:
         if ranch.record_or_none is None:
-            os.rmdir(ranch.path)
-            print(f"removed '{ranch.path}', which a killed command left empty")
+            ranch.remove()
+            print(f"removed '{ranch.path}', which a killed command left")
             return
         record = ranch.record
         whole = record.phase is Phase.LIVE and (record.mode is Mode.PLAIN or aside.is_mounted(ranch))

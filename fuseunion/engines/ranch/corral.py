@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fuseunion import syscalls
 from fuseunion.core.layer import Layer
@@ -26,7 +25,7 @@ from fuseunion.engines.ranch.build import Builder
 from fuseunion.engines.ranch.collect import Collector
 from fuseunion.engines.ranch.guard import Guard
 from fuseunion.engines.ranch.links import Links
-from fuseunion.engines.ranch.state import Mode, Phase, Ranch, Record, beside, opened
+from fuseunion.engines.ranch.state import Mode, Phase, Ranch, Record, beside, opened, read
 from fuseunion.engines.setup import Prepared, prepare
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import Engine, Options
@@ -81,18 +80,20 @@ def create(options: Options, report: Report = silent) -> None:
     )
     with ExitStack() as stack:
         # Everything that is wrong with the directories is found here, before anything is made.
-        prepared = prepare(_for_view(options, options.lowers)) if not _exists(state) else None
+        prepared = prepare(_for_view(options, options.lowers)) if read(state) is None else None
         if prepared is not None:
             stack.callback(prepared.close)
         ranch = stack.enter_context(opened(state, make=True))
         if ranch.record_or_none is not None:
             _go_on(ranch, asked, report)
             return
-        assert prepared is not None, "a state directory that is there has a record, or has been removed"
+        if prepared is None:
+            raise UserError(f"the ranch in '{state}' was just taken down; try again", ExitCode.BUSY)
         _check_target(asked)
         asked = replace(asked, merged_mode=os.stat(merged).st_mode & 0o7777)
         try:
-            _put_aside(ranch, asked)
+            ranch.write(asked)
+            _put_aside(ranch)
         except BaseException:
             _forget(ranch)
             raise
@@ -107,17 +108,6 @@ def create(options: Options, report: Report = silent) -> None:
         prepared.keep()
         if ranch.record.mode is Mode.MOUNTED:
             aside.mount_farm(ranch)
-
-
-def _exists(state: Path) -> bool:
-    """Whether a state directory is there; an empty one, of a command that was killed, is taken away."""
-    try:
-        os.rmdir(state)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def _go_on(ranch: Ranch, asked: Record, report: Report) -> None:
@@ -138,7 +128,7 @@ def _go_on(ranch: Ranch, asked: Record, report: Report) -> None:
         raise UserError(f"'{record.merged}' is a ranch already; {how}", ExitCode.BUSY)
     if record.phase is Phase.BUILDING:
         _finish_build(ranch, report)
-    if record.mode is Mode.MOUNTED:
+    if ranch.record.mode is Mode.MOUNTED:
         aside.put(ranch)
         aside.mount_farm(ranch)
 
@@ -153,36 +143,41 @@ def _check_target(asked: Record) -> None:
         )
 
 
-def _put_aside(ranch: Ranch, asked: Record) -> None:
-    """Make the layers reachable, with mounts where they are allowed."""
-    ranch.write(asked)
-    try:
-        aside.put(ranch)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-            raise
-        _log.info("no mounts here: %s", error)
-        aside.remove(ranch)
-        ranch.write(replace(asked, mode=Mode.PLAIN))
-        aside.put(ranch)
+def _put_aside(ranch: Ranch) -> None:
+    """Make the layers and the farm reachable, with mounts where they are allowed."""
     if ranch.record.mode is Mode.MOUNTED:
-        os.mkdir(ranch.farm, 0o700)
-        return
-    layers = [*asked.lowers, *([asked.upper] if asked.upper else [])]
-    if any(os.path.samefile(asked.merged, layer) for layer in layers):
+        try:
+            aside.put(ranch)
+            os.makedirs(ranch.farm, 0o700, exist_ok=True)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+                raise
+            _log.info("no mounts here: %s", error)
+        _remove_farm(ranch)
+        aside.remove(ranch)
+        _check_plain(ranch.record)
+        ranch.write(replace(ranch.record, mode=Mode.PLAIN))
+    aside.put(ranch)
+
+
+def _check_plain(record: Record) -> None:
+    """Refuse a MERGED that cannot itself become the tree of links."""
+    layers = [*record.lowers, *([record.upper] if record.upper else [])]
+    if any(os.path.samefile(record.merged, layer) for layer in layers):
         raise UserError(
-            f"'{asked.merged}' is a layer itself, and nothing can be mounted over it here; use another MERGED, or run "
+            f"'{record.merged}' is a layer itself, and nothing can be mounted over it here; use another MERGED, or run "
             "in a user namespace: unshare --map-root-user --mount",
             ExitCode.LAYERS,
         )
-    if os.listdir(asked.merged):
+    if os.listdir(record.merged):
         raise UserError(
-            f"merged directory '{asked.merged}' is not empty, and nothing can be mounted over it here; "
+            f"merged directory '{record.merged}' is not empty, and nothing can be mounted over it here; "
             "use an empty one",
             ExitCode.LAYERS,
         )
-    if not os.access(asked.merged, os.W_OK | os.X_OK):
-        raise UserError(f"merged directory '{asked.merged}' may not be written by you; use another", ExitCode.LAYERS)
+    if not os.access(record.merged, os.W_OK | os.X_OK):
+        raise UserError(f"merged directory '{record.merged}' may not be written by you; use another", ExitCode.LAYERS)
 
 
 def _build(ranch: Ranch, view: View, report: Report) -> None:
@@ -220,9 +215,7 @@ def _is_layer(record: Record, view: View) -> bool:
 
 
 def _finish_build(ranch: Ranch, report: Report) -> None:
-    aside.put(ranch)
-    if ranch.record.mode is Mode.MOUNTED:
-        os.makedirs(ranch.farm, 0o700, exist_ok=True)
+    _put_aside(ranch)
     with viewed(ranch) as view:
         _build(ranch, view, report)
 
@@ -315,7 +308,9 @@ def take_down(ranch: Ranch, *, discard: bool = False, lazy: bool = False, report
         UserError: what cannot be collected, by name; the ranch is then still there.
         OSError: EBUSY while the farm is in use.
     """
-    discard = discard or ranch.record.upper is None
+    # A farm that was to be mounted was never shown to anybody before it was complete.
+    unseen = ranch.record.phase is Phase.BUILDING and ranch.record.mode is Mode.MOUNTED
+    discard = discard or unseen or ranch.record.upper is None
     if ranch.record.phase is Phase.BUILDING and not discard:
         _finish_build(ranch, report)
     if aside.is_mounted(ranch):
@@ -351,9 +346,6 @@ def _remove(ranch: Ranch) -> None:
     if record.mode is Mode.PLAIN:
         dismantle.empty(record.merged)
         os.chmod(record.merged, record.merged_mode)
-    elif os.path.isdir(ranch.farm):
-        dismantle.empty(ranch.farm)
-        os.rmdir(ranch.farm)
     _forget(ranch)
 
 
@@ -361,9 +353,14 @@ def _forget(ranch: Ranch) -> None:
     """Remove marks, mounts and state, not what is in MERGED."""
     record = ranch.record
     if record.mode is Mode.MOUNTED:
-        if os.path.isdir(ranch.farm):
-            os.rmdir(ranch.farm)
+        _remove_farm(ranch)
         if marker.find(record.merged) == ranch.path:
             marker.remove(record.merged)
     aside.remove(ranch)
     ranch.remove()
+
+
+def _remove_farm(ranch: Ranch) -> None:
+    if os.path.isdir(ranch.farm):
+        dismantle.empty(ranch.farm)
+        os.rmdir(ranch.farm)
