@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.differential.operations import Call, Operation, Outcome
-from tests.support import acl
 
 
 class Oracle(Enum):
@@ -29,8 +28,6 @@ class Difference:
     expected: str | None
     got: str | None
     reason: str
-    names: frozenset[str] | None = None
-    """The xattr names that this is about, where it is about some only."""
     attributes: str = ""
     """Only for extended attributes whose name begins so."""
 
@@ -39,7 +36,6 @@ class Difference:
         return (
             oracle in self.oracles
             and operation.call in self.calls
-            and (self.names is None or operation.name in self.names)
             and operation.name.startswith(self.attributes)
             and (self.expected is None or self.expected == expected.error)
             and (self.got is None or self.got == got.error)
@@ -66,15 +62,6 @@ KNOWN = (
         "removing an ACL that is not there succeeds on a local filesystem and here; in overlayfs it does in the upper, "
         "but not for an object of a lower (fs/overlayfs/inode.c ovl_set_or_remove_acl)",
         attributes="system.posix_acl_",
-    ),
-    Difference(
-        frozenset({Oracle.KERNEL}),
-        frozenset({Call.REMOVEXATTR}),
-        "ENODATA",
-        None,
-        "removing an ACL that is not there succeeds on a local filesystem (fs/posix_acl.c), and in overlayfs only once "
-        "the file is in upper (fs/overlayfs/xattrs.c looks for it in lower first); fuseunion always succeeds",
-        frozenset({acl.ACCESS, acl.DEFAULT}),
     ),
     Difference(
         frozenset({Oracle.PLAIN}),
