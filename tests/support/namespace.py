@@ -1,7 +1,9 @@
 """Namespaces that live as long as the test, and commands run inside them.
 
 A holder process makes the namespaces and waits on its standard input; when the test (or the whole of pytest) goes, the
-input ends, the holder ends, and the kernel takes the namespaces and their mounts away. Commands enter by nsenter(1).
+input ends, the holder ends, and the kernel takes the namespaces and their mounts away. It is the init of a process
+namespace too: whatever a test leaves running dies with it, and orphans are reaped at once (podman polls for the end of
+conmon, and waits 20 s for one that stays a zombie because the machine's own init is slow). nsenter(1) takes commands in.
 
 Three of them:
 - `root_namespace`: root, in a mount namespace of its own.
@@ -23,8 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 READY = "ready"
-# The wait: `read` returns when the test closes its end of the pipe.
+# `read` returns when the test closes its end of the pipe; meanwhile bash reaps.
 HOLD = f"echo {READY}; read _"
+OWN_PROCESSES = ("--pid", "--fork", "--kill-child=KILL", "--mount-proc")
 CLEAN_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
@@ -81,16 +84,16 @@ class Namespace:
 @contextmanager
 def root_namespace() -> Iterator[Namespace]:
     """Root in a private mount namespace."""
-    with _holder(["unshare", "--mount", "--propagation", "private", "sh", "-c", HOLD]) as pid:
-        yield Namespace("root", ("nsenter", f"--target={pid}", "--mount"))
+    with _holder(["unshare", "--mount", *OWN_PROCESSES, "bash", "-c", HOLD]) as pid:
+        yield Namespace("root", ("nsenter", f"--target={pid}", "--mount", "--pid"))
 
 
 @contextmanager
 def user_namespace(user: str) -> Iterator[Namespace]:
     """Root of a user and mount namespace that `user` made with all its subordinate ids."""
-    unshare = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount", "--propagation", "private"]
-    with _holder([*as_user(user), *unshare, "sh", "-c", HOLD]) as pid:
-        enter = ("nsenter", f"--target={pid}", "--user", "--mount", "--setuid=0", "--setgid=0")
+    unshare = ["unshare", "--user", "--map-root-user", "--map-auto", "--mount", *OWN_PROCESSES]
+    with _holder([*as_user(user), *unshare, "bash", "-c", HOLD]) as pid:
+        enter = ("nsenter", f"--target={pid}", "--user", "--mount", "--pid", "--setuid=0", "--setgid=0")
         yield Namespace(f"{user} in a user namespace", enter, {"HOME": "/root"}, is_user_namespace=True)
 
 
@@ -99,8 +102,8 @@ def login_namespace(user: str) -> Iterator[Namespace]:
     """`user` without privileges, where rootless podman works."""
     prepare = f"mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount --make-rshared / && {HOLD}"
     home = pwd.getpwnam(user).pw_dir
-    with _holder(["unshare", "--mount", "--propagation", "private", "sh", "-c", prepare]) as pid:
-        enter = ("nsenter", f"--target={pid}", "--mount", *as_user(user))
+    with _holder(["unshare", "--mount", *OWN_PROCESSES, "bash", "-c", prepare]) as pid:
+        enter = ("nsenter", f"--target={pid}", "--mount", "--pid", *as_user(user))
         yield Namespace(user, enter, {"HOME": home, "USER": user})
 
 
@@ -120,7 +123,7 @@ def _holder(command: Sequence[str]) -> Iterator[int]:
         line = holder.stdout.readline().strip()
         assert line == READY, f"{' '.join(command)}: no namespaces ({line!r})"
         try:
-            yield holder.pid
+            yield int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text())
         finally:
             holder.stdin.close()
             holder.wait(timeout=10)

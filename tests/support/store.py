@@ -2,19 +2,19 @@
 
 What rootless podman 4.3 needs on a machine without systemd (all found by running it):
 - a home, a runtime directory and configuration files of its own. libpod's database remembers the driver of its first
-  use, so two drivers need two homes; CONTAINERS_STORAGE_CONF's graphroot does not move a rootless store.
+  use, so two drivers need two homes. CONTAINERS_STORAGE_CONF must name runroot and graphroot (`podman commit`: "runroot
+  must be set"), and podman still puts a rootless store where the home says, so they name the same places.
 - `cgroups = "disabled"`, `cgroup_manager = "cgroupfs"`, `events_logger = "file"`: there is no systemd and no journal.
 - `netns = "host"` (or none): no CNI plugin, and the tests need no network.
 - a plain cgroup2 on /sys/fs/cgroup and a shared `/` (tests/support/namespace.py, login_namespace).
 
-podman keeps a process ("podman pause") that holds the user namespace, and mounts live in there; `close` ends it.
+podman keeps a process ("podman pause") that holds the user namespace, and mounts live in there; it ends with `login`'s
+process namespace.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,7 +71,12 @@ class Store:
         if self.mount_program is not None:
             options["mount_program"] = str(self.mount_program)
         lines = "".join(f'{name} = "{value}"\n' for name, value in options.items())
-        storage = f'[storage]\ndriver = "overlay"\n[storage.options.overlay]\n{lines}'
+        storage = (
+            f'[storage]\ndriver = "overlay"\n'
+            f'runroot = "{self.directory}/run/containers"\n'
+            f'graphroot = "{self.directory}/data/containers/storage"\n'
+            f"[storage.options.overlay]\n{lines}"
+        )
         self.write("storage.conf", storage)
         self.write("containers.conf", CONTAINERS_CONF)
 
@@ -93,11 +98,8 @@ class Store:
         return self.run("buildah", *argv).stdout
 
     def close(self) -> None:
-        """Remove the containers, end podman's pause process, remove all files."""
+        """Remove the containers and all files."""
         self.run("podman", "rm", "--all", "--force", "--time=0", check=False)
-        pause = self.directory / "run/libpod/tmp/pause.pid"
-        if pause.exists():
-            os.kill(int(pause.read_text()), signal.SIGKILL)
         subprocess.run(["rm", "-rf", "--one-file-system", self.directory], check=True)
 
 
