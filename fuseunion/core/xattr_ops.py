@@ -50,9 +50,12 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     try:
         value = os.getxattr(path, layer.xattr_to_disk(name), follow_symlinks=follow)
     except OSError as error:
-        if error.errno == errno.ENODATA and name in _REMEMBERED:
+        # A filesystem without ACLs has none to show; EOPNOTSUPP would fail the kernel's permission check (fs/fuse/acl.c
+        # fuse_get_acl).
+        none = error.errno == errno.ENODATA or (error.errno == errno.EOPNOTSUPP and name in _ACLS)
+        if none and name in _REMEMBERED:
             inode.absent_xattrs |= {name}
-        if error.errno == errno.EPERM:
+        if none or error.errno == errno.EPERM:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
         raise
     if name == xattrs.POSIX_ACL_ACCESS and layer.ownership is not None:

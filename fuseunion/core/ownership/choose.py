@@ -2,8 +2,9 @@
 
 A layer says so itself, by the attribute on its root directory (fuse-overlayfs main.c main; containers/storage sets
 it when it unpacks with force_mask). A layer whose root lacks it is read plainly. The upper of a mount that asks for
-stored ownership is marked; from then on it is one, whether or not a later mount asks again, since writing real
-owners beside stored ones would show neither.
+stored ownership is marked; from then on it is one, whatever a later mount asks for, since writing real owners beside
+stored ones, or under another name, would show neither. (fuse-overlayfs before 1.11 marks with the name in `user.` that
+later ones only read.)
 
     upper's filesystem has        facts are in                            symbolic links
     user xattrs                   user.containers.override_stat           database
@@ -65,15 +66,14 @@ def choose(
         OSError: EPERM where security.* may not be set, else as setxattr(2) and the database.
     """
     marked = _marked(root_fd)
-    name = _NAMES.get(wanted)
-    if name is None:
-        if marked is not None:
-            store: OwnershipStore | None = _with_xattr(marked[0], work_fd, volatile=volatile)
-        else:
-            found = work_fd is not None and has_database(work_fd)
-            store = _database(work_fd, volatile=volatile) if found else None
+    store: OwnershipStore | None = None
+    if marked is not None:
+        store = _with_xattr(marked[0], work_fd, volatile=volatile)
+    elif wanted is XattrPermissions.OFF:
+        if work_fd is not None and has_database(work_fd):
+            store = _database(work_fd, volatile=volatile)
     else:
-        value = _root_facts(root_fd, marked, lower_fds)
+        name, value = _NAMES[wanted], _root_facts(root_fd, lower_fds)
         try:
             setxattr(root_fd, name, value)
         except OSError as error:
@@ -107,13 +107,11 @@ def _marked(root_fd: int) -> tuple[OverrideName, bytes] | None:
     return None
 
 
-def _root_facts(root_fd: int, marked: tuple[OverrideName, bytes] | None, lower_fds: Iterable[int]) -> bytes:
-    """What the upper's root directory shall look like: as stored, as the first marked lower's, or as it is.
+def _root_facts(root_fd: int, lower_fds: Iterable[int]) -> bytes:
+    """What the root directory of an unmarked upper shall look like: as the first marked lower's, or as it is.
 
-    (fuse-overlayfs makes an unmarked one 0:0 with mode 0555, which the user who mounts may not write to.)
+    (fuse-overlayfs makes it 0:0 with mode 0555, which the user who mounts may not write to.)
     """
-    if marked is not None:
-        return marked[1]
     for fd in lower_fds:
         lower = _marked(fd)
         if lower is not None:
