@@ -22,6 +22,7 @@ def _large_lower(arena: Arena) -> Path:
     with open(lower / "big", "wb") as file:
         for _ in range(SIZE >> 20):
             file.write(block)
+        os.fsync(file.fileno())  # delayed allocation would change the count of blocks later
     arena.guard(lower)
     return lower
 

@@ -36,6 +36,7 @@ def test_killed_during_copy_up(arena: Arena) -> None:
     with open(lower / "d/big", "wb") as file:
         for _ in range(SIZE >> 20):
             file.write(block)
+        os.fsync(file.fileno())  # delayed allocation would change the count of blocks later
     arena.guard(lower)
     work = arena.root / "work"
     mount = arena.mount(lower, work=work)
