@@ -274,12 +274,13 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
     os.mkdir(temporary, 0o700, dir_fd=work.tmp.fd())
     try:
         path = work.tmp.proc_path(temporary)
-        _clothe(state, source.layer, source.proc_path(b"."), path, Facts.of(st))
         prefix = work.capabilities.xattr_prefix
         if prefix is not None:
+            # Before the mode: a user's attributes need write permission (fs/xattr.c xattr_permission).
             ino = os.stat(temporary, dir_fd=work.tmp.fd()).st_ino
             metadata.mark_merged(path, prefix)
             origin.write(path, prefix, ino, directory.ino, st.st_ctime_ns, b"")
+        _clothe(state, source.layer, source.proc_path(b"."), path, Facts.of(st))
         metadata.copy_times(path, st)
         with times_kept(parent):
             _publish_directory(upper, temporary, parent, directory.name)
