@@ -23,7 +23,7 @@ from fuseunion.core.inode import Directory, File
 from fuseunion.core.readdir import candidates
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.union import Union
-from fuseunion.engines.ranch import private
+from fuseunion.engines.ranch import marker, private
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.guard import Guard
 from fuseunion.engines.ranch.links import PATH_MAX, Links
@@ -64,16 +64,17 @@ class Builder:
         self._copied: dict[tuple[int, int], tuple[RealDir, bytes]] = {}
         self._lowest = union.state.lowers[-1]
 
-    def build(self, farm: RealDir, level: int = 0) -> None:
+    def build(self, farm: RealDir, path: bytes = b"") -> None:
         """Fill a directory with the root of the union.
 
         Args:
-            level: how many directories below MERGED it lies.
+            path: where it lies in MERGED.
         Raises:
             UserError: LAYERS for what the user could change through a link, or what is in the way.
             OSError: of the layers and the farm's filesystem.
         """
-        run(self._directory(self._union.root, farm, level, b""))
+        level = path.count(b"/") + 1 if path else 0
+        run(self._directory(self._union.root, farm, level, path))
 
     def _directory(self, directory: Directory, farm: RealDir, level: int, path: bytes) -> Step:
         union = self._union
@@ -100,6 +101,10 @@ class Builder:
             self._count += 1
             self._report(self._count)
         private.match_xattrs(directory.proc_path(), farm.proc_path(b"."))
+        try:
+            os.setxattr(farm.proc_path(b"."), marker.MADE, marker.made(path))
+        except OSError:
+            pass  # no attributes here
         private.dress(farm.proc_path(b"."), union.stat(directory)[0])
 
     def _file(

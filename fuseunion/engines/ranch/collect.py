@@ -6,7 +6,7 @@
     file, equal to the union's         unchanged: a private copy that nobody wrote to
     file, else                         put into UPPER
     directory, also in the union       gone through; attributes and times taken over when they differ
-    directory that lost all entries    replaced: removed and made again, so that it is opaque
+    directory, made by the user        replaced: removed and made again, so that it is opaque
     directory, else                    made, and gone through
 
 The farm is not touched. Whatever was collected before a crash is equal the second time, so collecting can be repeated
@@ -224,7 +224,7 @@ class Collector:
     ) -> Directory | None:
         """The directory of the union that a real directory of the farm stands for; None when it stands for nothing."""
         farm = visit.source.child(name)
-        if isinstance(inode, Directory) and not self._replaced(inode, farm):
+        if isinstance(inode, Directory) and not self._replaced(inode, farm, way):
             return inode
         if inode is None and way in self._above_injected and self._holds_only_injected(farm, way):
             return None
@@ -241,8 +241,16 @@ class Collector:
         assert isinstance(made, Directory)
         return made
 
-    def _replaced(self, directory: Directory, farm: RealDir) -> bool:
-        """Whether nothing of what a directory holds in the union is left in the farm."""
+    def _replaced(self, directory: Directory, farm: RealDir, way: bytes) -> bool:
+        """Whether a directory was put in the place of one that the ranch had made.
+
+        A mark tells; without one (no attributes, or a restored backup), whether anything of the old one is left.
+        """
+        try:
+            if os.getxattr(farm.proc_path(b"."), marker.MADE) == marker.made(way):
+                return False
+        except OSError:
+            pass  # no mark: look at what is in it
         with self._readable(farm):
             names = set(farm.names())
             lost = False

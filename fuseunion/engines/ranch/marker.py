@@ -1,13 +1,25 @@
-"""How MERGED leads to the state of its ranch: an extended attribute, or where there are none one hidden link in it."""
+"""Marks in a ranch, as extended attributes that are never collected.
+
+MERGED leads to the state of its ranch, where there are no attributes by one hidden link in it. Each directory tells
+that the ranch made it; where it cannot, what is in it decides (collect.py).
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+MADE = "user.fuseunion.made"
+"""On every directory that a ranch made: its path there, so that it is told from one that the user put in its place."""
+
 XATTR = "user.fuseunion.ranch"
 NAME = b".fuseunion-ranch"
 """Of the link; never shown to the union."""
+
+
+def made(way: bytes) -> bytes:
+    """The mark of the directory with this path; the end of a long path tells as much."""
+    return way[-200:]
 
 
 def put(directory: str, state: Path) -> None:

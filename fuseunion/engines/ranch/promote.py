@@ -76,7 +76,7 @@ class _Promoter:
             st = directory.stat(name)
             if st is None:
                 raise UserError(f"'{path}' is not in the ranch", ExitCode.LAYERS)
-            st = self._replace(directory, name, st, level)
+            st = self._replace(directory, name, st, b"/".join(names[: level + 1]))
             if stat.S_ISDIR(st.st_mode):
                 directory = directory.child(name)
             elif level < len(names) - 1:
@@ -86,18 +86,19 @@ class _Promoter:
             else:
                 return
         if recursive:
-            run(self._beneath(directory, len(names)))
+            run(self._beneath(directory, b"/".join(names)))
 
-    def _beneath(self, directory: RealDir, level: int) -> Step:
+    def _beneath(self, directory: RealDir, path: bytes) -> Step:
         for name in directory.names():
             st = directory.stat(name)
             if st is None:
                 continue
-            st = self._replace(directory, name, st, level)
+            way = path + b"/" + name if path else name
+            st = self._replace(directory, name, st, way)
             if stat.S_ISDIR(st.st_mode):
-                yield self._beneath(directory.child(name), level + 1)
+                yield self._beneath(directory.child(name), way)
 
-    def _replace(self, directory: RealDir, name: bytes, st: os.stat_result, level: int) -> os.stat_result:
+    def _replace(self, directory: RealDir, name: bytes, st: os.stat_result, way: bytes) -> os.stat_result:
         """Replace one link, if it is one of ours; returns the lstat of what is there then."""
         if not stat.S_ISLNK(st.st_mode):
             return st
@@ -110,7 +111,7 @@ class _Promoter:
         try:
             with times_kept(directory):
                 if stat.S_ISDIR(found.st_mode):
-                    self._expand(directory, name, target, place, level)
+                    self._expand(directory, name, target, place, way)
                 elif stat.S_ISREG(found.st_mode):
                     source = place.open(target.names[-1], os.O_RDONLY)
                     try:
@@ -137,7 +138,7 @@ class _Promoter:
             raise UserError(f"'{os.fsdecode(target.names[-1])}' is gone from its layer '{path}'", ExitCode.LAYERS)
         return st, real
 
-    def _expand(self, directory: RealDir, name: bytes, target: Target, place: RealDir, level: int) -> None:
+    def _expand(self, directory: RealDir, name: bytes, target: Target, place: RealDir, way: bytes) -> None:
         """Put a real directory of links in the place of a link to a directory."""
         fd = place.open(target.names[-1], os.O_RDONLY | os.O_DIRECTORY)
         lower = Layer(fd, writable=False, label=os.fsdecode(name))
@@ -150,7 +151,7 @@ class _Promoter:
         try:
             os.mkdir(temporary, 0o700, dir_fd=directory.fd())
             builder = Builder(union, links, depth=0, copies=record.copies, guard=None if safe else Guard())
-            builder.build(directory.child(temporary), level + 1)
+            builder.build(directory.child(temporary), way)
             try:
                 syscalls.renameat2(directory.fd(), temporary, directory.fd(), name, syscalls.RENAME_EXCHANGE)
                 os.unlink(temporary, dir_fd=directory.fd())
