@@ -56,6 +56,8 @@ class XattrStore(OwnershipStore):
     def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
         if self._holds(st):
             setxattr(where, self.name, codec.unparse(facts))
+        elif facts == Facts.of(st) and self.companion is not None:
+            self.companion.forget(st)  # most links are their maker's: they need no row, and a mount no database
         elif self.companion is not None:
             self.companion.store(where, st, facts)
         else:

@@ -201,7 +201,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             await self._copy_ups.done(file, 0)
             outsider = self._replies.is_outsider(file, ctx)
-            self.union.truncate_at_open(file, privileged=self._replies.is_privileged(ctx), outsider=outsider)
+            self.union.truncate_at_open(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
         handle = self.union.open(file, flags)
         if handle.writable:
             handle.drops_setgid = setgid_is_at_risk(self.union.stat(file)[0]) and self._replies.is_outsider(file, ctx)

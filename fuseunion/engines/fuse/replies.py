@@ -16,6 +16,15 @@ from fuseunion.core.inode import Inode
 from fuseunion.core.union import Union
 
 
+def _in_first_namespace() -> bool:
+    """Whether the daemon's root is the machine's: only the first user namespace maps every id to itself."""
+    try:
+        with open("/proc/self/uid_map") as file:
+            return file.read().split() == ["0", "0", str(2**32 - 1)]
+    except OSError:
+        return False  # then root is treated as that of any namespace, and bits go rather than stay
+
+
 class Replies:
     """The replies of one mount.
 
@@ -24,11 +33,12 @@ class Replies:
         own_root: whoever gets in is root of the tree.
     """
 
-    __slots__ = ("_identity", "_own_root", "_timeout", "_umask_pending", "_union", "negative")
+    __slots__ = ("_first_namespace", "_identity", "_own_root", "_timeout", "_umask_pending", "_union", "negative")
 
     def __init__(self, union: Union, timeout: float, *, own_root: bool) -> None:
         self._union = union
         self._own_root = own_root
+        self._first_namespace = _in_first_namespace()
         self._timeout = timeout
         self._identity = union.settings.identity
         self._umask_pending = union.settings.umask_pending
@@ -63,6 +73,7 @@ class Replies:
         entry.st_mtime_ns = st.st_mtime_ns
         entry.st_ctime_ns = st.st_ctime_ns
         inode.reply = entry
+        inode.st = None  # the reply says it all, in a fifth of the memory
         return entry
 
     def told(self, inode: Inode) -> EntryAttributes:
@@ -83,13 +94,14 @@ class Replies:
         identity = self._identity
         return Owner(identity.disk_uid(ShownUid(ctx.uid)), identity.disk_gid(ShownGid(ctx.gid)), umask)
 
-    def is_privileged(self, ctx: RequestContext) -> bool:
-        """True when the caller keeps the set-ID bits of what he changes."""
-        return ctx.uid == 0 or self._own_root
+    def keeps_set_id(self, ctx: RequestContext) -> bool:
+        """True when a file keeps its set-ID bits though the caller changes its data (fs/attr.c
+        setattr_should_drop_suidgid: CAP_FSETID in the first user namespace)."""
+        return ctx.uid == 0 and self._first_namespace
 
     def is_outsider(self, inode: Inode, ctx: RequestContext) -> bool:
-        """True when the caller is neither privileged nor in the group of an object."""
-        if self.is_privileged(ctx):
+        """True when the caller is neither root nor in the group of an object."""
+        if ctx.uid == 0 or self._own_root:
             return False
         st, _ = self._union.stat(inode)
         shown_gid = self._identity.shown_gid(DiskGid(st.st_gid))
