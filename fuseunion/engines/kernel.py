@@ -169,10 +169,11 @@ def _prefix(prepared: Prepared) -> bytes:
         capabilities = work.capabilities
     finally:
         work.close()
+    where = f"the filesystem of '{prepared.work.label}' ({filesystem_of(prepared.work.label)})"
     if capabilities.xattr_prefix is None:
-        raise _cannot(f"the filesystem of '{prepared.work.label}' has no extended attributes")
+        raise _cannot(f"{where} has no extended attributes")
     if not capabilities.whiteout_devices:
-        raise _cannot(f"the filesystem of '{prepared.work.label}' takes no 0/0 devices, which whiteouts are")
+        raise _cannot(f"{where} takes no 0/0 devices, which whiteouts are")
     return capabilities.xattr_prefix
 
 

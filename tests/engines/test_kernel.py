@@ -1,0 +1,126 @@
+"""The kernel engine: the same command line as the fuse engine, the same umount, nothing left beside UPPER."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.engines.shown import Engine, run, shown
+from tests.support.arena import Arena
+from tests.support.layers import Dir, File, Mark, Node, Whiteout
+from tests.support.mountinfo import mount_at
+
+pytestmark = pytest.mark.actors("root", "userns")
+
+
+def _kernel(arena: Arena, *arguments: str | Path, code: int = 0) -> str:
+    return run(arena, "--engine", "kernel", *arguments, code=code)
+
+
+def test_names_that_need_escapes(arena: Arena) -> None:
+    """Colons, commas, backslashes, quotes and spaces in the paths of all directories."""
+    strange = 'a:b,c\\d"e f'
+    lower = arena.lower({"file": File(b"x")}, f"{strange} lower")
+    upper = arena.root / f"{strange} upper"
+    with shown(arena, Engine.KERNEL, [lower], upper, name=f"{strange} merged") as merged:
+        (merged / "new").write_bytes(b"new")
+    assert os.listdir(upper) == ["new"]
+
+
+def test_one_lower_without_an_upper(arena: Arena) -> None:
+    """Overlayfs itself wants two; all names are listed, and nothing can be written."""
+    lower, merged = arena.lower({"file": File(b"x"), "dir/inner": File()}), arena.directory("merged")
+    _kernel(arena, "--read-only", lower, merged)
+    assert sorted(os.listdir(merged)) == ["dir", "file"]
+    with pytest.raises(OSError, match="Read-only"):
+        (merged / "new").write_bytes(b"")
+    run(arena, "umount", merged)
+
+
+def test_ephemeral(arena: Arena) -> None:
+    """Gone with the mount; no directory is left in TMPDIR."""
+    lower, merged = arena.lower({"file": File(b"x")}), arena.directory("merged")
+    _kernel(arena, "--ephemeral", "--size", "1m", lower, merged)
+    (merged / "new").write_bytes(b"new")
+    with pytest.raises(OSError, match="No space"):
+        (merged / "big").write_bytes(bytes(2 << 20))
+    run(arena, "umount", merged)
+    _kernel(arena, "--ephemeral", lower, merged)
+    assert os.listdir(merged) == ["file"]
+    run(arena, "umount", merged)
+
+
+def test_in_place(arena: Arena) -> None:
+    """MERGED is LOWER."""
+    lower = arena.lower({"file": File(b"x")})
+    _kernel(arena, lower, arena.upper, lower)
+    (lower / "new").write_bytes(b"new")
+    run(arena, "umount", lower)
+    assert os.listdir(lower) == ["file"]
+    assert os.listdir(arena.upper) == ["new"]
+
+
+def test_a_work_directory_that_was_given_stays(arena: Arena) -> None:
+    """Only the default one is removed."""
+    lower, merged, work = arena.lower({"file": File()}), arena.directory("merged"), arena.directory("work")
+    _kernel(arena, "--work", work, lower, arena.upper, merged)
+    (merged / "file").unlink()
+    run(arena, "umount", merged)
+    assert work.exists()
+    with shown(arena, Engine.FUSE, [lower], arena.upper, options=["--work", str(work)]) as again:
+        assert os.listdir(again.root) == []
+
+
+def test_volatile(arena: Arena) -> None:
+    """After an orderly end the upper can be mounted again, by either engine."""
+    lower = arena.lower({"file": File()})
+    for engine in (Engine.KERNEL, Engine.FUSE, Engine.KERNEL):
+        with shown(arena, engine, [lower], arena.upper, options=["--volatile"]) as merged:
+            (merged / engine.value).write_bytes(b"x")
+    assert sorted(os.listdir(arena.upper)) == ["fuse", "kernel"]
+
+
+def test_an_upper_in_use(arena: Arena) -> None:
+    """No engine takes what the kernel engine has, and a busy mount is not taken away."""
+    lower, merged, other = arena.lower({"file": File()}), arena.directory("merged"), arena.directory("other")
+    _kernel(arena, lower, arena.upper, merged)
+    for engine in ("fuse", "kernel", "ranch"):
+        said = run(arena, "--engine", engine, lower, arena.upper, other, code=4)
+        assert said.count("\n") == 1 and "in use" in said
+    with subprocess.Popen(["sleep", "60"], cwd=merged) as sleeper:
+        assert str(sleeper.pid) in run(arena, "umount", merged, code=4)
+        sleeper.kill()
+    assert "is no ranch" in run(arena, "umount", "--discard", merged, code=3)
+    run(arena, "umount", merged)
+    assert mount_at(merged) is None
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "mark"),
+    [
+        (Whiteout(Mark.WH_FILE), "dir/gone", "whiteout of another format"),
+        (Dir(xattrs={"user.fuseoverlayfs.opaque": b"y"}), "dir/opaque", "user.fuseoverlayfs.opaque"),
+        (Dir(xattrs={"user.overlay.redirect": b"elsewhere"}), "dir/moved", "user.overlay.redirect"),
+    ],
+)
+def test_marks_that_the_kernel_would_misread(arena: Arena, node: Node, name: str, mark: str) -> None:
+    """Refused, with the file and the mark; the fuse engine is taken by `fastest`."""
+    top, bottom = arena.lower({name: node}), arena.lower({"file": File()})
+    merged = arena.directory("merged")
+    said = _kernel(arena, f"{top}:{bottom}", arena.upper, merged, code=5)
+    assert "dir/" in said and mark in said and said.count("\n") == 1
+    assert not arena.upper.exists()
+
+
+@pytest.mark.actors("userns")
+def test_an_upper_on_a_filesystem_that_cannot_serve(arena: Arena) -> None:
+    """A FUSE filesystem as upper is refused by overlayfs itself; the reason names the filesystem."""
+    lower, merged, over = arena.lower({"file": File()}), arena.directory("merged"), arena.directory("over")
+    run(arena, "--engine", "fuse", lower, arena.upper, merged)
+    said = run(arena, "--engine", "kernel", lower, merged / "upper", over, code=5)
+    assert said.count("\n") == 1 and "fuse.fuseunion" in said
+    assert os.listdir(merged) == ["file"]
+    run(arena, "umount", merged)
