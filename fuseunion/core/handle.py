@@ -27,7 +27,7 @@ class FileHandle:
         self.fd = fd
         self.writable = writable
         self.drops_setgid = False
-        file.handles.add(self)
+        file.add_handle(self)
         file.open_count += 1
 
     def switch(self, fd: int) -> None:

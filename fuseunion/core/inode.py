@@ -37,6 +37,8 @@ log = logging.getLogger("fuseunion.inode")
 
 Location = tuple[RealDir, bytes]
 
+_NONE_OPEN: frozenset[FileHandle] = frozenset()
+
 
 class Inode:
     """What files and directories share."""
@@ -94,9 +96,23 @@ class File(Inode):
         self.link_key: bytes | None = None  # key in the link index, for a lower file with several names
         self.lower_nlink = 1
         self.group: LinkGroup | None = None
-        self.handles: set[FileHandle] = set()
+        self.handles: set[FileHandle] | frozenset[FileHandle] = _NONE_OPEN
         self._place: tuple[Directory, bytes] | None = None
         self._more: set[tuple[Directory, bytes]] | None = None
+
+    def add_handle(self, handle: FileHandle) -> None:
+        """One more user has the file open."""
+        if isinstance(self.handles, frozenset):
+            self.handles = {handle}  # most inodes never have one, and an empty set is not small
+        else:
+            self.handles.add(handle)
+
+    def remove_handle(self, handle: FileHandle) -> None:
+        """One user closed the file."""
+        if not isinstance(self.handles, frozenset):
+            self.handles.discard(handle)
+            if not self.handles:
+                self.handles = _NONE_OPEN
 
     @property
     def in_upper(self) -> bool:

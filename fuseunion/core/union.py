@@ -233,7 +233,7 @@ class Union:
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""
         file = handle.file
-        file.handles.discard(handle)
+        file.remove_handle(handle)
         file.open_count -= 1
         handle.close()
         self.release(file)
