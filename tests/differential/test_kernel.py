@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.differential import recipes
 from tests.differential.known_differences import Oracle
 from tests.differential.lockstep import check
+from tests.differential.stage import lowers_of
 from tests.support.arena import Arena
 
 SEEDS = range(int(os.environ.get("FUSEUNION_SEEDS", "16")))
@@ -20,5 +20,5 @@ STEPS = 120
 @pytest.mark.parametrize("seed", SEEDS)
 def test_kernel_overlay(arena: Arena, seed: int) -> None:
     """Outcomes, trees and inode numbers are those of overlayfs, and each side reads the other's upper."""
-    lowers = [arena.lower(description) for description in recipes.layers(seed, hard_links=False)]
-    check(arena, lowers, Oracle.KERNEL, seed, STEPS)
+    with lowers_of(arena, seed, hard_links=False) as lowers:
+        check(arena, lowers, Oracle.KERNEL, seed, STEPS)

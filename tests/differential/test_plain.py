@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.differential import recipes
 from tests.differential.known_differences import Oracle
 from tests.differential.lockstep import check
+from tests.differential.stage import lowers_of
 from tests.support.arena import Arena
 
 SEEDS = range(int(os.environ.get("FUSEUNION_SEEDS", "16")))
@@ -20,5 +20,5 @@ STEPS = 120
 @pytest.mark.parametrize("seed", SEEDS)
 def test_plain_directory(arena: Arena, seed: int) -> None:
     """Outcomes, trees, link groups and link counts are those of a copy of the merged tree."""
-    lowers = [arena.lower(description) for description in recipes.layers(1000 + seed, hard_links=True)]
-    check(arena, lowers, Oracle.PLAIN, 1000 + seed, STEPS)
+    with lowers_of(arena, 1000 + seed, hard_links=True) as lowers:
+        check(arena, lowers, Oracle.PLAIN, 1000 + seed, STEPS)

@@ -108,17 +108,18 @@ def test_replaced_file_keeps_working(arena: Arena, place: str) -> None:
 
 @pytest.mark.parametrize("place", ["lower", "upper"])
 def test_deleted_directory_keeps_answering(arena: Arena, place: str) -> None:
-    """An open directory that was deleted lists nothing and accepts nothing."""
+    """An open directory that was deleted lists nothing, accepts nothing, and is described as before."""
     lower = arena.lower({"lower": Dir(), "x": File()})
     with arena.mount(lower) as mount:
         (mount / "upper").mkdir()
         directory = os.open(mount / place, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            os.fchmod(directory, 0o600)
             (mount / place).rmdir()
+            assert os.fstat(directory).st_mode == 0o040600
             assert os.listdir(directory) == []
             with pytest.raises(FileNotFoundError):
                 os.open("new", os.O_CREAT | os.O_WRONLY, dir_fd=directory)
-            os.fstat(directory)
         finally:
             os.close(directory)
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.differential import recipes
 from tests.differential.known_differences import Oracle
 from tests.differential.lockstep import check
+from tests.differential.stage import lowers_of
 from tests.stress import SECONDS
 from tests.support.arena import Arena
 
@@ -26,7 +26,7 @@ def test_fresh_seeds(arena: Arena, oracle: Oracle) -> None:
     end = time.monotonic() + SECONDS
     first = random.SystemRandom().randrange(1 << 30)
     for seed in itertools.count(first):
-        layers = recipes.layers(seed, hard_links=oracle is Oracle.PLAIN)
-        check(arena, [arena.lower(description) for description in layers], oracle, seed, STEPS)
+        with lowers_of(arena, seed, hard_links=oracle is Oracle.PLAIN) as lowers:
+            check(arena, lowers, oracle, seed, STEPS)
         if time.monotonic() > end:
             break
