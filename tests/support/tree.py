@@ -55,18 +55,24 @@ EXACT = tuple(field for field in Entry._fields if field != "links")
 
 
 def walk(root: Path | bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Each path of the tree beneath `root` with its lstat, the root first as b".", never crossing a mount."""
+    """Each path of the tree beneath `root` with its lstat, the root first as b".".
+
+    Mounts are not crossed; a directory that the caller may not list and enter shows nothing.
+    """
     top = os.fsencode(root)
     root_status = os.lstat(top)
     yield b".", root_status
     pending = [b""]
     while pending:
         prefix = pending.pop()
-        with os.scandir(os.path.join(top, prefix) if prefix else top) as entries:
-            names = sorted(entry.name for entry in entries)
-        for name in names:
+        try:
+            with os.scandir(os.path.join(top, prefix) if prefix else top) as entries:
+                names = sorted(entry.name for entry in entries)
+            statuses = [os.lstat(os.path.join(top, prefix, name)) for name in names]
+        except PermissionError:
+            continue
+        for name, status in zip(names, statuses, strict=True):
             path = os.path.join(prefix, name)
-            status = os.lstat(os.path.join(top, path))
             yield path, status
             if stat.S_ISDIR(status.st_mode) and status.st_dev == root_status.st_dev:
                 pending.append(path)
