@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from fuseunion.core import metadata, xattrs
 from fuseunion.core.identity import KEEP
 from fuseunion.core.inode import Directory, File, Inode
-from fuseunion.core.ownership import OwnershipStore
+from fuseunion.core.ownership import Facts, OwnershipStore
 from fuseunion.core.state import State
+
+_LINK, _DIRECTORY = stat.S_IFLNK, stat.S_IFDIR
 
 
 @dataclass(slots=True)
@@ -169,6 +171,40 @@ def setgid_is_at_risk(st: os.stat_result) -> bool:
     fs/fuse/dir.c fuse_setattr drops that request, so that it is left to the daemon, who must know the caller.
     """
     return stat.S_ISREG(st.st_mode) and st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID
+
+
+def restate(state: State, inode: Inode, facts: Facts) -> bool:
+    """Store owner, mode and type of an object of the upper as they were given, whole.
+
+    The kernel lets nobody but root make a device (fs/namei.c vfs_mknod), so this is how the owner of a tree with
+    stored ownership makes one: out of an empty file.
+
+    Returns:
+        True when the object is of another type now, which the kernel has to be told.
+
+    Raises:
+        OSError: EOPNOTSUPP where nothing is stored; EPERM for a 0/0 character device; EINVAL for a type that the object
+            cannot stand for.
+    """
+    assert isinstance(inode, (File, Directory))
+    ownership = state.writable().layer.ownership
+    if ownership is None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if facts.kind == stat.S_IFCHR and facts.rdev == 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    real = inode.real_stat()
+    shown = stat_of(state, inode)
+    if not facts.kind:
+        facts = facts._replace(kind=stat.S_IFMT(shown.st_mode), rdev=shown.st_rdev)
+    stands_for_another = stat.S_ISREG(real.st_mode) and not real.st_size and facts.kind not in (_LINK, _DIRECTORY)
+    if facts.kind != stat.S_IFMT(shown.st_mode) and not stands_for_another:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    ownership.store(inode.where(), real, facts)
+    os.chmod(inode.proc_path(), metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
+    inode.stale()
+    changed = inode.kind != facts.kind
+    inode.kind = facts.kind
+    return changed
 
 
 def clear_privileges(state: State, inode: File, *, privileged: bool, outsider: bool) -> None:

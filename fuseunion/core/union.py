@@ -20,9 +20,11 @@ from fuseunion.core.attributes import Change
 from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, readlink, try_link_name
 from fuseunion.core.create import Owner
 from fuseunion.core.handle import DirectoryHandle, FileHandle
+from fuseunion.core.identity import ShownGid, ShownUid
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.layer import Layer
 from fuseunion.core.lookup import lookup, repair_links
+from fuseunion.core.ownership.facts import parse
 from fuseunion.core.readdir import candidates
 from fuseunion.core.state import Settings, State, Upper
 from fuseunion.core.work import WorkDirectory
@@ -282,6 +284,17 @@ class Union:
         if directory.upper is None or self.settings.volatile:
             return None
         return directory.upper.open(b".", os.O_RDONLY | os.O_DIRECTORY)
+
+    def restate(self, inode: Inode, value: bytes) -> bool:
+        """Set owner, mode and type by an override_stat attribute, in shown ids; only for the owner of the mount.
+
+        Precondition: a file was copied up. Returns and raises as attributes.restate; EINVAL for a bad value.
+        """
+        if isinstance(inode, Directory):
+            copy_up_directory(self.state, inode)
+        facts, identity = parse(value), self.settings.identity
+        uid, gid = identity.disk_uid(ShownUid(facts.uid)), identity.disk_gid(ShownGid(facts.gid))
+        return attributes.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
 
     @property
     def stores_ownership(self) -> bool:

@@ -92,8 +92,6 @@ def test_a_user_builds_a_tree_of_many_owners(arena: Arena) -> None:
         (mount / "etc/conf").write_bytes(b"changed")
         os.chmod(mount / "closed", 0o1777)
         assert OVERRIDE not in os.listxattr(mount / "new")
-        with pytest.raises(PermissionError):
-            os.setxattr(mount / "new", OVERRIDE, b"0:0:4777")
     assert _real_owners(arena.upper) == {(os.geteuid(), os.getegid())}
     assert os.lstat(arena.upper / "new").st_mode & 0o7777 == 0o600
     assert os.getxattr(arena.upper / "bin/tool", OVERRIDE) == b"33:44:4755:file"
@@ -119,6 +117,40 @@ def test_what_the_kernel_keeps_from_an_ordinary_user(arena: Arena) -> None:
         (mount / "etc/theirs").unlink()
         assert os.access(mount / "bin/tool", os.X_OK)
         assert not os.access(mount / "etc/conf", os.X_OK)
+
+
+@pytest.mark.actors("user")
+def test_an_ordinary_user_makes_devices_out_of_empty_files(arena: Arena) -> None:
+    lower = arena.lower(LOWER)
+    with arena.mount(lower, arguments=["--fakeroot"]) as mount:
+        (mount / "null").touch()
+        os.link(mount / "null", mount / "second")
+        os.lstat(mount / "null")
+        os.setxattr(mount / "null", OVERRIDE, b"0:5:0666:char-1-3")
+        for name in ("null", "second"):
+            assert _facts(mount / name) == (0, 5, "crw-rw-rw-")
+            assert os.lstat(mount / name).st_rdev == os.makedev(1, 3)
+        os.setxattr(mount / "bin/tool", OVERRIDE, b"33:44:4755")
+        assert _facts(mount / "bin/tool") == (33, 44, "-rwsr-xr-x")
+        assert (mount / "bin/tool").read_bytes() == b"#!/bin/sh\n"
+        for path, value in (("etc", b"0:0:0755:file"), ("bin/tool", b"0:0:0755:pipe"), ("etc/conf", b"nonsense")):
+            with pytest.raises(OSError) as refused:
+                os.setxattr(mount / path, OVERRIDE, value)
+            assert refused.value.errno == errno.EINVAL
+        (mount / "whiteout").touch()
+        with pytest.raises(PermissionError):
+            os.setxattr(mount / "whiteout", OVERRIDE, b"0:0:0666:char-0-0")
+    with arena.mount_read_only(arena.upper) as mount:
+        assert _facts(mount / "null") == (0, 5, "crw-rw-rw-")
+
+
+@pytest.mark.actors("user")
+def test_an_acl_changes_the_mode_that_is_seen(arena: Arena) -> None:
+    with arena.mount(arena.lower(LOWER), arguments=["--fakeroot"]) as mount:
+        (mount / "new").touch()
+        os.setxattr(mount / "new", acl.ACCESS, acl.with_named_user(1234, owner=4, group=0))
+        assert _facts(mount / "new")[2] == "-r--rwx---"
+        (mount / "new").write_bytes(b"still mine")
 
 
 @pytest.mark.actors("root", "userns")
@@ -164,6 +196,8 @@ def test_acls(arena: Arena) -> None:
     """An ACL and the stored mode go together, and grant what they say."""
     lower = arena.lower(LOWER)
     with arena.mount(lower, options=["xattr_permissions=2", "allow_other"]) as mount:
+        with pytest.raises(PermissionError):
+            os.setxattr(mount / "etc/conf", OVERRIDE, b"0:0:4777")
         twin = Twin(arena, mount)
 
         def grant(root: Path) -> None:

@@ -122,7 +122,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
-        stored = layers.upper is not None and layers.upper.ownership is not None
+        stored = (layers.upper or layers.lowers[0]).ownership is not None
         mount_point = mount.mount(prepared.target, _mount_flags(options, own_root=stored))
         stack.callback(mount_point.unmount)
         union = build_union(layers, options, posix_acl=mount_point.posix_acl)

@@ -10,6 +10,7 @@ Three rules keep the mount alive and right:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -24,7 +25,7 @@ from fuseunion.core import xattrs
 from fuseunion.core.attributes import Change, setgid_is_at_risk
 from fuseunion.core.handle import DirectoryHandle, FileHandle, Handle
 from fuseunion.core.identity import ShownGid, ShownUid
-from fuseunion.core.inode import Directory, File
+from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.rename import check_flags
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.boundary import answered, log
@@ -34,6 +35,9 @@ from fuseunion.engines.fuse.replies import Replies
 
 # Read by `fuseunion umount` on the root of the mount, to wait for the daemon's end; never listed.
 PID_XATTR = b"user.fuseunion.pid"
+
+# What the owner of a mount without permission checks may set, although it is never shown (Operations._restate).
+OWNER_XATTR = b"user.containers.override_stat"
 
 
 class Operations(pyfuse3.Operations):
@@ -339,12 +343,30 @@ class Operations(pyfuse3.Operations):
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         target = self.union.inode(inode)
+        if self._own_root and name == OWNER_XATTR:
+            await self._restate(target, value)
+            return
         self.union.check_xattr_name(name)
         if isinstance(target, File):
             await self._copy_ups.done(target)
         self.union.setxattr(target, name, value)
         if name == xattrs.POSIX_ACL_ACCESS and self._replies.is_outsider(target, ctx):
             self.union.drop_setgid(target)  # fs/posix_acl.c posix_acl_update_mode
+        if name == xattrs.POSIX_ACL_ACCESS and self._own_root:
+            # Without FUSE_POSIX_ACL the kernel does not know that an ACL changes the mode.
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+
+    async def _restate(self, target: Inode, value: bytes) -> None:
+        """Set owner, mode and type at once. The kernel keeps the type of what it knows for ever, so it has to look the
+        names up again before it is answered (fs/fuse/dir.c fuse_do_getattr: a changed type is an error)."""
+        if isinstance(target, File):
+            await self._copy_ups.done(target)
+        if self.union.restate(target, value):
+            for directory, name in target.places():
+                with contextlib.suppress(FileNotFoundError):  # the kernel does not know this name
+                    await trio.to_thread.run_sync(pyfuse3.invalidate_entry, directory.ino, name)
+        else:
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(target.ino), attr_only=True)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
