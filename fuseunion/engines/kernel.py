@@ -25,6 +25,7 @@ from fuseunion.core.layer import Layer
 from fuseunion.core.realdir import AUFS_PREFIX, RealDir
 from fuseunion.core.work import WorkDirectory
 from fuseunion.engines import volatile
+from fuseunion.engines.handover import complete_links, stored_owners
 from fuseunion.engines.setup import Prepared, default_work_path, prepare
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import Engine, Options, XattrPermissions, escape, unescape
@@ -72,6 +73,9 @@ def mount(options: Options) -> None:
         prepared = prepare(plain)
         undo = stack.enter_context(ExitStack())
         undo.callback(prepared.close)
+        stored = stored_owners(prepared)
+        if stored is not None:
+            raise _cannot(f"'{stored}' keeps owners in attributes or a database, which it cannot read")
         lowers = [opened.label for opened in prepared.lowers]
         if len(lowers) == 1 and prepared.upper is None and not options.ephemeral:
             # Without an upper overlayfs wants two lowers: an empty one is added.
@@ -89,6 +93,7 @@ def mount(options: Options) -> None:
         if options.volatile and not options.ephemeral:
             words.append("volatile")
         _refuse_marks(prepared, prefix)
+        complete_links(prepared)
         data = os.fsencode(",".join(words))
         if len(data) > _PAGE:
             raise _cannot(f"the paths of all layers are longer together than the {_PAGE} bytes that it takes")

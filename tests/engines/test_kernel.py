@@ -10,7 +10,7 @@ import pytest
 
 from tests.engines.shown import Engine, run, shown
 from tests.support.arena import Arena
-from tests.support.layers import Dir, File, Mark, Node, Whiteout
+from tests.support.layers import Dir, File, Link, Mark, Node, Whiteout
 from tests.support.mountinfo import mount_at
 
 pytestmark = pytest.mark.actors("root", "userns")
@@ -113,6 +113,29 @@ def test_marks_that_the_kernel_would_misread(arena: Arena, node: Node, name: str
     said = _kernel(arena, f"{top}:{bottom}", arena.upper, merged, code=5)
     assert "dir/" in said and mark in said and said.count("\n") == 1
     assert not arena.upper.exists()
+
+
+def test_names_of_one_file_that_the_fuse_engine_knows(arena: Arena) -> None:
+    """A name that nobody looked at shows what was written under the other, also where there is no index."""
+    lower = arena.lower({"first": File(b"old"), "dir/second": Link(target="first")})
+    with shown(arena, Engine.FUSE, [lower], arena.upper) as merged:
+        (merged / "first").write_bytes(b"new")
+    for engine in (Engine.KERNEL, Engine.RANCH, Engine.FUSE):
+        with shown(arena, engine, [lower], arena.upper) as merged:
+            assert (merged / "dir/second").read_bytes() == b"new", engine
+
+
+def test_stored_owners(arena: Arena) -> None:
+    """A layer that only the fuse engine can show is refused by the others, with its name."""
+    lower, merged = arena.lower({"file": File()}), arena.directory("merged")
+    with shown(arena, Engine.FUSE, [lower], arena.upper, options=["--fakeroot"]) as fake:
+        (fake / "new").write_bytes(b"new")
+    for engine in ("kernel", "ranch"):
+        said = run(arena, "--engine", engine, lower, arena.upper, merged, code=5)
+        assert str(arena.upper) in said and "keeps owners" in said and said.count("\n") == 1
+    said = run(arena, "--engine", "fastest", lower, arena.upper, merged)
+    assert "the fuse engine is used (not kernel: " in said
+    run(arena, "umount", merged)
 
 
 @pytest.mark.actors("userns")

@@ -20,6 +20,7 @@ from fuseunion import syscalls
 from fuseunion.core.layer import Layer
 from fuseunion.core.union import Union
 from fuseunion.engines.assembly import build_union, open_layers
+from fuseunion.engines.handover import stored_owners
 from fuseunion.engines.ranch import aside, dismantle, inject, marker
 from fuseunion.engines.ranch.build import Builder
 from fuseunion.engines.ranch.collect import Collector
@@ -83,6 +84,12 @@ def create(options: Options, report: Report = silent) -> None:
         prepared = prepare(_for_view(options, options.lowers)) if read(state) is None else None
         if prepared is not None:
             stack.callback(prepared.close)
+            stored = stored_owners(prepared)
+            if stored is not None:
+                raise UserError(
+                    f"ranch: '{stored}' keeps owners in attributes or a database, which links cannot show",
+                    ExitCode.UNAVAILABLE,
+                )
         ranch = stack.enter_context(opened(state, make=True))
         if ranch.record_or_none is not None:
             _go_on(ranch, asked, report)
