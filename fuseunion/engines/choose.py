@@ -83,11 +83,20 @@ def start(options: Options, start_one: Start, say: Callable[[str], None]) -> Exi
         try:
             code = start_one(engine)
         except UserError as error:
-            if error.exit_code is not ExitCode.UNAVAILABLE or options.engine is engine:
+            if options.engine is engine:
                 raise
+            if error.exit_code is not ExitCode.UNAVAILABLE:
+                raise _with_reasons(error, engine, reasons) from None
             reasons.append(f"not {engine.value}: {error.message}")
             continue
         if taken and not options.foreground:
             say(taken)
         return code
     raise UserError(f"no engine can do this here: {'; '.join(reasons)}", ExitCode.UNAVAILABLE)
+
+
+def _with_reasons(error: UserError, engine: Engine, reasons: list[str]) -> UserError:
+    """What stopped an engine that the user did not name has to say why it was tried at all."""
+    if not reasons:
+        return error
+    return UserError(f"{error.message} (the {engine.value} engine; {'; '.join(reasons)})", error.exit_code)

@@ -82,6 +82,14 @@ def test_auto_without_anything_is_ranch(arena: Arena) -> None:
 
 
 @pytest.mark.actors("denied")
+def test_what_stops_the_last_engine(arena: Arena) -> None:
+    """The user learns why it was tried."""
+    said = run(arena, _lower(arena), arena.upper, arena.directory("merged"), code=3)
+    assert said.count("\n") == 1
+    assert "could be changed through its link" in said and "(the ranch engine; not fuse: " in said
+
+
+@pytest.mark.actors("denied")
 def test_a_container_engine_gets_no_ranch(arena: Arena) -> None:
     """Who asks for a mount is not given a tree of links."""
     merged, lower = arena.directory("merged"), _lower(arena)
