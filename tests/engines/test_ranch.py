@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines.killing import kill_at
 from tests.engines.shown import Engine, engines_of, run, seen, shown
 from tests.support import libc, tree
 from tests.support.actor import Role
@@ -324,6 +325,44 @@ def test_a_ranch_in_use(arena: Arena) -> None:
         assert str(sleeper.pid) in said
         sleeper.kill()
     run(arena, "umount", merged)
+
+
+@everybody
+def test_whiteouts_where_no_devices_are_wanted(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are `.wh.` files then, and the next ranch honours them."""
+    monkeypatch.setenv("FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT", "1")
+    lower = arena.lower(LOWER)
+    merged = ranch(arena, lower)
+    (merged / "one").unlink()
+    run(arena, "umount", merged)
+    assert os.listdir(arena.upper) == [".wh.one"]
+    merged = ranch(arena, lower)
+    assert sorted(os.listdir(merged)) == ["dir", "other"]
+    (merged / "one").write_bytes(b"again")
+    run(arena, "umount", merged)
+    assert os.listdir(arena.upper) == ["one"]
+
+
+@pytest.mark.actors("root")
+def test_others_may_use_a_ranch(arena: Arena) -> None:
+    """The links lead where everybody who sees them may go."""
+    merged = ranch(arena, arena.lower({"file": File(b"x", mode=0o644)}))
+    done = subprocess.run(["cat", merged / "file"], user=arena.actor.user.uid, capture_output=True)
+    assert done.stdout == b"x", done.stderr
+    run(arena, "umount", merged)
+
+
+@pytest.mark.actors("userns")
+def test_promoting_that_was_killed(arena: Arena) -> None:
+    """What it left is never collected, and the same command succeeds."""
+    lower = arena.lower(LOWER)
+    merged = ranch(arena, "--depth", "0", lower)
+    for call in ("mkdirat", "symlinkat", "renameat2"):
+        kill_at(arena, call, 1, "promote", "-r", merged, "dir")
+    run(arena, "promote", "-r", merged, "dir")
+    assert not is_link(merged / "dir") and not is_link(merged / "dir/two")
+    run(arena, "umount", merged)
+    assert [path for path in tree.snapshot(arena.upper) if path != b"."] in ([], [b"dir"])
 
 
 @pytest.mark.actors("userns")

@@ -10,7 +10,7 @@ import errno
 import os
 
 from fuseunion import mountinfo, syscalls
-from fuseunion.engines.ranch.state import Mode, Ranch
+from fuseunion.engines.ranch.state import MODE, Mode, Ranch
 from fuseunion.errors import ExitCode, UserError
 
 UPPER = "upper"
@@ -27,7 +27,8 @@ def put(ranch: Ranch) -> None:
         OSError: of mount(2) and symlink(2).
     """
     record = ranch.record
-    (ranch.path / "lower").mkdir(0o700, exist_ok=True)
+    (ranch.path / "lower").mkdir(exist_ok=True)
+    (ranch.path / "lower").chmod(MODE)
     layers: list[tuple[str, str]] = [(str(number), path) for number, path in enumerate(record.lowers)]
     if record.upper is not None:
         layers.append((UPPER, record.upper))

@@ -148,6 +148,7 @@ class _Promoter:
         safe = record.mode is Mode.MOUNTED or record.allow_writable_lower
         union = Union([lower], None, None, Settings())
         temporary = private.TEMPORARY + name[:200]
+        dismantle.remove(directory, temporary)  # of a command that was killed
         try:
             os.mkdir(temporary, 0o700, dir_fd=directory.fd())
             builder = Builder(union, links, depth=0, copies=record.copies, guard=None if safe else Guard())

@@ -34,6 +34,9 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import LinkStyle
 
 VERSION = 1
+MODE = 0o711
+"""Of the state directory: whoever may see MERGED has to follow its links, which lead through here."""
+
 RECORD = "state.json"
 
 
@@ -123,7 +126,7 @@ class Ranch:
         for name in ("phase", "mode", "links"):
             fields[name] = fields[name].value
         temporary = self.path / f"{RECORD}.new"
-        with open(temporary, "w", encoding="ascii") as file:
+        with open(temporary, "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             json.dump(fields, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -187,7 +190,8 @@ def opened(path: Path, *, make: bool = False) -> Iterator[Ranch]:
     """
     if make:
         try:
-            path.mkdir(0o700)
+            path.mkdir(MODE)
+            path.chmod(MODE)
         except FileExistsError:
             pass  # an earlier ranch: the record in it says what to do
         except OSError as error:
