@@ -17,6 +17,7 @@ from fuseunion.core.attributes import stat_of
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.identity import Identity
 from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.ownership.names import STORED
 from fuseunion.core.state import State
 
 # Asked for again and again by the kernel; nobody sets them behind our back.
@@ -119,6 +120,9 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
     """
     _check(state, name)
     upper = state.writable().layer
+    if inode is state.root and name in STORED:
+        # On the root it would turn the whole upper into one with stored ownership (ownership/choose.py).
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     disk_name = upper.xattr_to_disk(name)
     value = _to_disk(name, value, state.settings.identity)
     path, follow = _writable_path(state, inode)

@@ -185,6 +185,18 @@ def test_the_attributes_of_the_store_are_out_of_reach(opened: Open) -> None:
                 union.setxattr("/file", name, b"0:0:4777")
 
 
+def test_nobody_can_mark_a_plain_upper(base: Path) -> None:
+    """On anything but the root the attribute is a user's like others."""
+    with in_process([base / "lower"], base / "upper", base / "work") as union:
+        union.create("/file")
+        union.setxattr("/file", OVERRIDE.encode(), b"0:0:4755")
+        assert union.union.listxattr(union.find("/file")) == [OVERRIDE.encode()]
+        with pytest.raises(PermissionError):
+            union.setxattr("/", OVERRIDE.encode(), b"0:0:0755")
+    with in_process([base / "lower"], base / "upper", base / "work") as union:
+        assert _seen(union, "/file")[2] == stat.S_IFREG | 0o644
+
+
 def test_what_is_removed_is_forgotten(base: Path) -> None:
     """The database goes with the last fact."""
     with in_process([base / "lower"], base / "upper", base / "work", store=XattrPermissions.CONTAINERS) as union:
