@@ -15,6 +15,7 @@ until it has come to its end, and only then may the farm be removed.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.links import Links, Target
 from fuseunion.engines.ranch.publish import Publisher
 from fuseunion.errors import ExitCode, UserError
+
+_log = logging.getLogger("fuseunion.ranch")
 
 
 @dataclass(slots=True)
@@ -151,9 +154,9 @@ class Collector:
             source, source_name = self._real(Target(target.layer, target.names[:-1])), target.names[-1]
             found = source.stat(source_name)
             if found is None:
-                raise UserError(
-                    f"'{os.fsdecode(way)}' stands for a file that its layer has not any more", ExitCode.LAYERS
-                )
+                # Somebody changed the lower beneath the ranch: there is nothing left to keep, nor to hide.
+                _log.warning("'%s' stood for a file that is gone from its layer", os.fsdecode(way))
+                return
             st = found
         if isinstance(inode, File) and self._equal(inode, source, source_name, st):
             return

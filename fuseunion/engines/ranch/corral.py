@@ -320,12 +320,20 @@ def take_down(ranch: Ranch, *, discard: bool = False, lazy: bool = False, report
     discard = discard or unseen or ranch.record.upper is None
     if ranch.record.phase is Phase.BUILDING and not discard:
         _finish_build(ranch, report)
-    if aside.is_mounted(ranch):
+    mounted = aside.is_mounted(ranch)
+    if mounted:
         aside.unmount_farm(ranch, lazy=lazy)
     if ranch.record.phase is not Phase.COLLECTED:
         if not discard:
             ranch.enter(Phase.COLLECTING)
-            _collect(ranch, keep=False, report=report)
+            try:
+                _collect(ranch, keep=False, report=report)
+            except UserError:
+                # Something in the ranch is in the way: the user has to get at it.
+                ranch.enter(Phase.LIVE)
+                if mounted:
+                    aside.mount_farm(ranch)
+                raise
         ranch.enter(Phase.COLLECTED)
     _remove(ranch)
 
