@@ -3,7 +3,7 @@
 A holder process makes the namespaces and waits on its standard input; when the test (or the whole of pytest) goes, the
 input ends, the holder ends, and the kernel takes the namespaces and their mounts away. It is the init of a process
 namespace too: whatever a test leaves running dies with it, and orphans are reaped at once (podman polls for the end of
-conmon, and waits 20 s for one that stays a zombie because the machine's own init is slow). nsenter(1) takes commands in.
+conmon, and waits 20 s for a zombie that the machine's own init is slow to reap). nsenter(1) brings commands in.
 
 Three of them:
 - `root_namespace`: root, in a mount namespace of its own.
@@ -11,7 +11,8 @@ Three of them:
   mount namespace. This is what rootless container engines and `unshare` give.
 - `login_namespace`: the ordinary user himself, without any privilege, in a mount namespace that root has prepared for
   rootless containers: crun refuses the mixed cgroup v1/v2 layout that some machines have ("cgroups in hybrid mode not
-  supported"), so a plain cgroup2 lies on /sys/fs/cgroup; and `/` is a shared mount, as under systemd.
+  supported"), so a plain cgroup2 lies on /sys/fs/cgroup; `/` is a shared mount, as under systemd; and /dev/shm is a new
+  tmpfs, for podman's locks and for runtime directories with short names.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def user_namespace(user: str) -> Iterator[Namespace]:
 @contextmanager
 def login_namespace(user: str) -> Iterator[Namespace]:
     """`user` without privileges, where rootless podman works."""
-    prepare = f"mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount --make-rshared / && {HOLD}"
+    mounts = "mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs -o mode=1777 tmpfs /dev/shm"
+    prepare = f"{mounts} && mount --make-rshared / && {HOLD}"
     home = pwd.getpwnam(user).pw_dir
     with _holder(["unshare", "--mount", *OWN_PROCESSES, "bash", "-c", prepare]) as pid:
         enter = ("nsenter", f"--target={pid}", "--mount", "--pid", *as_user(user))

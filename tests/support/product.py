@@ -20,13 +20,25 @@ def substitute() -> Path | None:
     return Path(name) if name else None
 
 
+CONSOLE_SCRIPT = """\
+#!{executable} -P
+import sys
+sys.path[:0] = {path!r}
+from fuseunion.__main__ import main
+sys.exit(main())
+"""
+
+
 def make_launcher(path: Path, interpreter: Interpreter) -> Path:
     """Write an executable at `path` that runs this checkout's fuseunion, whatever the environment and directory.
 
-    Python's -P keeps the caller's working directory, which is a container store or a stranger's directory, out of the
-    import path.
+    It is what pip installs as the console script, so that the name under which it is called arrives. Python's -P keeps
+    the directory of the script and the caller's working directory, often a stranger's, out of the import path.
     """
-    command = f"PYTHONPATH={interpreter.python_path} exec {interpreter.executable} -P -m fuseunion"
-    path.write_text(f'#!/bin/sh\n{f"exec {other}" if (other := substitute()) else command} "$@"\n')
+    if (other := substitute()) is not None:
+        path.write_text(f'#!/bin/sh\nexec {other} "$@"\n')
+    else:
+        places = interpreter.python_path.split(":")
+        path.write_text(CONSOLE_SCRIPT.format(executable=interpreter.executable, path=places))
     path.chmod(0o755)
     return path

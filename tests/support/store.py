@@ -5,6 +5,9 @@ What rootless podman 4.3 needs on a machine without systemd (all found by runnin
   use, so two drivers need two homes. CONTAINERS_STORAGE_CONF must name runroot and graphroot (`podman commit`: "runroot
   must be set"), and podman still puts a rootless store where the home says, so they name the same places.
 - `cgroups = "disabled"`, `cgroup_manager = "cgroupfs"`, `events_logger = "file"`: there is no systemd and no journal.
+- a runtime directory with a short name: with 51 characters before it, the sockets' names pass 108 bytes, the clean-up
+  process fails, and every `podman run --rm` waits 20 s for it.
+- `lock_type = "file"`: the default, a segment in /dev/shm, is one for all stores of a user.
 - `netns = "host"` (or none): no CNI plugin, and the tests need no network.
 - a plain cgroup2 on /sys/fs/cgroup and a shared `/` (tests/support/namespace.py, login_namespace).
 
@@ -30,6 +33,7 @@ cgroups = "disabled"
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+lock_type = "file"
 """
 
 
@@ -51,11 +55,16 @@ class Store:
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def runtime(self) -> Path:
+        """The user's runtime directory, in the login's own tmpfs."""
+        return Path("/dev/shm") / self.directory.name
+
+    @property
     def env(self) -> dict[str, str]:
         """What makes podman and buildah use this store."""
         return {
             "HOME": str(self.directory),
-            "XDG_RUNTIME_DIR": str(self.directory / "run"),
+            "XDG_RUNTIME_DIR": str(self.runtime),
             "XDG_CONFIG_HOME": str(self.directory / "config"),
             "XDG_DATA_HOME": str(self.directory / "data"),
             "CONTAINERS_CONF": str(self.directory / "containers.conf"),
@@ -65,15 +74,15 @@ class Store:
 
     def prepare(self) -> None:
         """Write the configuration."""
-        for name in ("run", "config", "data", "tmp"):
-            self.login.run("mkdir", "--mode=700", self.directory / name)
+        inside = [self.directory / name for name in ("config", "data", "tmp")]
+        self.login.run("mkdir", "--mode=700", self.runtime, *inside)
         options = dict(self.options)
         if self.mount_program is not None:
             options["mount_program"] = str(self.mount_program)
         lines = "".join(f'{name} = "{value}"\n' for name, value in options.items())
         storage = (
             f'[storage]\ndriver = "overlay"\n'
-            f'runroot = "{self.directory}/run/containers"\n'
+            f'runroot = "{self.runtime}/containers"\n'
             f'graphroot = "{self.directory}/data/containers/storage"\n'
             f"[storage.options.overlay]\n{lines}"
         )
