@@ -78,9 +78,7 @@ def apply(state: State, inode: Inode, change: Change) -> None:
         OSError: as chown(2), chmod(2), truncate(2), utimensat(2).
     """
     assert isinstance(inode, (File, Directory))
-    path = inode.proc_path()
-    # A pin is reached through a magic link, which is to be followed; a name never is.
-    follow = isinstance(inode, File) and inode.location() is None
+    path, follow = inode.reach()
     try:
         if change.uid is not None or change.gid is not None:
             _chown(state, path, inode, change, follow)
@@ -126,9 +124,9 @@ def _without_privileges(mode: int, *, outsider: bool = False) -> int:
 
 
 def _remove_capability(state: State, inode: File) -> None:
-    path, name = inode.proc_path(), state.writable().layer.xattr_to_disk(xattrs.CAPABILITY)
+    path, follow = inode.reach()
     try:
-        os.removexattr(path, name, follow_symlinks=inode.location() is None)
+        os.removexattr(path, state.writable().layer.xattr_to_disk(xattrs.CAPABILITY), follow_symlinks=follow)
     except OSError:
         pass  # most files have none (ENODATA), and some filesystems cannot have any
 
@@ -147,7 +145,7 @@ def chmod(state: State, inode: Inode, mode: int) -> None:
     mode = stat.S_IMODE(mode)
     if upper.ownership is not None:
         upper.ownership.change(inode.where(), inode.real_stat(), mode=mode)
-    os.chmod(inode.proc_path(), metadata.real_mode(inode.kind, mode, upper))
+    os.chmod(inode.reach()[0], metadata.real_mode(inode.kind, mode, upper))
     inode.stale()
 
 
@@ -200,7 +198,7 @@ def restate(state: State, inode: Inode, facts: Facts) -> bool:
     if facts.kind != stat.S_IFMT(shown.st_mode) and not stands_for_another:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     ownership.store(inode.where(), real, facts)
-    os.chmod(inode.proc_path(), metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
+    os.chmod(inode.reach()[0], metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
     inode.stale()
     changed = inode.kind != facts.kind
     inode.kind = facts.kind

@@ -26,7 +26,7 @@ from fuseunion.core.layer import Layer
 from fuseunion.core.links import INODE, key_of
 from fuseunion.core.lookup import cover, lower_name
 from fuseunion.core.ownership import Facts
-from fuseunion.core.realdir import RealDir
+from fuseunion.core.realdir import RealDir, lent
 from fuseunion.core.state import State, Upper
 from fuseunion.core.work import times_kept, with_own_permission
 
@@ -280,7 +280,7 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
             ino = os.stat(temporary, dir_fd=work.tmp.fd()).st_ino
             metadata.mark_merged(path, prefix)
             origin.write(path, prefix, ino, directory.ino, st.st_ctime_ns, b"")
-        _clothe(state, source.layer, source.proc_path(b"."), path, Facts.of(st))
+        _clothe(state, source.layer, source.own_path()[0], path, Facts.of(st))
         metadata.copy_times(path, st)
         with times_kept(parent):
             _publish_directory(upper, temporary, parent, directory.name)
@@ -305,7 +305,5 @@ def _publish_directory(upper: Upper, temporary: bytes, parent: RealDir, name: by
     except PermissionError as error:
         if error.errno != errno.EACCES:
             raise
-        mode = stat.S_IMODE(os.stat(temporary, dir_fd=work.tmp.fd()).st_mode)
-        os.chmod(work.tmp.proc_path(temporary), mode | 0o700)
-        with_own_permission(parent, None, lambda: work.publish(temporary, parent, name))
-        os.chmod(parent.proc_path(name), mode)
+        with lent(os.open(temporary, os.O_PATH | os.O_NOFOLLOW, dir_fd=work.tmp.fd())):
+            with_own_permission(parent, None, lambda: work.publish(temporary, parent, name))

@@ -83,6 +83,11 @@ def _umask(value: int) -> Iterator[None]:
         os.umask(previous)
 
 
+def _getxattr(directory: Directory, name: bytes) -> bytes:
+    path, follow = directory.reach()
+    return os.getxattr(path, name, follow_symlinks=follow)
+
+
 def default_acl(state: State, directory: Directory) -> bytes:
     """The default ACL of a directory, b"" when it has none."""
     known = directory.default_acl
@@ -90,7 +95,7 @@ def default_acl(state: State, directory: Directory) -> bytes:
         known = b""
         if state.settings.acl:
             try:
-                known = os.getxattr(directory.proc_path(), xattrs.POSIX_ACL_DEFAULT)
+                known = _getxattr(directory, xattrs.POSIX_ACL_DEFAULT)
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise

@@ -156,6 +156,13 @@ class File(Inode):
             return self.upper
         return None if self.disk_id is not None else self.lower
 
+    def reach(self) -> tuple[bytes, bool]:
+        """A path for calls that need one, and whether it is a magic link, which must be followed; a name never is."""
+        place = self.location()
+        if place is None:
+            return b"/proc/self/fd/%d" % self.pin, True
+        return place[0].proc_path(place[1]), False
+
     def proc_path(self) -> bytes:
         """A path for calls that need one; it does not lead through a symbolic link of the tree."""
         place = self.location()
@@ -251,15 +258,22 @@ class Directory(Inode):
         """The stack, topmost first."""
         return self.lowers if self.upper is None else (self.upper, *self.lowers)
 
-    def proc_path(self) -> bytes:
-        return self.top.proc_path(b".")
+    def reach(self) -> tuple[bytes, bool]:
+        """As File.reach."""
+        return self.top.own_path()
 
-    def where(self) -> bytes:
+    def proc_path(self) -> bytes:
+        """A path that is not to be followed; "." in it for the root and for a removed directory."""
+        path, follow = self.reach()
+        return self.top.proc_path(b".") if follow else path
+
+    def where(self) -> bytes | int:
         """As File.where."""
-        return self.proc_path()
+        path, follow = self.reach()
+        return self.top.fd() if follow else path
 
     def real_stat(self) -> os.stat_result:
-        return os.stat(b".", dir_fd=self.top.fd())
+        return self.top.own_stat()
 
 
 class InodeTable:
@@ -350,7 +364,7 @@ class InodeTable:
             self._forget_stored(self._ownership, inode)
         if isinstance(inode, Directory):
             for real in inode.layers():
-                real.unpin_if_removed(inode.removed)
+                real.close()
         elif isinstance(inode, File):
             inode.unpin()
 

@@ -27,6 +27,7 @@ from fuseunion.core.numbers import Ino
 from fuseunion.core.origin import path_of
 from fuseunion.core.realdir import AUFS_PREFIX, RealDir
 from fuseunion.core.state import State
+from fuseunion.core.work import opened
 
 log = logging.getLogger("fuseunion.lookup")
 
@@ -69,7 +70,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             if not stat.S_ISDIR(st.st_mode):
                 if whiteout.is_whiteout(real, name, st) or directories:
                     break
-                marks = xattrs.marks(real.proc_path(name)) if below or real.layer.writable else {}
+                marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
                 if xattrs.METACOPY in marks:
                     log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
                     raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
@@ -77,7 +78,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             if directories and whiteout.is_opaque(directories[-1].parent or real, directories[-1], last_marks):
                 break
             child = real.child(name)
-            last_marks = _marks(real, name) if below or real.layer.writable else {}
+            last_marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
             if not directories:
                 top_marks = last_marks
             directories.append(child)
@@ -88,10 +89,6 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
         if below and real.hides(name):
             break
     return FoundDirectory(directories, top_marks) if directories else None
-
-
-def _marks(real: RealDir, name: bytes) -> dict[bytes, bytes]:
-    return {} if real.is_covered(name) else xattrs.marks(real.proc_path(name))
 
 
 def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list[RealDir]:
@@ -147,6 +144,16 @@ def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
     if directory.removed or is_reserved(name):
         return None
+    try:
+        return _lookup(state, directory, name)
+    except PermissionError:
+        if directory.upper is None:
+            raise
+    with opened(directory.upper):  # closed by its owner, who may list it or move it all the same
+        return _lookup(state, directory, name)
+
+
+def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
     found = resolve(state, directory.layers(), name)
     if found is None:
         return None
@@ -172,7 +179,7 @@ def _directory(state: State, parent: Directory, name: bytes, found: FoundDirecto
     if st is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     if lowers:
-        numbered = st if upper is None else os.stat(b".", dir_fd=lowers[0].fd())
+        numbered = st if upper is None else lowers[0].own_stat()
         ino = state.numbers.number(numbered.st_dev, numbered.st_ino)
     else:
         ino = _marked_number(state, parent, name, st, found.marks)
@@ -261,7 +268,7 @@ def _seen_again(state: State, inode: File, real: RealDir, name: bytes) -> None:
 
 def lower_token(state: State, real: RealDir, name: bytes) -> bytes:
     """The link index's token for a name in a lower directory."""
-    st = os.stat(b".", dir_fd=real.fd())
+    st = real.own_stat()
     return token_of(state.numbers.number(st.st_dev, st.st_ino), name)
 
 

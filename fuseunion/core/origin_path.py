@@ -12,7 +12,9 @@ from fuseunion.core import origin, xattrs
 from fuseunion.core.inode import Directory
 from fuseunion.core.lookup import FoundFile, lookup, resolve
 from fuseunion.core.readdir import candidates
+from fuseunion.core.realdir import lent
 from fuseunion.core.state import State
+from fuseunion.core.work import opened
 
 
 def note_path(state: State, directory: Directory, name: bytes) -> None:
@@ -31,7 +33,12 @@ def note_path(state: State, directory: Directory, name: bytes) -> None:
     real = found.real if isinstance(found, FoundFile) else found.stack[0].parent
     completed = origin.with_path(value, origin.path_of(real, name)) if real is not None else None
     if completed is not None:
-        origin.rewrite(path, prefix, completed)
+        try:
+            origin.rewrite(path, prefix, completed)
+        except PermissionError:
+            # user.* needs write permission on the object (fs/xattr.c xattr_permission), which its mode may deny.
+            with lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory.upper.fd())):
+                origin.rewrite(path, prefix, completed)
 
 
 def note_paths_below(state: State, directory: Directory) -> None:
@@ -39,16 +46,17 @@ def note_paths_below(state: State, directory: Directory) -> None:
     waiting = [directory]
     while waiting:
         current = waiting.pop()
-        for name in candidates(current):
-            child = lookup(state, current, name)
-            if child is None:
-                continue
-            note_path(state, current, name)
-            if isinstance(child, Directory) and child.lowers:
-                child.open_count += 1
-                waiting.append(child)
-            else:
-                state.table.drop_if_unused(child)
+        with opened(current.upper):
+            for name in candidates(current):
+                child = lookup(state, current, name)
+                if child is None:
+                    continue
+                note_path(state, current, name)
+                if isinstance(child, Directory) and child.lowers:
+                    child.open_count += 1
+                    waiting.append(child)
+                else:
+                    state.table.drop_if_unused(child)
         if current is not directory:
             current.open_count -= 1
             state.table.drop_if_unused(current)

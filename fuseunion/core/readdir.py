@@ -10,6 +10,7 @@ from __future__ import annotations
 from fuseunion.core.inode import Directory
 from fuseunion.core.lookup import is_reserved, resolve
 from fuseunion.core.state import State
+from fuseunion.core.work import opened
 
 
 def candidates(directory: Directory) -> list[bytes]:
@@ -33,7 +34,8 @@ def candidates(directory: Directory) -> list[bytes]:
 def is_empty(state: State, directory: Directory) -> bool:
     """True when nothing is visible in the directory."""
     layers = directory.layers()
-    for name in candidates(directory):
-        if name in directory.children or resolve(state, layers, name) is not None:
-            return False
+    with opened(directory.upper):
+        for name in candidates(directory):
+            if name in directory.children or resolve(state, layers, name) is not None:
+                return False
     return True

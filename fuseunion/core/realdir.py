@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fuseunion import syscalls
@@ -33,6 +36,28 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EXDE
 
 AUFS_PREFIX = b".wh."
 AUFS_OPAQUE = b".wh..wh..opq"
+
+
+@contextmanager
+def lent(fd: int) -> Iterator[None]:
+    """Give the owner all rights on a directory or regular file for a while; closes the O_PATH descriptor it is given.
+
+    By descriptor, because the name may lead elsewhere afterwards.
+    """
+    try:
+        st = os.fstat(fd)
+        rights = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}.get(stat.S_IFMT(st.st_mode), 0)
+        if st.st_mode & rights == rights:
+            yield
+            return
+        path = b"/proc/self/fd/%d" % fd
+        os.chmod(path, stat.S_IMODE(st.st_mode) | rights)
+        try:
+            yield
+        finally:
+            os.chmod(path, stat.S_IMODE(st.st_mode))
+    finally:
+        os.close(fd)
 
 
 class DescriptorCache:
@@ -111,10 +136,20 @@ class RealDir:
             node = node.parent
         fd = node.fd()
         for node in reversed(missing):
-            fd = syscalls.openat2(fd, node.name, _OPEN_DIRECTORY, _RESOLVE)
+            fd = node._open_in(fd)
             node._fd = fd
             node.layer.descriptors.add(node, fd)
         return fd
+
+    def _open_in(self, parent_fd: int) -> int:
+        try:
+            return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _RESOLVE)
+        except PermissionError as error:
+            if error.errno != errno.EACCES or not self.layer.writable:
+                raise
+        # A directory of the upper that its owner closed: what is in it can still be moved with it.
+        with lent(os.dup(parent_fd)):
+            return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _RESOLVE)
 
     def pin(self, fd: int) -> None:
         """Use `fd`, which now belongs to this object, from here on: for roots and for removed directories."""
@@ -132,10 +167,15 @@ class RealDir:
             self._fd = -1
             self._pinned = False
 
-    def unpin_if_removed(self, removed: bool) -> None:
-        """Close the descriptor that a removed directory was held by; a layer's root keeps its own."""
-        if removed and self.parent is not None:
-            self.unpin()
+    def close(self) -> None:
+        """Nobody knows the directory any more: close its descriptor, if it is not a layer's root."""
+        if self.parent is None:
+            return
+        self.unpin()
+        cached = self.layer.descriptors.take(self)
+        if cached is not None:
+            os.close(cached)
+            self._fd = -1
 
     def forget_descriptor(self) -> None:
         """The cache closed the descriptor."""
@@ -189,6 +229,52 @@ class RealDir:
         """A path to one name for the calls that take no directory descriptor (the xattr family before Linux 6.13)."""
         return b"/proc/self/fd/%d/%s" % (self.fd(), name)
 
+    def own_path(self) -> tuple[bytes, bool]:
+        """A path to the directory itself, and whether it is a magic link, which must be followed.
+
+        It works for a directory that may not be searched, which "." in it does not.
+        """
+        if self.parent is None or self._pinned:
+            return b"/proc/self/fd/%d" % self.fd(), True
+        return self.parent.proc_path(self.name), False
+
+    def own_stat(self) -> os.stat_result:
+        """fstat(2) of the directory itself; lstat(2) of its name where something is mounted there."""
+        try:
+            return os.fstat(self.fd())
+        except OSError as error:
+            st = self.parent.stat(self.name) if error.errno == errno.EXDEV and self.parent is not None else None
+            if st is None:
+                raise
+            return st
+
+    def open_itself(self) -> int:
+        """A descriptor of the directory that can be listed and synced, owned by the caller.
+
+        Raises:
+            OSError: EACCES where a directory of a lower may not be read; EXDEV where something is mounted there.
+        """
+        try:
+            return self._open_again()
+        except PermissionError:
+            if not self.layer.writable:
+                raise
+        with lent(os.dup(self.fd())):  # closed by its owner, who is the daemon's user
+            return self._open_again()
+
+    def _open_again(self) -> int:
+        # Through the O_PATH descriptor, which lies on the layer's own mount.
+        path = b"/proc/self/fd/%d" % self.fd()
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        if self.layer.noatime:
+            try:
+                return os.open(path, flags | os.O_NOATIME)
+            except PermissionError as error:
+                if error.errno != errno.EPERM:
+                    raise
+                # open(2): only the owner and CAP_FOWNER may use O_NOATIME.
+        return os.open(path, flags)
+
     def names(self) -> list[bytes]:
         """Every name in the directory as it is on disk; also learns the `.wh.` files.
 
@@ -196,7 +282,7 @@ class RealDir:
             OSError: EACCES where the directory may not be read.
         """
         try:
-            fd = self.open(b".", os.O_RDONLY | os.O_DIRECTORY)
+            fd = self.open_itself()
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return []
@@ -238,9 +324,12 @@ class RealDir:
         return name in hidden
 
     def has_opaque_file(self) -> bool:
-        """True when `.wh..wh..opq` lies here."""
+        """True when `.wh..wh..opq` lies here. In a lower that the daemon may not search it hides nothing."""
         if self._listed() is None:
-            return self.stat(AUFS_OPAQUE) is not None
+            try:
+                return self.stat(AUFS_OPAQUE) is not None
+            except PermissionError:
+                return False
         return self._opaque_file
 
     def note_mark(self, name: bytes, present: bool) -> None:

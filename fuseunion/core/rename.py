@@ -27,7 +27,7 @@ from fuseunion.core.readdir import candidates, is_empty
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.remove import cover_lower_name, directory_gone, hold, name_gone
 from fuseunion.core.state import State
-from fuseunion.core.work import times_kept
+from fuseunion.core.work import opened, times_kept
 
 _What = TypeVar("_What")
 # Directory, name, and what is there.
@@ -62,29 +62,42 @@ def copy_tree(state: State, directory: Directory) -> Generator[File, None, None]
             current = waiting[-1]
             upper = copy_up_directory(state, current)
             merged: list[Directory] = []
-            for name in candidates(current):
-                child = lookup(state, current, name)
-                if isinstance(child, Directory) and child.lowers:
-                    child.open_count += 1
-                    merged.append(child)
-                    continue
-                if isinstance(child, File):
-                    if not child.in_upper:
+            files: list[tuple[bytes, File]] = []
+            with opened(upper):
+                for name in candidates(current):
+                    child = lookup(state, current, name)
+                    if isinstance(child, Directory) and child.lowers:
                         child.open_count += 1
-                        try:
-                            yield child
-                        finally:
-                            child.open_count -= 1
-                    if child.group is not None and upper.stat(name) is None and not child.removed:
-                        link_name(state, child, current, name)
-                if child is not None:
-                    state.table.drop_if_unused(child)
+                        merged.append(child)
+                    elif isinstance(child, File) and (child.group is not None or not child.in_upper):
+                        child.open_count += 1
+                        files.append((name, child))
+                    elif child is not None:
+                        state.table.drop_if_unused(child)
+            yield from _copy_files(state, current, upper, files)
             waiting.pop()
             _release(state, current)
             waiting += merged
     finally:
         for current in waiting:
             _release(state, current)
+
+
+def _copy_files(
+    state: State, directory: Directory, upper: RealDir, files: list[tuple[bytes, File]]
+) -> Generator[File, None, None]:
+    """Yield the files of one directory that are to be copied up; see that each has its own name in the upper."""
+    try:
+        for name, file in files:
+            if not file.in_upper:
+                yield file
+            if file.group is not None and not file.removed:
+                with opened(upper):
+                    link_name(state, file, directory, name)
+    finally:
+        for _, file in files:
+            file.open_count -= 1
+            state.table.drop_if_unused(file)
 
 
 def _release(state: State, directory: Directory) -> None:
@@ -177,11 +190,13 @@ def _prepare_source(
     whiteouts = state.writable().whiteouts
     if source.lowers:
         note_paths_below(state, source)
-        whiteouts.make_opaque(old_dir.upper, source.upper)
+        with opened(source.upper):
+            whiteouts.make_opaque(old_dir.upper, source.upper)
         _detach(source)
         _drop_whiteouts(source.upper)
     elif lower_is_positive(state, new_dir, new_name):
-        whiteouts.make_opaque(old_dir.upper, source.upper)
+        with opened(source.upper):
+            whiteouts.make_opaque(old_dir.upper, source.upper)
 
 
 def _detach(directory: Directory) -> None:
@@ -199,19 +214,20 @@ def _drop_whiteouts(directory: RealDir) -> None:
     waiting = [directory]
     while waiting:
         current = waiting.pop()
-        useless: list[bytes] = []
-        for name in current.names():
-            st = current.stat(name)
-            if st is None:
-                continue
-            if stat.S_ISDIR(st.st_mode):
-                waiting.append(current.child(name))
-            elif whiteout.is_whiteout(current, name, st):
-                useless.append(name)
-        if useless:
-            with times_kept(current):
-                for name in useless:
-                    os.unlink(name, dir_fd=current.fd())
+        with opened(current):
+            useless: list[bytes] = []
+            for name in current.names():
+                st = current.stat(name)
+                if st is None:
+                    continue
+                if stat.S_ISDIR(st.st_mode):
+                    waiting.append(current.child(name))
+                elif whiteout.is_whiteout(current, name, st):
+                    useless.append(name)
+            if useless:
+                with times_kept(current):
+                    for name in useless:
+                        os.unlink(name, dir_fd=current.fd())
 
 
 def _empty_target(state: State, target: Directory, parent: RealDir) -> None:

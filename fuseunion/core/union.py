@@ -283,7 +283,7 @@ class Union:
         """A new descriptor to fsync for a directory, or None when nothing of it is in the upper."""
         if directory.upper is None or self.settings.volatile:
             return None
-        return directory.upper.open(b".", os.O_RDONLY | os.O_DIRECTORY)
+        return directory.upper.open_itself()
 
     def restate(self, inode: Inode, value: bytes) -> bool:
         """Set owner, mode and type by an override_stat attribute, in shown ids; only for the owner of the mount.

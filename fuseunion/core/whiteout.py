@@ -21,7 +21,7 @@ import stat
 
 from fuseunion import syscalls
 from fuseunion.core import xattrs
-from fuseunion.core.realdir import AUFS_OPAQUE, AUFS_PREFIX, RealDir
+from fuseunion.core.realdir import AUFS_OPAQUE, AUFS_PREFIX, RealDir, lent
 from fuseunion.core.work import WorkDirectory
 
 
@@ -35,14 +35,31 @@ def is_whiteout(real: RealDir, name: bytes, st: os.stat_result) -> bool:
     if is_device(st):
         return True
     if stat.S_ISREG(st.st_mode) and st.st_size == 0:
-        return xattrs.WHITEOUT in xattrs.marks(real.proc_path(name))
+        return xattrs.WHITEOUT in marks_of(real, name)
     return False
+
+
+def marks_of(real: RealDir, name: bytes) -> dict[bytes, bytes]:
+    """The union's marks on one object (xattrs.marks).
+
+    An object of the upper that its owner closed tells its marks all the same: without them the lower would show again.
+    One of a lower that the daemon may not read counts as having none.
+    """
+    if real.is_covered(name):
+        return {}
+    try:
+        return xattrs.marks(real.proc_path(name))
+    except PermissionError:
+        if not real.layer.writable:
+            return {}
+    with lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd())):
+        return xattrs.marks(real.proc_path(name))
 
 
 def is_opaque(parent: RealDir, directory: RealDir, marks: dict[bytes, bytes] | None = None) -> bool:
     """True when `directory` (a child of `parent`) hides the directories of the layers below."""
     if marks is None:
-        marks = xattrs.marks(parent.proc_path(directory.name))
+        marks = marks_of(parent, directory.name)
     return marks.get(xattrs.OPAQUE) == b"y" or directory.has_opaque_file()
 
 

@@ -13,14 +13,13 @@ import errno
 import itertools
 import logging
 import os
-import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from fuseunion import syscalls
 from fuseunion.core.layer import Capabilities, Layer
-from fuseunion.core.realdir import RealDir
+from fuseunion.core.realdir import RealDir, lent
 
 log = logging.getLogger("fuseunion.work")
 
@@ -30,6 +29,8 @@ T = TypeVar("T")
 _VOLATILE_MARK = "incompat"
 
 _MODE = 0o700
+
+_PATH = os.O_PATH | os.O_NOFOLLOW
 
 
 class WorkDirectory:
@@ -148,40 +149,26 @@ class WorkDirectory:
                 continue  # it was published, or never made
             except (IsADirectoryError, PermissionError):
                 pass  # Linux says EISDIR, POSIX allows EPERM
-            for entry in self._open_entries(tmp, current):
-                try:
-                    os.unlink(entry.name, dir_fd=entry.fd)
-                except (IsADirectoryError, PermissionError):
-                    moved = self.new_name()
-                    _own(entry.fd, entry.name)
-                    os.rename(entry.name, moved, src_dir_fd=entry.fd, dst_dir_fd=tmp)
-                    waiting.append(moved)
+            with lent(os.open(current, _PATH, dir_fd=tmp)):
+                for fd, entry in _entries(tmp, current):
+                    try:
+                        os.unlink(entry, dir_fd=fd)
+                    except (IsADirectoryError, PermissionError):
+                        moved = self.new_name()
+                        with lent(os.open(entry, _PATH, dir_fd=fd)):
+                            os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=tmp)
+                        waiting.append(moved)
             os.rmdir(current, dir_fd=tmp)
 
-    @staticmethod
-    def _open_entries(tmp: int, name: bytes) -> Iterator[_Entry]:
-        _own(tmp, name)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=tmp)
-        try:
-            for entry in os.listdir(fd):
-                yield _Entry(fd, os.fsencode(entry))
-        finally:
-            os.close(fd)
 
-
-class _Entry:
-    __slots__ = ("fd", "name")
-
-    def __init__(self, fd: int, name: bytes) -> None:
-        self.fd = fd
-        self.name = name
-
-
-def _own(dirfd: int, name: bytes) -> None:
-    """Give the owner all rights on a directory that is about to be removed."""
-    st = os.stat(name, dir_fd=dirfd, follow_symlinks=False)
-    if stat.S_ISDIR(st.st_mode) and st.st_mode & _MODE != _MODE:
-        os.chmod(b"/proc/self/fd/%d/%s" % (dirfd, name), stat.S_IMODE(st.st_mode) | _MODE)
+def _entries(dirfd: int, name: bytes) -> Iterator[tuple[int, bytes]]:
+    """The names in a directory, each with a descriptor of the directory that is good until the last."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dirfd)
+    try:
+        for entry in os.listdir(fd):
+            yield fd, os.fsencode(entry)
+    finally:
+        os.close(fd)
 
 
 def with_own_permission(parent: RealDir, name: bytes | None, operation: Callable[[], T]) -> T:
@@ -200,30 +187,32 @@ def with_own_permission(parent: RealDir, name: bytes | None, operation: Callable
     except PermissionError as error:
         if error.errno != errno.EACCES:
             raise
-    lent: list[tuple[bytes, int]] = []
-    stats = [(parent.proc_path(b"."), os.stat(b".", dir_fd=parent.fd()))]
-    if name is not None:
-        stats.append((parent.proc_path(name), os.stat(name, dir_fd=parent.fd(), follow_symlinks=False)))
-    try:
-        for path, st in stats:
-            if stat.S_ISDIR(st.st_mode) and st.st_mode & _MODE != _MODE:
-                mode = stat.S_IMODE(st.st_mode)
-                os.chmod(path, mode | _MODE)
-                lent.append((path, mode))
+    with ExitStack() as stack:
+        stack.enter_context(lent(os.dup(parent.fd())))
+        if name is not None:
+            stack.enter_context(lent(os.open(name, _PATH, dir_fd=parent.fd())))
         return operation()
-    finally:
-        for path, mode in lent:
-            try:
-                os.chmod(path, mode)
-            except FileNotFoundError:
-                pass  # the child was moved or removed by the operation
+
+
+@contextmanager
+def opened(real: RealDir | None) -> Iterator[None]:
+    """Let a daemon that is the plain owner of a directory of the upper into it, though its mode is closed to the owner.
+
+    The user has closed the directory, and may remove or rename it all the same.
+    """
+    if real is None or os.geteuid() == 0:
+        yield
+        return
+    with lent(os.dup(real.fd())):
+        yield
 
 
 @contextmanager
 def times_kept(real: RealDir) -> Iterator[None]:
     """Give a directory of the upper its times back after something was copied up into it."""
-    st = os.stat(b".", dir_fd=real.fd())
+    st = real.own_stat()
     try:
         yield
     finally:
-        os.utime(b".", ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=real.fd())
+        # Through the magic link of its descriptor: the directory above may be closed.
+        os.utime(b"/proc/self/fd/%d" % real.fd(), ns=(st.st_atime_ns, st.st_mtime_ns))

@@ -29,7 +29,7 @@ _ACLS = frozenset({xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT})
 def _path(inode: Inode) -> tuple[bytes, bool]:
     """A path to the inode, and whether it is a magic link that must be followed."""
     assert isinstance(inode, (File, Directory))
-    return inode.proc_path(), isinstance(inode, File) and inode.location() is None
+    return inode.reach()
 
 
 def _check(state: State, name: bytes) -> None:

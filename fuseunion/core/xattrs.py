@@ -81,12 +81,12 @@ def marks(path: bytes) -> dict[bytes, bytes]:
     """The union's marks on a file by suffix (`opaque`, `redirect`, ...), whichever prefix they carry.
 
     trusted.overlay. wins over user.overlay., that one over user.fuseoverlayfs., as in fuse-overlayfs.
-    An attribute that may not be read (user.* needs read permission, fs/xattr.c xattr_permission) counts as absent.
+
+    Raises:
+        PermissionError: EACCES where there is a mark that may not be read: user.* needs read permission on the file
+            (fs/xattr.c xattr_permission).
     """
-    try:
-        names = listxattr(path)
-    except PermissionError:
-        return {}
+    names = listxattr(path)
     found: dict[bytes, bytes] = {}
     for prefix in (*_PREFIXES, _FOREIGN):
         for name in names:
@@ -97,6 +97,6 @@ def marks(path: bytes) -> dict[bytes, bytes]:
                 try:
                     found[suffix] = os.getxattr(path, name, follow_symlinks=False)
                 except OSError as error:
-                    if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM):
+                    if error.errno not in (errno.ENODATA, errno.EPERM):
                         raise
     return found

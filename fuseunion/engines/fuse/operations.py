@@ -338,7 +338,11 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        return self.union.listxattr(self.union.inode(inode))
+        names = self.union.listxattr(self.union.inode(inode))
+        if ctx.uid == 0:
+            return names
+        # The kernel leaves this to the filesystem (fs/xattr.c, listxattr(2): trusted.* is for CAP_SYS_ADMIN).
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:

@@ -8,6 +8,7 @@ arrives: then the mount is taken away first, in a thread, because the kernel may
 umount2(2) returns; if it is busy it leaves the tree at once, and those who still use it get ENOTCONN when we exit.
 """
 
+import errno
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -70,9 +71,18 @@ async def _answer_requests() -> None:
         try:
             await pyfuse3.main()
             return
-        except Exception:  # noqa: BLE001 - of a library's inside, known only by what it does to us
+        except Exception as error:  # noqa: BLE001 - of a library's inside, known only by what it does to us
+            if _is_unmount(error):
+                return
             _log.exception("pyfuse3 gave up; starting it again")
     _log.critical("pyfuse3 gave up %d times; the mount ends", _RESTARTS)
+
+
+def _is_unmount(error: BaseException) -> bool:
+    """True when reading from /dev/fuse failed because the connection is over (fs/fuse/dev.c fuse_dev_do_read)."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_unmount(part) for part in error.exceptions)
+    return isinstance(error, OSError) and error.errno in (errno.ECONNABORTED, errno.ENODEV, errno.ENOTCONN)
 
 
 async def _end_on_signal(signals: AsyncIterator[int], mount_point: MountPoint, session_scope: trio.CancelScope) -> None:
