@@ -7,6 +7,8 @@ to be made is judged by its parent, so that nothing is created inside a lower, n
 Refused, because the tree would contain itself or a write would change what another layer shows: upper or work inside
 a lower, a lower inside upper or work, upper and work inside each other, merged inside upper or work. Merged may be a
 lower or the upper itself, and may lie inside a lower: layers are opened before the mount covers anything.
+
+A layer ends where another filesystem is mounted in it (realdir.py): an upper on /dev/shm is not inside the lower `/`.
 """
 
 import errno
@@ -14,6 +16,7 @@ import os
 from enum import Enum
 from typing import NamedTuple
 
+from fuseunion import mountinfo
 from fuseunion.errors import ExitCode, UserError
 
 Key = tuple[int, int]
@@ -137,8 +140,23 @@ def check(lowers: list[Place], upper: Place | None, work: Place | None, merged: 
         raise UserError(f"work directory '{work.given}' is the merged directory too; give another", ExitCode.LAYERS)
 
 
+def _is_cut_off(inner: Place, outer: Place) -> bool:
+    """Whether another filesystem is mounted on the way down from one directory to the other.
+
+    A change of st_dev alone is not enough: subvolumes of btrfs have their own without being mounts.
+    """
+    if outer.key is None:
+        return False
+    names = inner.path.strip("/").split("/")
+    for depth in range(len(names) - len(inner.above[outer.key]) + 1, len(names) + 1):
+        path = "/" + "/".join(names[:depth])
+        if mountinfo.mount_at(path) is not None and os.stat(path).st_dev != outer.key[0]:
+            return True
+    return False
+
+
 def _refuse_inside(inner: Place, outer: Place, remedy: str) -> None:
-    if not inner.inside(outer):
+    if not inner.inside(outer) or _is_cut_off(inner, outer):
         return
     relation = "is the same directory as" if inner.key == outer.key else "lies inside"
     raise UserError(
