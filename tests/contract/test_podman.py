@@ -1,0 +1,89 @@
+"""podman and buildah, briefly: a small image built, run, compared with its parent and committed.
+
+The long form, on a Debian root and against native overlay, is tests/conformance.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.interpreter import Interpreter
+from tests.support.namespace import login_namespace
+from tests.support.product import make_launcher
+from tests.support.store import Store, make_store
+from tests.support.tiny_base import make_tiny_base
+from tests.support.user import User
+
+CONTAINERFILE = """
+FROM localhost/tiny
+RUN mkdir /opt/made && echo made >/opt/made/file && chown -R app /opt/made
+RUN mv /opt/data /opt/moved && rm /opt/moved/one
+RUN mkdir /opt/data && echo again >/opt/data/one
+USER app
+"""
+
+
+@pytest.fixture(scope="module")
+def store(scratch: Path, user: User, reachable_interpreter: Interpreter) -> Iterator[Store]:
+    """A rootless store with fuseunion as the mount program and a small base image."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to prepare the namespace in which rootless podman works")
+    if shutil.which("podman") is None:
+        pytest.skip("podman is missing: run scripts/setup-conformance")
+    directory = scratch / "podman"
+    directory.mkdir()
+    launcher = make_launcher(directory / "fuseunion", reachable_interpreter)
+    base = make_tiny_base(directory / "tiny")
+    with login_namespace(user.name) as login:
+        store = make_store(login, user.name, directory / "short", launcher, {})
+        store.podman("import", "--quiet", base, "localhost/tiny")
+        yield store
+        store.close()
+    shutil.rmtree(directory)
+
+
+def test_build_and_run(store: Store) -> None:
+    containerfile = store.write("Containerfile", CONTAINERFILE)
+    store.podman("build", "--quiet", "--tag=localhost/small", "--file", containerfile, store.directory / "tmp")
+    script = "cat /opt/made/file /opt/data/one /opt/moved/deep/two; ls /opt/data /opt/moved; stat -c %u /opt/made"
+    output = store.podman("run", "--rm", "localhost/small", "sh", "-euc", script)
+    assert output.split() == ["made", "again", "two", "/opt/data:", "one", "/opt/moved:", "deep", "1500"]
+
+
+def test_diff_and_commit(store: Store) -> None:
+    script = "echo x >>/etc/passwd; rm -r /opt/data/deep; touch /new; mv /opt/data /opt/other"
+    store.podman("run", "--name=changed", "localhost/tiny", "sh", "-euc", script)
+    lines = set(store.podman("diff", "changed").splitlines())
+    assert {line for line in lines if not line.startswith(("A /run", "A /etc/", "C /etc", "C /run"))} == {
+        "A /new",
+        "A /opt/other",
+        "A /opt/other/one",
+        "C /opt",
+        "D /opt/data",
+    }
+    assert "C /etc/passwd" in lines
+    store.podman("commit", "--quiet", "changed", "localhost/committed")
+    assert store.podman("run", "--rm", "localhost/committed", "ls", "/opt", "/opt/other").split() == [
+        "/opt:",
+        "other",
+        "/opt/other:",
+        "one",
+    ]
+
+
+def test_buildah_from_scratch(store: Store) -> None:
+    store.write("made", "by hand\n")
+    container = store.buildah("from", "scratch").strip()
+    store.buildah("copy", "--quiet", container, store.directory / "made", "/made")
+    store.buildah("commit", "--quiet", "--rm", container, "localhost/by-hand")
+    assert store.podman("image", "exists", "localhost/by-hand") == ""
+
+
+def test_the_containers_own_ids(store: Store) -> None:
+    output = store.podman("run", "--rm", "--userns=keep-id", "localhost/tiny", "stat", "-c", "%u", "/etc/passwd")
+    assert output == "0\n"
