@@ -99,11 +99,9 @@ def user_namespace(user: str) -> Iterator[Namespace]:
 
 
 @contextmanager
-def login_namespace(user: str, *, install: Path | None = None) -> Iterator[Namespace]:
-    """`user` without privileges, where rootless podman works; `install` lies over /usr/local/bin."""
+def login_namespace(user: str) -> Iterator[Namespace]:
+    """`user` without privileges, where rootless podman works."""
     mounts = "mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs -o mode=1777 tmpfs /dev/shm"
-    if install is not None:
-        mounts = f"{mounts} && mount --bind {install} /usr/local/bin"
     prepare = f"{mounts} && mount --make-rshared / && {HOLD}"
     home = pwd.getpwnam(user).pw_dir
     with _holder(["unshare", "--mount", *OWN_PROCESSES, "bash", "-c", prepare]) as pid:
