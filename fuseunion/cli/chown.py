@@ -11,17 +11,17 @@ import os
 import re
 import signal
 import stat
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
+from fuseunion.cli.progress import Progress
 from fuseunion.core.identity import IdMap
 from fuseunion.core.ownership import OwnershipStore
 from fuseunion.core.ownership.choose import choose
 from fuseunion.engines import elsewhere, in_use, placement
+from fuseunion.engines.ranch.state import refuse_live
 from fuseunion.engines.setup import default_work_path
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.layers.owners import NotCoveredError, OneOwner, Rule, Shift, Step, examine
@@ -50,9 +50,6 @@ Examples:
   fuseunion chown upper --map 0:100000:65536
   fuseunion chown upper --map 1000:0:1 --map 100000:1:65535
 """
-
-_BAR_AFTER = 1.0
-"""Seconds of work after which a bar is worth its import."""
 
 
 @dataclass(slots=True)
@@ -152,6 +149,7 @@ class _Upper:
 
 
 def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
+    refuse_live(os.path.realpath(path))
     root_fd = _open_alone(stack, placement.Part.UPPER, path)
     if work is None:
         usual = default_work_path(os.path.realpath(path))
@@ -191,7 +189,7 @@ def _survey(upper: _Upper, rule: Rule, *, show: bool) -> tuple[int, int]:
 
 
 def _change(upper: _Upper, rule: Rule, total: int) -> None:
-    with _Bar(total) as bar, _Interruption() as interruption:
+    with Progress("chown", total) as progress, _Interruption() as interruption:
         for done, (found, step) in enumerate(_objects(upper, rule)):
             if interruption.came and rule.repeatable:
                 raise UserError(
@@ -200,7 +198,7 @@ def _change(upper: _Upper, rule: Rule, total: int) -> None:
             if step.needed:
                 with _named(upper.path, found.path):
                     step.apply(found)
-            bar.show(done + 1)
+            progress(done + 1)
 
 
 @contextmanager
@@ -249,34 +247,3 @@ class _Interruption:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-class _Bar:
-    """A bar on a terminal, once the work has taken long enough to want one."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._start = time.monotonic()
-        self._wanted = sys.stderr.isatty()
-        self._stack = ExitStack()
-        self._update: Callable[[int], None] | None = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def show(self, done: int) -> None:
-        if self._update is not None:
-            self._update(done)
-        elif self._wanted and time.monotonic() - self._start > _BAR_AFTER:
-            self._update = self._open()
-
-    def _open(self) -> Callable[[int], None]:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        progress = self._stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-        task = progress.add_task("chown", total=self._total)
-        return lambda done: progress.update(task, completed=done)
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()

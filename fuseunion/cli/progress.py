@@ -19,10 +19,12 @@ class Progress:
 
     Args:
         what: the word before the bar.
+        total: how many there are, if that is known.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, total: int | None = None) -> None:
         self._what = what
+        self._total = total
         self._start = time.monotonic()
         self._wanted = sys.stderr.isatty()
         self._stack = ExitStack()
@@ -47,7 +49,11 @@ class Progress:
         from rich.progress import Progress as Bar
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed} objects"), TimeElapsedColumn())
-        bar = self._stack.enter_context(Bar(*columns, console=Console(stderr=True), transient=True))
-        task = bar.add_task(self._what, total=None)
+        if self._total is None:
+            columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed} objects"), TimeElapsedColumn())
+            shown = Bar(*columns, console=Console(stderr=True), transient=True)
+        else:
+            shown = Bar(console=Console(stderr=True), transient=True)
+        bar = self._stack.enter_context(shown)
+        task = bar.add_task(self._what, total=self._total)
         return lambda done: bar.update(task, completed=done)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.cli import chown
+from fuseunion.cli import chown, progress
 from fuseunion.core import acl, capability
 from fuseunion.core.acl import Entry, Tag
 from fuseunion.core.capability import Capability
@@ -338,7 +338,8 @@ def test_a_bar_is_shown_on_a_terminal_for_long_work(
 ) -> None:
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(chown, "_BAR_AFTER", after)
+    monkeypatch.setattr(progress, "_AFTER", after)
+    monkeypatch.setattr(progress, "_EVERY", 1)
     monkeypatch.setenv("TERM", "xterm")
     assert chown.main([str(upper), "--to", "root"]) == ExitCode.OK
     assert ("chown" in terminal.getvalue()) is shown

@@ -79,3 +79,19 @@ def test_a_mount_in_the_upper_is_refused(tmp_path: Path) -> None:
         syscalls.umount2(os.fsencode(inner), 0)
     assert refused.message == f"cannot change the owner of '{inner}': {os.strerror(errno.EXDEV)}"
     assert tmp_path.stat().st_uid == 0
+
+
+def test_the_upper_of_a_ranch_is_busy(tmp_path: Path) -> None:
+    for name in ("lower", "merged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower/f").touch()
+    upper, merged = tmp_path / "upper", tmp_path / "merged"
+    program = [sys.executable, "-m", "fuseunion"]
+    layers = [str(tmp_path / "lower"), str(upper), str(merged)]
+    subprocess.run([*program, "--engine", "ranch", "--allow-writable-lower", *layers], check=True)
+    try:
+        refused = _refused(str(upper), "--to", "root")
+    finally:
+        subprocess.run([*program, "umount", merged], check=True)
+    assert refused.exit_code is ExitCode.BUSY
+    assert str(merged) in refused.message
