@@ -1,0 +1,74 @@
+"""What is there before an example of the documentation runs, and what must be true after it.
+
+An example may speak of directories that the reader has. They are made here, by root, in the example's own directory;
+what is checked after it, and what takes its mounts down where it leaves them, is run by the one who ran the example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FINISH = "fuseunion umount merged"
+LAYER = "mkdir base; printf '#!/bin/sh\\n' >base/tool; chmod 755 base/tool"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Shell scripts around an example."""
+
+    before: str = ""
+    after: str = ""
+    owned: bool = True
+    """Whether the layers are given to the one who runs the example."""
+
+
+SCENES = {
+    "readme-main": Scene("mkdir LOWER MERGED; echo x >LOWER/file", "test -d UPPER"),
+    "readme-more": Scene(
+        "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
+        "cat MERGED/file; for mount in 1 2 3; do fuseunion umount MERGED; done",
+    ),
+    "barn-in-place": Scene("mkdir barn1; touch barn1/bessie barn1/clover", owned=False),
+    "barn-copy": Scene(
+        "mkdir barn1; touch barn1/bessie barn1/clover",
+        "test -f changes/henry; test $(ls barn1 | wc -l) = 2",
+        owned=False,
+    ),
+    "id-map": Scene(
+        f"{LAYER}; chown 100033:100044 base/tool; mkdir merged",
+        f"""
+        test $(stat -c %u:%g merged/tool) = 33:44
+        touch merged/new; test $(stat -c %u:%g upper/new) = 100000:100000
+        {FINISH}
+        """,
+    ),
+    "fakeroot": Scene(f"{LAYER}; mkdir merged", FINISH),
+    "unpack": Scene(
+        """
+        mkdir -p system/dev empty; mkdir merged; touch system/root system/dev/null
+        cp /bin/true system/true; chown 7:8 system/true; chmod 4711 system/true
+        tar -c -f system.tar -C system .
+        """,
+        f"""
+        test "$(stat -c '%u:%g %a' merged/true)" = '7:8 4711'
+        test "$(stat -c '%F %t:%T' merged/dev/null)" = 'character special file 1:3'
+        {FINISH}
+        """,
+    ),
+    "apptainer": Scene("mkdir session image; echo old >image/file"),
+    # What systemd runs for the unit (systemd src/core/mount.c, mount_enter_mounting).
+    "systemd": Scene(
+        "mkdir -p /srv/base /srv/upper /srv/work /srv/merged",
+        """
+        setting() { sed -n "s/^$1=//p" /etc/systemd/system/srv-merged.mount; }
+        mount "$(setting What)" "$(setting Where)" -t "$(setting Type)" -o "$(setting Options)"
+        touch /srv/merged/file; umount /srv/merged; test -f /srv/upper/file
+        """,
+    ),
+    "user-service": Scene(
+        after="""
+        setting() { sed -n "s/^$1=//p" .config/systemd/user/project.service | sed "s|%h|$HOME|g"; }
+        $(setting ExecStart); touch merged/file; $(setting ExecStop); test -f upper/file
+        """
+    ),
+}
