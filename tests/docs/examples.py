@@ -6,9 +6,9 @@ A mark is an HTML comment, which no reader sees, before an indented or fenced bl
     <!-- test: NAME as root, user -->        who runs them (default: these two; see `Who`)
     <!-- test: NAME file PATH -->            the contents of the file PATH, which is written at that point
 
-A block in which lines begin with `$ ` is a session: only those lines are run, and the lines between them are output
-that must appear. `...` in it stands for anything, 1000 for any id. Lines that begin with `# ` are typed into the shell
-that the `$ ` line before them started.
+Each line is a command. A block in which lines begin with `$ ` is a session: only those lines are run, and the lines
+between them are output that must appear. `...` in it stands for anything, 1000 for any id. Lines that begin with `# `
+are typed into the shell that the `$ ` line before them started.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class Example:
     who: tuple[Who, ...]
     commands: tuple[Command, ...]
 
-    def script(self) -> str:
-        """All commands, each after a line with a boundary."""
-        return "".join(f"printf '{BOUNDARY}'\n{command.script()}\n" for command in self.commands)
+    def script(self, between: str = "") -> str:
+        """All commands, each after a boundary, and what is to be run after each."""
+        return "".join(f"printf '{BOUNDARY}'\n{command.script()}\n{between}\n" for command in self.commands)
 
     def faults(self, output: str) -> list[str]:
         """Where the output of `script` is not what the document shows."""
@@ -134,7 +134,7 @@ def _file(path: str, block: list[str]) -> Command:
 
 def _commands(block: list[str]) -> list[Command]:
     if not any(line.startswith("$ ") for line in block):
-        return [Command("\n".join(block))]
+        return [Command(line) for line in filter(str.strip, block)]
     found: list[Command] = []
     for line in filter(str.strip, block):
         if line.startswith("$ "):

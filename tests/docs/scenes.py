@@ -18,6 +18,8 @@ class Scene:
 
     before: str = ""
     after: str = ""
+    between: str = ""
+    """Run after each command, where the document lists alternatives."""
     owned: bool = True
     """Whether the layers are given to the one who runs the example."""
 
@@ -26,7 +28,7 @@ SCENES = {
     "readme-main": Scene("mkdir LOWER MERGED; echo x >LOWER/file", "test -d UPPER"),
     "readme-more": Scene(
         "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
-        "cat MERGED/file; for mount in 1 2 3; do fuseunion umount MERGED; done",
+        between="cat MERGED/file; fuseunion umount MERGED",
     ),
     "barn-in-place": Scene("mkdir barn1; touch barn1/bessie barn1/clover", owned=False),
     "barn-copy": Scene(

@@ -7,6 +7,7 @@ by overlays of the kernel in the example's mount namespace, and what is written 
 from __future__ import annotations
 
 import dataclasses
+import pwd
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from tests.support.interpreter import Interpreter
 from tests.support.namespace import Namespace, as_user, login_namespace, root_namespace
 from tests.support.product import make_launcher
 from tests.support.store import CONTAINERS_CONF
+from tests.support.tiny_base import make_tiny_base
 
 COVERED = ("/usr/local/bin", "/srv", "/etc")
 LIMIT = 60
@@ -44,7 +46,7 @@ class Stage:
         """Make what the scene has, as root, in the directory."""
         self.root.run("bash", "-euc", scene.before, cwd=self.directory)
         if scene.owned and self.player is not self.root:
-            self.root.run("chown", "-R", self.player.name, ".", cwd=self.directory)
+            self.root.run("chown", "-R", f"{self.player.name}:", ".", cwd=self.directory)
 
     def play(self, script: str) -> str:
         """Run a script as the one whose example it is; returns what it printed on both outputs.
@@ -66,17 +68,14 @@ def open_stage(who: Who, user: str, place: Path, interpreter: Interpreter) -> It
     directory = place / "example"
     directory.mkdir(parents=True)
     home = {"HOME": str(directory), "USER": user, "XDG_RUNTIME_DIR": str(directory)}
-    owner = "root" if who is Who.ROOT else user
-    shutil.chown(directory, owner)
+    if who is not Who.ROOT:
+        shutil.chown(directory, user, pwd.getpwnam(user).pw_gid)
     with login_namespace(user) if who is Who.PODMAN else root_namespace() as entered:
         # The prefix of a login ends with what gives up root.
         enter = entered.prefix[: len(entered.prefix) - len(as_user(user))] if who is Who.PODMAN else entered.prefix
         root = Namespace("root", enter, {"HOME": str(directory)})
         _install(root, place, interpreter)
-        if who is Who.ROOT:
-            player = root
-        else:
-            player = Namespace(user, (*enter, *as_user(user)), home)
+        player = root if who is Who.ROOT else Namespace(user, (*enter, *as_user(user)), home)
         if who is Who.PODMAN:
             player = dataclasses.replace(player, environment={**player.environment, "XDG_RUNTIME_DIR": RUNTIME})
             _prepare_podman(player, directory)
@@ -100,5 +99,6 @@ def _install(root: Namespace, place: Path, interpreter: Interpreter) -> None:
 def _prepare_podman(player: Namespace, directory: Path) -> None:
     """What podman needs on a machine without systemd; nothing of it has to do with mounts."""
     configuration = directory / ".config/containers"
+    make_tiny_base(directory / "base")
     player.run("mkdir", "-p", "--mode=700", RUNTIME, configuration)
     player.run("tee", configuration / "containers.conf", stdin=CONTAINERS_CONF)

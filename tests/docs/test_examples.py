@@ -39,7 +39,7 @@ def test_example(example: Example, who: Who, scratch: Path, user: User, reachabl
     try:
         with open_stage(who, user.name, place, reachable_interpreter) as stage:
             stage.prepare(scene)
-            faults = example.faults(stage.play(example.script()))
+            faults = example.faults(stage.play(example.script(scene.between)))
             stage.play(scene.after)
         assert not faults, "\n".join(faults)
     finally:
