@@ -125,10 +125,11 @@ def _without_privileges(mode: int, *, outsider: bool = False) -> int:
 
 def _remove_capability(state: State, inode: File) -> None:
     path, follow = inode.reach()
-    try:
-        os.removexattr(path, state.writable().layer.xattr_to_disk(xattrs.CAPABILITY), follow_symlinks=follow)
-    except OSError:
-        pass  # most files have none (ENODATA), and some filesystems cannot have any
+    for name in state.writable().layer.xattr_names(xattrs.CAPABILITY):
+        try:
+            os.removexattr(path, name, follow_symlinks=follow)
+        except OSError:
+            continue  # most files have none (ENODATA), and some filesystems cannot have any
 
 
 def chmod(state: State, inode: Inode, mode: int) -> None:

@@ -71,6 +71,17 @@ class Layer:
         """
         return xattrs.to_disk(name) if self.ownership is None else self.ownership.xattr_to_disk(name)
 
+    def xattr_names(self, name: bytes) -> tuple[bytes, ...]:
+        """The names under which a user's attribute may lie in this layer, the one that counts first.
+
+        containers/storage unpacks file capabilities as they are, beside stored owners (force_mask).
+
+        Raises:
+            OSError: as `xattr_to_disk`.
+        """
+        disk = self.xattr_to_disk(name)
+        return (disk, name) if name == xattrs.CAPABILITY and disk != name else (disk,)
+
     def xattr_to_shown(self, disk: bytes) -> bytes | None:
         """The name a user sees for one on disk in this layer, or None when he must not see it."""
         return xattrs.to_shown(disk) if self.ownership is None else self.ownership.xattr_to_shown(disk)

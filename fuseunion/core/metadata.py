@@ -30,10 +30,12 @@ def copy_xattrs(source: bytes | int, target: bytes | int, lower: Layer, upper: L
         OSError: when a POSIX ACL or a security.* attribute, or space, is refused; what belongs to security modules
             that the upper's filesystem does not have is left out.
     """
+    chosen: dict[bytes, bytes] = {}
     for name in xattrs.listxattr(source):
         shown = lower.xattr_to_shown(name)
-        if shown is None:
-            continue
+        if shown is not None and (shown not in chosen or name != shown):
+            chosen[shown] = name  # the store's own name wins over the plain one (Layer.xattr_names)
+    for shown, name in chosen.items():
         try:
             disk = name if lower.ownership is upper.ownership else upper.xattr_to_disk(shown)
         except PermissionError:

@@ -17,6 +17,7 @@ from fuseunion.core.attributes import stat_of
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.identity import Identity
 from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.layer import Layer
 from fuseunion.core.ownership.names import STORED
 from fuseunion.core.state import State
 
@@ -49,7 +50,7 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     layer = state.layer_of(inode)
     path, follow = _path(inode)
     try:
-        value = os.getxattr(path, layer.xattr_to_disk(name), follow_symlinks=follow)
+        value = _read(layer, path, name, follow)
     except OSError as error:
         # A filesystem without ACLs has none to show; EOPNOTSUPP would fail the kernel's permission check (fs/fuse/acl.c
         # fuse_get_acl).
@@ -62,6 +63,17 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     if name == xattrs.POSIX_ACL_ACCESS and layer.ownership is not None:
         value = acl.with_owner(value, stat_of(state, inode).st_mode >> 6 & 7)
     return _to_shown(name, value, state.settings.identity)
+
+
+def _read(layer: Layer, path: bytes, name: bytes, follow: bool) -> bytes:
+    *first, last = layer.xattr_names(name)
+    for disk_name in first:
+        try:
+            return os.getxattr(path, disk_name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+    return os.getxattr(path, last, follow_symlinks=follow)
 
 
 def _to_shown(name: bytes, value: bytes, identity: Identity) -> bytes:
@@ -95,7 +107,8 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
         raise
     layer = state.layer_of(inode)
     shown = (layer.xattr_to_shown(os.fsencode(name)) for name in names)
-    return [name for name in shown if name is not None and (state.settings.acl or name not in _ACLS)]
+    visible = (name for name in shown if name is not None and (state.settings.acl or name not in _ACLS))
+    return list(dict.fromkeys(visible))
 
 
 def _writable_path(state: State, inode: Inode) -> tuple[bytes, bool]:
@@ -167,7 +180,16 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
         OSError: ENODATA, EPERM, EOPNOTSUPP.
     """
     _check(state, name)
-    disk_name = state.writable().layer.xattr_to_disk(name)
+    disk_names = state.writable().layer.xattr_names(name)
     path, follow = _writable_path(state, inode)
-    os.removexattr(path, disk_name, follow_symlinks=follow)
+    removed = 0
+    for disk_name in disk_names:
+        try:
+            os.removexattr(path, disk_name, follow_symlinks=follow)
+            removed += 1
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+    if not removed:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     _changed(inode, name)

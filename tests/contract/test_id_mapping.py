@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 
 import pytest
 
@@ -17,6 +18,9 @@ from tests.support.layers import Dir, File
 pytestmark = pytest.mark.actors("root", "userns")
 
 KEEP_ID = ":0:1:1055:1055:0:1:1056:1056:64481"
+
+# Version 2, cap_net_raw=ep (include/uapi/linux/capability.h, struct vfs_cap_data); containers/storage unpacks it so.
+NET_RAW = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)
 
 
 def test_keep_id(caller: Caller, store: FakeStore) -> None:
@@ -50,8 +54,12 @@ def test_uidmap(caller: Caller, store: FakeStore) -> None:
         entry = os.stat(merged / "file")
         assert (entry.st_uid, entry.st_gid) == (11, 21)
         os.chown(merged / "file", 1, 1)
-    entry = os.stat(layer.diff / "file")
-    assert (entry.st_uid, entry.st_gid) == (0, 0)
+        # podman makes /etc/mtab as root of its own namespace, whom the map leaves out.
+        (merged / "mtab").symlink_to("/proc/mounts")
+        assert os.lstat(merged / "mtab").st_uid == 1
+    for name in ("file", "mtab"):
+        entry = os.lstat(layer.diff / name)
+        assert (entry.st_uid, entry.st_gid) == (0, 0)
 
 
 def test_the_overflow_id_is_never_stored(caller: Caller, store: FakeStore) -> None:
@@ -84,6 +92,7 @@ def test_force_mask(caller: Caller, store: FakeStore) -> None:
         {
             "bin": Dir(mode=0o700, xattrs={override: b"0:0:0755:dir"}),
             "bin/su": File(b"#!", mode=0o700, xattrs={override: b"0:0:04755"}),
+            "bin/ping": File(b"#!", mode=0o700, xattrs={override: b"0:0:0755", "security.capability": NET_RAW}),
             "bin/null": File(mode=0o700, xattrs={override: b"0:0:0666:char-1-3"}),
         },
     )
@@ -96,6 +105,12 @@ def test_force_mask(caller: Caller, store: FakeStore) -> None:
         null = os.lstat(merged / "bin/null")
         assert stat.S_ISCHR(null.st_mode)
         assert (os.major(null.st_rdev), os.minor(null.st_rdev)) == (1, 3)
+        assert os.getxattr(merged / "bin/ping", "security.capability") == NET_RAW
+        assert os.listxattr(merged / "bin/ping") == ["security.capability"]
+        os.chmod(merged / "bin/ping", 0o750)
+        assert os.getxattr(merged / "bin/ping", "security.capability") == NET_RAW
+        os.removexattr(merged / "bin/ping", "security.capability")
+        assert os.listxattr(merged / "bin/ping") == []
         os.chown(merged / "bin/su", 33, 44)
         entry = os.lstat(merged / "bin/su")
         assert (entry.st_uid, entry.st_gid) == (33, 44)

@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 
+from fuseunion.core import xattrs
 from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership import names
 from fuseunion.core.ownership.facts import Facts
@@ -78,7 +79,9 @@ class XattrStore(OwnershipStore):
         if shown != disk:
             return shown
         # What the real object has of these is not the user's: a label that a security module gave the daemon's file.
-        return None if disk.startswith(b"security.") else super().xattr_to_shown(disk)
+        # Capabilities are: containers/storage unpacks them as they are (Layer.xattr_names).
+        hidden = disk.startswith(b"security.") and disk != xattrs.CAPABILITY
+        return None if hidden else super().xattr_to_shown(disk)
 
     def forget(self, st: os.stat_result) -> None:
         if self.companion is not None and not self._holds(st):

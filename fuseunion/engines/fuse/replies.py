@@ -7,6 +7,8 @@ this daemon may change the layers. A reply is made once for each inode and kept 
 
 from __future__ import annotations
 
+import os
+
 import pyfuse3
 from pyfuse3 import EntryAttributes, RequestContext
 
@@ -92,6 +94,11 @@ class Replies:
         if self._identity.trivial:
             return Owner(ctx.uid, ctx.gid, umask)
         identity = self._identity
+        uid, gid = identity.uids.disk_or_none(ctx.uid), identity.gids.disk_or_none(ctx.gid)
+        if uid is None and ctx.uid == os.geteuid():
+            # Whoever mounted it may make things though the map leaves him out: podman does, as root of its own user
+            # namespace, before a container starts. They become his own, as without a map.
+            return Owner(ctx.uid, ctx.gid if gid is None else gid, umask)
         return Owner(identity.disk_uid(ShownUid(ctx.uid)), identity.disk_gid(ShownGid(ctx.gid)), umask)
 
     def keeps_set_id(self, ctx: RequestContext) -> bool:
