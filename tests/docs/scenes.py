@@ -20,6 +20,8 @@ class Scene:
     after: str = ""
     between: str = ""
     """Run after each command, where the document lists alternatives."""
+    needs: str = ""
+    """A program that not every machine has."""
     owned: bool = True
     """Whether the layers are given to the one who runs the example."""
 
@@ -66,11 +68,13 @@ SCENES = {
         mount "$(setting What)" "$(setting Where)" -t "$(setting Type)" -o "$(setting Options)"
         touch /srv/merged/file; umount /srv/merged; test -f /srv/upper/file
         """,
+        needs="systemd-analyze",
     ),
     "user-service": Scene(
         after="""
         setting() { sed -n "s/^$1=//p" .config/systemd/user/project.service | sed "s|%h|$HOME|g"; }
         $(setting ExecStart); touch merged/file; $(setting ExecStop); test -f upper/file
-        """
+        """,
+        needs="systemd-analyze",
     ),
 }

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.docs.examples import Example, Who, documents, examples
-from tests.docs.scenes import SCENES, Scene
-from tests.docs.stage import open_stage
+from tests.docs.performance import ORDINARY, cases, label, perform
+from tests.docs.scenes import SCENES
 from tests.support.interpreter import PROJECT, Interpreter
 from tests.support.user import User
 
@@ -18,32 +17,12 @@ pytestmark = pytest.mark.root
 
 EXAMPLES = [example for document in documents() for example in examples(document)]
 HOW_TOS = sorted(path.name for path in (PROJECT / "docs").glob("howto-*.md"))
+CASES = cases(ORDINARY)
 
 
-CASES = [
-    pytest.param(
-        example,
-        who,
-        id=f"{example.document}-{example.name}-{who.value}",
-        marks=[pytest.mark.conformance] if who is Who.PODMAN else [],
-    )
-    for example in EXAMPLES
-    for who in example.who
-]
-
-
-@pytest.mark.parametrize(("example", "who"), CASES)
+@pytest.mark.parametrize(("example", "who"), CASES, ids=[*map(label, CASES)])
 def test_example(example: Example, who: Who, scratch: Path, user: User, reachable_interpreter: Interpreter) -> None:
-    place = scratch / "docs-example"
-    scene = SCENES.get(example.name, Scene())
-    try:
-        with open_stage(who, user.name, place, reachable_interpreter) as stage:
-            stage.prepare(scene)
-            faults = example.faults(stage.play(example.script(scene.between)))
-            stage.play(scene.after)
-        assert not faults, "\n".join(faults)
-    finally:
-        shutil.rmtree(place)
+    perform(example, who, scratch, user.name, reachable_interpreter)
 
 
 def test_names_are_used_once() -> None:
