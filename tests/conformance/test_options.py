@@ -40,7 +40,9 @@ def test_force_mask_keeps_files_private(masked: Store) -> None:
 
 
 def test_force_mask_builds_the_same_image(workshop: Workshop, native: Store, masked: Store) -> None:
-    assert_same_build(workshop.build(native, "podman", "build"), workshop.build(masked, "podman", "build"))
+    assert_same_build(
+        workshop.build(native, "podman", "build"), workshop.build(masked, "podman", "build"), force_mask=True
+    )
     assert masked.podman("run", "--rm", f"{APP}-podman") == "hello from the image\n"
 
 
