@@ -17,6 +17,11 @@ UNREPORTED = {"/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc"
 """Where podman itself mounts things: `podman diff` never prints them (podman libpod/diff.go)."""
 
 
+OUT_OF_REACH = "var/cache/apt/archives/partial"
+"""With force_mask podman 4.3 stores mode 0700 for the root directory, and fuse-overlayfs shows it so too. Then the user
+of apt cannot reach its directory, and leaves its time alone."""
+
+
 def assert_same_build(expected: Built, got: Built, *, force_mask: bool = False) -> None:
     """The two images have the same history, and the same tree after each layer.
 
@@ -35,6 +40,8 @@ def assert_same_build(expected: Built, got: Built, *, force_mask: bool = False) 
         both = ours.entries.keys() & theirs.entries.keys()
         times = {path: (min(theirs.entries[path].mtime, since), min(ours.entries[path].mtime, since)) for path in both}
         wrong = {path: pair for path, pair in times.items() if pair[0] != pair[1]}
+        if force_mask:
+            wrong.pop(OUT_OF_REACH, None)
         assert not wrong, f"times in layer {number} (expected, got): {wrong}"
 
 
