@@ -163,13 +163,6 @@ class File(Inode):
             return b"/proc/self/fd/%d" % self.pin, True
         return place[0].proc_path(place[1]), False
 
-    def proc_path(self) -> bytes:
-        """A path for calls that need one; it does not lead through a symbolic link of the tree."""
-        place = self.location()
-        if place is None:
-            return b"/proc/self/fd/%d" % self.pin
-        return place[0].proc_path(place[1])
-
     def where(self) -> bytes | int:
         """The same for calls that must not follow a link: a path, or the pin's descriptor."""
         place = self.location()
@@ -286,18 +279,8 @@ class InodeTable:
         root.nlookup = 1
         self._inodes: dict[int, Inode] = {ROOT: root}
 
-    def __len__(self) -> int:
-        return len(self._inodes)
-
-    def get(self, ino: int) -> Inode:
-        """The inode of a number that the kernel sent.
-
-        Raises:
-            KeyError: for a number that was never given out (a bug, here or in the kernel).
-        """
-        return self._inodes[ino]
-
     def find(self, ino: int) -> Inode | None:
+        """The inode of a number, or None."""
         return self._inodes.get(ino)
 
     def free_number(self, wanted: Ino) -> Ino:
@@ -339,8 +322,12 @@ class InodeTable:
         finally:
             for inode in inodes:
                 if inode is not None:
-                    inode.open_count -= 1
-                    self.drop_if_unused(inode)
+                    self.let_go(inode)
+
+    def let_go(self, inode: Inode) -> None:
+        """Undo one `open_count += 1`."""
+        inode.open_count -= 1
+        self.drop_if_unused(inode)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Remove an inode that nobody can name any more, and then perhaps its parents."""

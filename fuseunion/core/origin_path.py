@@ -58,5 +58,4 @@ def note_paths_below(state: State, directory: Directory) -> None:
                 else:
                     state.table.drop_if_unused(child)
         if current is not directory:
-            current.open_count -= 1
-            state.table.drop_if_unused(current)
+            state.table.let_go(current)

@@ -76,11 +76,11 @@ def copy_tree(state: State, directory: Directory) -> Generator[File, None, None]
                         state.table.drop_if_unused(child)
             yield from _copy_files(state, current, upper, files)
             waiting.pop()
-            _release(state, current)
+            state.table.let_go(current)
             waiting += merged
     finally:
         for current in waiting:
-            _release(state, current)
+            state.table.let_go(current)
 
 
 def _copy_files(
@@ -96,13 +96,7 @@ def _copy_files(
                     link_name(state, file, directory, name)
     finally:
         for _, file in files:
-            file.open_count -= 1
-            state.table.drop_if_unused(file)
-
-
-def _release(state: State, directory: Directory) -> None:
-    directory.open_count -= 1
-    state.table.drop_if_unused(directory)
+            state.table.let_go(file)
 
 
 def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:

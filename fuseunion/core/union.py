@@ -236,9 +236,8 @@ class Union:
         """The last user of a handle closed it."""
         file = handle.file
         file.remove_handle(handle)
-        file.open_count -= 1
         handle.close()
-        self.release(file)
+        self.state.table.let_go(file)
 
     def write(self, handle: FileHandle, data: bytes, offset: int) -> int:
         """Write all of `data`. Precondition: the file was copied up."""
@@ -276,8 +275,7 @@ class Union:
 
     def release_directory(self, handle: DirectoryHandle) -> None:
         """The last user of a directory handle closed it."""
-        handle.directory.open_count -= 1
-        self.release(handle.directory)
+        self.state.table.let_go(handle.directory)
 
     def fsync_directory(self, directory: Directory) -> int | None:
         """A new descriptor to fsync for a directory, or None when nothing of it is in the upper."""
