@@ -19,15 +19,18 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fuseunion import syscalls
 
 if TYPE_CHECKING:
     from fuseunion.core.layer import Layer
 
+T = TypeVar("T")
+
+_HOLD = os.O_PATH | os.O_NOFOLLOW
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _RESOLVE = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
 
@@ -38,19 +41,34 @@ AUFS_PREFIX = b".wh."
 AUFS_OPAQUE = b".wh..wh..opq"
 
 
+def proc_fd(fd: int) -> bytes:
+    """A path to what a descriptor holds, O_PATH or not, for the calls that take none (proc(5)).
+
+    It leads there by a magic link, which has to be followed, and no link behind it is.
+    """
+    return b"/proc/self/fd/%d" % fd
+
+
+_RIGHTS = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}
+
+
 @contextmanager
-def lent(fd: int) -> Iterator[None]:
+def lent(fd: int, kinds: Container[int] = frozenset(_RIGHTS)) -> Iterator[None]:
     """Give the owner all rights on a directory or regular file for a while; closes the O_PATH descriptor it is given.
 
     By descriptor, because the name may lead elsewhere afterwards.
+
+    Args:
+        kinds: S_IFMT bits of what is to be opened; anything else stays as it is.
     """
     try:
         st = os.fstat(fd)
-        rights = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}.get(stat.S_IFMT(st.st_mode), 0)
+        kind = stat.S_IFMT(st.st_mode)
+        rights = _RIGHTS.get(kind, 0) if kind in kinds else 0
         if st.st_mode & rights == rights:
             yield
             return
-        path = b"/proc/self/fd/%d" % fd
+        path = proc_fd(fd)
         os.chmod(path, stat.S_IMODE(st.st_mode) | rights)
         try:
             yield
@@ -58,6 +76,20 @@ def lent(fd: int) -> Iterator[None]:
             os.chmod(path, stat.S_IMODE(st.st_mode))
     finally:
         os.close(fd)
+
+
+def as_owner_of(fd: int, operation: Callable[[], T]) -> T:
+    """Run an operation on what a descriptor holds, though its mode forbids it to its owner, the daemon's user.
+
+    An attribute of a user needs read or write permission on the object (fs/xattr.c xattr_permission).
+    """
+    try:
+        return operation()
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+    with lent(os.dup(fd)):
+        return operation()
 
 
 class DescriptorCache:
@@ -196,7 +228,39 @@ class RealDir:
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
-            raise
+            if error.errno != errno.EACCES or not self.layer.writable:
+                raise
+        # A directory of the upper that its owner, the daemon's user, closed: what is in it is still his.
+        with lent(os.dup(self.fd())):
+            try:
+                return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+
+    def hold(self, name: bytes) -> int:
+        """An O_PATH descriptor of one name, owned by the caller; a link is held itself.
+
+        Raises:
+            OSError: as openat(2), but not EACCES in the upper; EOPNOTSUPP for the name that the union is mounted over.
+        """
+        if self.is_covered(name):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), name)
+        try:
+            return os.open(name, _HOLD, dir_fd=self.fd())
+        except PermissionError as error:
+            if error.errno != errno.EACCES or not self.layer.writable:
+                raise
+        with lent(os.dup(self.fd())):
+            return os.open(name, _HOLD, dir_fd=self.fd())
+
+    @contextmanager
+    def held(self, name: bytes) -> Iterator[int]:
+        """`hold` for the length of a block."""
+        fd = self.hold(name)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def shown(self, name: bytes, st: os.stat_result) -> os.stat_result:
         """What to show for a name whose lstat is `st`: the same, but for a layer with stored ownership.
@@ -207,7 +271,8 @@ class RealDir:
         ownership = self.layer.ownership
         if ownership is None or self.is_covered(name):
             return st
-        return ownership.load(self.proc_path(name), st)
+        with self.held(name) as fd:
+            return ownership.load(fd, st)
 
     def open(self, name: bytes, flags: int) -> int:
         """openat(2) of one name, close-on-exec, never following a link, without touching the access time.
@@ -229,14 +294,23 @@ class RealDir:
         """A path to one name for the calls that take no directory descriptor (the xattr family before Linux 6.13)."""
         return b"/proc/self/fd/%d/%s" % (self.fd(), name)
 
-    def own_path(self) -> tuple[bytes, bool]:
-        """A path to the directory itself, and whether it is a magic link, which must be followed.
+    @contextmanager
+    def grasp(self) -> Iterator[int]:
+        """A descriptor of the directory itself, good for calls on `proc_fd` of it until the block ends.
 
-        It works for a directory that may not be searched, which "." in it does not.
+        Raises:
+            OSError: as `fd`, but not EXDEV: where something is mounted there, it is what is mounted.
         """
-        if self.parent is None or self._pinned:
-            return b"/proc/self/fd/%d" % self.fd(), True
-        return self.parent.proc_path(self.name), False
+        try:
+            fd = self.fd()
+        except OSError as error:
+            if error.errno != errno.EXDEV or self.parent is None:
+                raise
+        else:
+            yield fd
+            return
+        with self.parent.held(self.name) as fd:
+            yield fd
 
     def own_stat(self) -> os.stat_result:
         """fstat(2) of the directory itself; lstat(2) of its name where something is mounted there."""
@@ -264,7 +338,7 @@ class RealDir:
 
     def _open_again(self) -> int:
         # Through the O_PATH descriptor, which lies on the layer's own mount.
-        path = b"/proc/self/fd/%d" % self.fd()
+        path = proc_fd(self.fd())
         flags = os.O_RDONLY | os.O_DIRECTORY
         if self.layer.noatime:
             try:

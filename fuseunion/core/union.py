@@ -134,8 +134,6 @@ class Union:
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
         self.state.writable()
-        if change.empty:
-            return
         if isinstance(inode, Directory):
             copy_up_directory(self.state, inode)
         attributes.apply(self.state, inode, change)
@@ -152,11 +150,12 @@ class Union:
 
     # -- copy-up -----------------------------------------------------------------------------------------------------
 
-    def copy_job(self, file: File, limit: int | None = None) -> CopyJob | None:
+    def copy_job(self, file: File, change: Change | None = None) -> CopyJob | None:
         """Begin the copy-up of a file; None when there is nothing left to do.
 
         Args:
-            limit: copy no more than so many bytes, because the file is about to be truncated to them.
+            change: what the copy-up is for. It is made to the copy before that is shown; so when this call answers None
+                for a file that was not `in_upper` before, or when the job is published, it is done.
 
         Raises:
             OSError: EROFS; EACCES for a file that the daemon may not read; ENOSPC.
@@ -165,8 +164,8 @@ class Union:
         if file.in_upper:
             return None
         if stat.S_ISREG(file.kind):
-            return CopyJob(self.state, file, limit)
-        copy_up_special(self.state, file)
+            return CopyJob(self.state, file, change)
+        copy_up_special(self.state, file, change)
         return None
 
     def trees_to_copy(self, inode: Inode) -> Generator[File, None, None]:
@@ -236,21 +235,36 @@ class Union:
         """The last user of a handle closed it."""
         file = handle.file
         file.remove_handle(handle)
-        handle.close()
+        if file.needs_descriptor:
+            file.pin = handle.fd  # it has no name: the descriptor serves until the kernel forgets it
+        else:
+            handle.close()
         self.state.table.let_go(file)
 
     def write(self, handle: FileHandle, data: bytes, offset: int) -> int:
-        """Write all of `data`. Precondition: the file was copied up."""
+        """Write `data`, or as much of it as there is space for. Precondition: the file was copied up.
+
+        Returns:
+            The number of bytes written.
+
+        Raises:
+            OSError: ENOSPC, EDQUOT, EFBIG, EIO, when nothing was written.
+        """
         handle.file.stale()
         if handle.drops_setgid:
-            handle.drops_setgid = False
             self.drop_setgid(handle.file)
+            handle.drops_setgid = False
         view = memoryview(data)
         while view:
-            written = os.pwrite(handle.fd, view, offset)
+            try:
+                written = os.pwrite(handle.fd, view, offset)
+            except OSError:
+                if len(view) < len(data):
+                    break  # write(2): a short count; the next write meets the error at once
+                raise
             offset += written
             view = view[written:]
-        return len(data)
+        return len(data) - len(view)
 
     def drop_setgid(self, inode: Inode) -> None:
         """Somebody who is not in the group of an object changed it: the set-group-ID bit goes."""
@@ -258,10 +272,10 @@ class Union:
         if st.st_mode & stat.S_ISGID:
             attributes.apply(self.state, inode, Change(mode=st.st_mode & ~stat.S_ISGID))
 
-    def truncate_at_open(self, file: File, *, privileged: bool, outsider: bool) -> None:
-        """What O_TRUNC does to a file that was copied up (attributes.clear_privileges)."""
-        attributes.clear_privileges(self.state, file, privileged=privileged, outsider=outsider)
-        attributes.apply(self.state, file, Change(size=0))
+    def truncation(self, file: File, *, privileged: bool, outsider: bool) -> Change:
+        """What O_TRUNC changes of a file (attributes.truncation)."""
+        self.state.writable()
+        return attributes.truncation(self.state, file, privileged=privileged, outsider=outsider)
 
     def opendir(self, directory: Directory) -> DirectoryHandle:
         """Open a directory."""

@@ -51,20 +51,25 @@ class InProcess:
         assert isinstance(directory, Directory)
         return directory, os.fsencode(name)
 
-    def copied(self, path: str, limit: int | None = None) -> Inode:
+    def copied(self, path: str) -> Inode:
+        """The inode of a path, copied up if it is a file."""
         inode = self.find(path)
         if isinstance(inode, File):
-            self._copy(inode, limit)
+            self.copy(inode)
         return inode
 
-    def _copy(self, file: File, limit: int | None = None) -> None:
-        job = self.union.copy_job(file, limit)
+    def copy(self, file: File, change: Change | None = None) -> bool:
+        """Copy a file up; True when the change was made with the copy."""
+        if file.in_upper:
+            return False
+        job = self.union.copy_job(file, change)
         if job is not None:
             try:
                 job.move()
                 job.publish()
             finally:
-                job.abort()
+                job.close()
+        return True
 
     def write(self, path: str, data: bytes, offset: int = 0) -> None:
         file = self.copied(path)
@@ -111,12 +116,13 @@ class InProcess:
         sources = [source, target] if flags & 2 else [source]
         for path in sources:
             for file in self.union.trees_to_copy(self.find(path)):
-                self._copy(file)
+                self.copy(file)
         self.union.rename(*self._split(source), *self._split(target), flags)
 
     def setattr(self, path: str, change: Change) -> None:
-        inode = self.copied(path, change.size)
-        self.union.setattr(inode, change)
+        inode = self.find(path)
+        if not isinstance(inode, File) or not self.copy(inode, change):
+            self.union.setattr(inode, change)
 
     def setxattr(self, path: str, name: bytes, value: bytes) -> None:
         self.union.setxattr(self.copied(path), name, value)

@@ -115,6 +115,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         target = self.union.inode(inode)
+        wanted = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
             uid=self._identity.disk_uid(ShownUid(attr.st_uid)) if fields.update_uid else None,
@@ -122,14 +123,24 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            # chown(2) with -1 for both ids asks for nothing but a new time of change (fs/open.c chown_common).
+            touch=not any((*wanted, fields.update_atime, fields.update_mtime)),
         )
-        if isinstance(target, File) and not change.empty:
-            await self._copy_ups.done(target, change.size)
-            at_risk = change.size is not None and setgid_is_at_risk(self.union.stat(target)[0])
-            if at_risk and self._replies.is_outsider(target, ctx):
-                self.union.drop_setgid(target)
-        self.union.setattr(target, change)
+        if change.size is not None and change.mode is None and isinstance(target, File):
+            change.mode = self._mode_without_setgid(target, ctx)
+        await self._change(target, change)
         return self._replies.attributes(target)
+
+    async def _change(self, target: Inode, change: Change) -> None:
+        """Make a change; one to a file of a lower together with its copy-up."""
+        if not isinstance(target, File) or not await self._copy_ups.done(target, change):
+            self.union.setattr(target, change)
+
+    def _mode_without_setgid(self, file: File, ctx: RequestContext) -> int | None:
+        """The mode of a file after somebody who is not in its group changed its data, if that is another."""
+        mode = self.union.stat(file)[0].st_mode
+        at_risk = setgid_is_at_risk(mode) and self._replies.is_outsider(file, ctx)
+        return mode & ~stat.S_ISGID if at_risk else None
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -202,13 +213,18 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         file = self.union.file(inode)
-        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
-            await self._copy_ups.done(file, 0)
-            outsider = self._replies.is_outsider(file, ctx)
-            self.union.truncate_at_open(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
         handle = self.union.open(file, flags)
-        if handle.writable:
-            handle.drops_setgid = setgid_is_at_risk(self.union.stat(file)[0]) and self._replies.is_outsider(file, ctx)
+        try:
+            if flags & os.O_TRUNC:
+                # Whatever the access mode: the kernel has checked that the caller may write (fs/namei.c may_open).
+                outsider = self._replies.is_outsider(file, ctx)
+                change = self.union.truncation(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
+                await self._change(file, change)
+            if handle.writable:
+                handle.drops_setgid = self._mode_without_setgid(file, ctx) is not None
+        except BaseException:
+            self.union.release_file(handle)
+            raise
         return FileInfo(fh=self._keep(handle), keep_cache=True)
 
     @answered

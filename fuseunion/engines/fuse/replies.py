@@ -107,9 +107,14 @@ class Replies:
         return ctx.uid == 0 and self._first_namespace
 
     def is_outsider(self, inode: Inode, ctx: RequestContext) -> bool:
-        """True when the caller is neither root nor in the group of an object."""
+        """True when the caller is neither root nor in the group of an object, as far as that can be known."""
         if ctx.uid == 0 or self._own_root:
             return False
         st, _ = self._union.stat(inode)
         shown_gid = self._identity.shown_gid(DiskGid(st.st_gid))
-        return shown_gid != ctx.gid and shown_gid not in pyfuse3.get_sup_groups(ctx.pid)
+        if shown_gid == ctx.gid:
+            return False
+        try:
+            return shown_gid not in pyfuse3.get_sup_groups(ctx.pid)
+        except OSError:
+            return True  # it has ended, or lives in another pid namespace: then its number here is 0
