@@ -13,6 +13,8 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fuseunion.core import metadata, xattrs
@@ -119,24 +121,47 @@ def apply(state: State, inode: Inode, change: Change) -> None:
     """
     assert isinstance(inode, (File, Directory))
     try:
-        with inode.grasp() as fd:
+        with inode.grasp() as fd, _restored_on_failure(state, fd, change):
             if change.changes_owner or change.touch:
                 _chown(state, fd, inode, change)
             if change.clear_capability:
                 _remove_capability(state, fd)
             if change.mode is not None:
                 _chmod(state, fd, inode, change.mode)
+            st = os.fstat(fd) if change.atime_ns is not None or change.mtime_ns is not None else None
             if change.size is not None:
                 _truncate(inode, change.size)
-            if change.atime_ns is not None or change.mtime_ns is not None:
-                st = os.stat(proc_fd(fd))
-                times = (
-                    st.st_atime_ns if change.atime_ns is None else change.atime_ns,
-                    st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns,
-                )
-                os.utime(proc_fd(fd), ns=times)
+            if st is not None:
+                atime_ns = st.st_atime_ns if change.atime_ns is None else change.atime_ns
+                mtime_ns = st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
+                os.utime(proc_fd(fd), ns=(atime_ns, mtime_ns))
     finally:
         inode.stale()
+
+
+@contextmanager
+def _restored_on_failure(state: State, fd: int, change: Change) -> Iterator[None]:
+    """Give an object its owner and mode back when only a part of a change could be made."""
+    ownership = state.writable().layer.ownership
+    one_call = change.mode is None if change.changes_owner else change.size is None or change.mode is None
+    if ownership is None and one_call:
+        yield
+        return
+    real = os.fstat(fd)
+    facts = Facts.of(real if ownership is None else ownership.load(fd, real))
+    try:
+        yield
+    except BaseException:
+        try:
+            if ownership is not None:
+                ownership.store(fd, real, facts)
+            elif change.changes_owner:
+                os.chown(proc_fd(fd), real.st_uid, real.st_gid)
+            if not stat.S_ISLNK(real.st_mode):
+                os.chmod(proc_fd(fd), stat.S_IMODE(real.st_mode))
+        except OSError as error:
+            state.log.error("a change of inode %d was made in part: %s", real.st_ino, error)
+        raise
 
 
 def _chown(state: State, fd: int, inode: File | Directory, change: Change) -> None:

@@ -303,6 +303,11 @@ class InodeTable:
         self._upper_files: dict[tuple[int, int], File] = {}
         self._lower_files: dict[tuple[int, int], File] = {}
 
+    @property
+    def size(self) -> int:
+        """How many inodes are known, the root among them."""
+        return len(self._inodes)
+
     def find(self, ino: int) -> Inode | None:
         """The inode of a number, or None."""
         return self._inodes.get(ino)

@@ -260,13 +260,21 @@ def _move(
             # The whiteout goes to the old name, where it may be needed.
             syscalls.renameat2(old_upper.fd(), old_name, new_upper.fd(), new_name, syscalls.RENAME_EXCHANGE)
             if not leave_whiteout:
-                os.unlink(old_name, dir_fd=old_upper.fd())
+                _drop_useless(state, old_upper, old_name)
             return
         os.unlink(new_name, dir_fd=new_upper.fd())
     if leave_whiteout:
         side.whiteouts.move_away(old_upper, old_name, new_upper, new_name)
     else:
         os.rename(old_name, new_name, src_dir_fd=old_upper.fd(), dst_dir_fd=new_upper.fd())
+
+
+def _drop_useless(state: State, upper: RealDir, name: bytes) -> None:
+    """Remove a whiteout of nothing; one that resists does no harm."""
+    try:
+        os.unlink(name, dir_fd=upper.fd())
+    except OSError as error:
+        state.log.warning("a useless whiteout %r stays: %s", name, error)
 
 
 def _exchange(state: State, one: _Named[Inode], other: _Named[Inode]) -> None:

@@ -72,11 +72,11 @@ class WhiteoutWriter:
     """Writes and removes marks in the upper; each change of the tree is one rename or link, so a crash shows
     the state before or after, except where the filesystem lacks the flags of renameat2 (see each method)."""
 
-    __slots__ = ("_spare", "_work")
+    __slots__ = ("_work", "spare")
 
     def __init__(self, work: WorkDirectory) -> None:
         self._work = work
-        self._spare: bytes | None = None
+        self.spare: bytes | None = None
 
     # -- making ---------------------------------------------------------------------------------------------------
 
@@ -84,22 +84,22 @@ class WhiteoutWriter:
         """A whiteout device in work under a new name, linked from the spare one where links are possible."""
         work = self._work
         name = work.new_name()
-        if self._spare is not None:
+        if self.spare is not None:
             try:
-                os.link(self._spare, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
+                os.link(self.spare, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
                 return name
             except OSError as error:
                 # EMLINK: the inode has all the links it can have. Others: a filesystem without links to devices.
                 if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT):
                     raise
-                work.unlink(self._spare)
-                self._spare = None
+                work.unlink(self.spare)
+                self.spare = None
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=work.tmp.fd())
-        self._spare = work.new_name()
+        self.spare = work.new_name()
         try:
-            os.link(name, self._spare, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
+            os.link(name, self.spare, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
         except OSError:
-            self._spare = None  # no links here: every whiteout is an inode of its own
+            self.spare = None  # no links here: every whiteout is an inode of its own
         return name
 
     def _make_file(self, upper: RealDir, name: bytes) -> None:
