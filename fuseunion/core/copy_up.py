@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from fuseunion.core import copy_data, metadata, origin
 from fuseunion.core.attributes import Change, facts_after, stat_of, times_after
+from fuseunion.core.descriptors import PER_COPY
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.layer import Layer
 from fuseunion.core.links import INODE, LinkGroup, key_of
@@ -53,10 +54,11 @@ class CopyJob:
         self._file = file
         self._change = change or Change()
         assert file.lower is not None
-        self._source = file.open(os.O_RDONLY)
-        self._target = -1
+        self._source = self._target = -1
         self._name: bytes | None = None
+        state.descriptors.take_for_copy()
         try:
+            self._source = file.open(os.O_RDONLY)
             self._st = os.fstat(self._source)
             self._shown = stat_of(state, file)
             self._lower = state.layer_of(file)
@@ -102,13 +104,13 @@ class CopyJob:
             handle.switch(self._target)
 
     def close(self) -> None:
-        """Undo what is not published, and close the descriptors."""
+        """Undo what is not published, and close the descriptors. Called once."""
+        self._state.descriptors.give_back(PER_COPY)
         if self._name is not None and self._target >= 0:
             self._upper.work.unlink(self._name)
         for fd in (self._source, self._target):
             if fd >= 0:
                 os.close(fd)
-        self._name, self._source, self._target = None, -1, -1
 
 
 def _clothe(

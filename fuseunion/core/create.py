@@ -197,7 +197,7 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
     """Make a regular file and open it for reading and writing.
 
     Raises:
-        OSError: EEXIST, EINVAL (a `.wh.` name), ENAMETOOLONG, EROFS, ENOSPC, EDQUOT, EPERM.
+        OSError: EEXIST, EINVAL (a `.wh.` name), ENAMETOOLONG, EROFS, ENOSPC, EDQUOT, EPERM, ENFILE.
     """
     place = _place(state, directory, name)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -205,15 +205,16 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
     def make(new: bytes, dirfd: int, new_mode: int) -> int:
         return os.open(new, flags, stat.S_IMODE(new_mode), dir_fd=dirfd)
 
-    fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
-    assert fd is not None
-    try:
-        inode = _register(state, place, stat.S_IFREG)
-        assert isinstance(inode, File)
-        return inode, FileHandle(inode, fd, writable=True)
-    except BaseException:
-        os.close(fd)
-        raise
+    with state.descriptors.taken_for_file():
+        fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
+        assert fd is not None
+        try:
+            inode = _register(state, place, stat.S_IFREG)
+            assert isinstance(inode, File)
+            return inode, FileHandle(inode, fd, writable=True)
+        except BaseException:
+            os.close(fd)
+            raise
 
 
 def mkdir(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:

@@ -289,6 +289,26 @@ class Directory(Inode):
         return self.top.own_stat()
 
 
+class Unreadable(Inode):
+    """An object whose marks cannot be understood. It is listed, and every use of it answers an errno."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, ino: Ino, kind: int, code: int) -> None:
+        super().__init__(ino, kind)
+        self.code = code
+
+    @property
+    def removed(self) -> bool:
+        return False
+
+    def places(self) -> Iterator[tuple[Directory, bytes]]:
+        return iter(())
+
+    def grasp(self) -> AbstractContextManager[int]:
+        raise OSError(self.code, os.strerror(self.code))
+
+
 class InodeTable:
     """Every inode the kernel knows, by number."""
 

@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from fuseunion.core import whiteout, xattrs
-from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.inode import Directory, File, Inode, Unreadable
 from fuseunion.core.links import INODE, LinkGroup, key_of, token_of
 from fuseunion.core.numbers import Ino
 from fuseunion.core.origin import path_of
@@ -74,7 +74,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
                 marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
                 if xattrs.METACOPY in marks:
                     log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
-                    raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+                    raise xattrs.malformed(errno.EPERM)
                 return FoundFile(real, st, marks)
             if directories and whiteout.is_opaque(directories[-1].parent or real, directories[-1], last_marks):
                 break
@@ -103,7 +103,7 @@ def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list
     strange = not all(names) or b"." in names or b".." in names or b"\0" in redirect
     if strange or (len(names) > 1 and not absolute):
         log.error("malformed redirect %r; refused", redirect[:100])
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise xattrs.malformed()
     dirs: Sequence[RealDir] = below
     if absolute:
         layers = {real.layer for real in below}
@@ -114,6 +114,27 @@ def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list
             return []
         dirs = found.stack
     return list(dirs)
+
+
+def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tuple[Unreadable, os.stat_result]:
+    """The inode of a name whose object cannot be understood, so that it can be listed, with the object's lstat.
+
+    Args:
+        code: the errno that every use of it answers.
+
+    Raises:
+        OSError: ENOENT when it is not there; of the layers.
+    """
+    for real in directory.layers():
+        st = real.stat(name)
+        if st is not None:
+            number = state.numbers.number(st.st_dev, st.st_ino)
+            inode = state.table.find(number)
+            if not isinstance(inode, Unreadable):
+                inode = Unreadable(state.table.free_number(number), stat.S_IFMT(st.st_mode), code)
+                state.table.add(inode)
+            return inode, st
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
 def lower_is_positive(state: State, directory: Directory, name: bytes) -> bool:

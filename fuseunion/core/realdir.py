@@ -5,9 +5,9 @@ A `RealDir` names a directory of one layer by its parent and its name there. Eve
 link is ever followed, and a path may be deeper than PATH_MAX. A rename changes two fields of one object, and all
 that lies below follows.
 
-Descriptors are opened when needed and kept in a bounded cache, least recently used first out: an idle directory
-holds none. A descriptor got from `RealDir.fd()` is good until the next suspension point of the caller and for the
-next dozens of accesses; nobody may keep it longer, and a worker thread may never use one.
+Descriptors are opened when needed and kept in a bounded cache (descriptors.py), least recently used first out: an idle
+directory holds none. A descriptor got from `RealDir.fd()` is good until the next suspension point of the caller and for
+the next three directories that are opened; nobody may keep it longer, and a worker thread may never use one.
 
 The walk stays on the layer's own mount (RESOLVE_NO_XDEV, as the private mount clones of overlayfs do,
 fs/overlayfs/super.c ovl_get_layers): where something is mounted inside a lower, its mount point is an empty directory.
@@ -18,12 +18,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from fuseunion import syscalls
+from fuseunion.core.descriptors import KEPT_ON_THE_WAY
 
 if TYPE_CHECKING:
     from fuseunion.core.layer import Layer
@@ -92,36 +92,6 @@ def as_owner_of(fd: int, operation: Callable[[], T]) -> T:
         return operation()
 
 
-class DescriptorCache:
-    """Open directory descriptors, at most `capacity` of them; the least recently used is closed first."""
-
-    __slots__ = ("_open", "capacity")
-
-    def __init__(self, capacity: int = 256) -> None:
-        self.capacity = capacity
-        self._open: OrderedDict[RealDir, int] = OrderedDict()
-
-    def touch(self, real: RealDir) -> None:
-        self._open.move_to_end(real)
-
-    def add(self, real: RealDir, fd: int) -> None:
-        self._open[real] = fd
-        if len(self._open) > self.capacity:
-            oldest, oldest_fd = self._open.popitem(last=False)
-            oldest.forget_descriptor()
-            os.close(oldest_fd)
-
-    def take(self, real: RealDir) -> int | None:
-        """Hand the descriptor of `real` over to the caller, or None when it has none."""
-        return self._open.pop(real, None)
-
-    def close(self) -> None:
-        for real, fd in self._open.items():
-            real.forget_descriptor()
-            os.close(fd)
-        self._open.clear()
-
-
 class RealDir:
     """A directory of one layer. `parent` is None for the layer's root."""
 
@@ -166,29 +136,46 @@ class RealDir:
             missing.append(node)
             assert node.parent is not None, "a root's descriptor is pinned"
             node = node.parent
-        fd = node.fd()
-        for node in reversed(missing):
-            fd = node._open_in(fd)
-            node._fd = fd
-            node.layer.descriptors.add(node, fd)
-        return fd
+        above = node.fd()
+        passing = -1  # the descriptor of a directory on the way that is not worth keeping
+        try:
+            while missing:
+                node = missing.pop()
+                fd = node._open_in(above)
+                if passing >= 0:
+                    os.close(passing)
+                    passing = -1
+                if len(missing) < KEPT_ON_THE_WAY:
+                    node._fd = fd
+                    self.layer.descriptors.add(node, fd)
+                else:
+                    passing = fd
+                above = fd
+        finally:
+            if passing >= 0:
+                os.close(passing)
+        return above
 
     def _open_in(self, parent_fd: int) -> int:
-        try:
+        def call() -> int:
             return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _RESOLVE)
+
+        try:
+            return self.layer.descriptors.retried(call)
         except PermissionError as error:
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
         # A directory of the upper that its owner closed: what is in it can still be moved with it.
         with lent(os.dup(parent_fd)):
-            return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _RESOLVE)
+            return call()
 
     def pin(self, fd: int) -> None:
         """Use `fd`, which now belongs to this object, from here on: for roots and for removed directories."""
         self.unpin()
-        cached = self.layer.descriptors.take(self)
+        cached = self.layer.descriptors.hand_over(self)
         if cached is not None:
             os.close(cached)
+        self.layer.descriptors.take()
         self._fd = fd
         self._pinned = True
 
@@ -196,6 +183,7 @@ class RealDir:
         """Close a pinned descriptor."""
         if self._pinned:
             os.close(self._fd)
+            self.layer.descriptors.give_back()
             self._fd = -1
             self._pinned = False
 
@@ -204,7 +192,7 @@ class RealDir:
         if self.parent is None:
             return
         self.unpin()
-        cached = self.layer.descriptors.take(self)
+        cached = self.layer.descriptors.hand_over(self)
         if cached is not None:
             os.close(cached)
             self._fd = -1
@@ -245,13 +233,17 @@ class RealDir:
         """
         if self.is_covered(name):
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), name)
-        try:
+
+        def call() -> int:
             return os.open(name, _HOLD, dir_fd=self.fd())
+
+        try:
+            return self.layer.descriptors.retried(call)
         except PermissionError as error:
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
         with lent(os.dup(self.fd())):
-            return os.open(name, _HOLD, dir_fd=self.fd())
+            return call()
 
     @contextmanager
     def held(self, name: bytes) -> Iterator[int]:
@@ -280,15 +272,7 @@ class RealDir:
         Raises:
             OSError: as openat(2); ELOOP for a symbolic link.
         """
-        flags |= os.O_NOFOLLOW
-        if self.layer.noatime:
-            try:
-                return os.open(name, flags | os.O_NOATIME, dir_fd=self.fd())
-            except PermissionError as error:
-                if error.errno != errno.EPERM:
-                    raise
-                # open(2): only the owner and CAP_FOWNER may use O_NOATIME.
-        return os.open(name, flags, dir_fd=self.fd())
+        return self._open_to_read(name, flags | os.O_NOFOLLOW, self.fd)
 
     def proc_path(self, name: bytes) -> bytes:
         """A path to one name for the calls that take no directory descriptor (the xattr family before Linux 6.13)."""
@@ -338,16 +322,20 @@ class RealDir:
 
     def _open_again(self) -> int:
         # Through the O_PATH descriptor, which lies on the layer's own mount.
-        path = proc_fd(self.fd())
-        flags = os.O_RDONLY | os.O_DIRECTORY
+        return self._open_to_read(proc_fd(self.fd()), os.O_RDONLY | os.O_DIRECTORY, lambda: None)
+
+    def _open_to_read(self, path: bytes, flags: int, dirfd: Callable[[], int | None]) -> int:
+        def call(flags: int) -> int:
+            return self.layer.descriptors.retried(lambda: os.open(path, flags, dir_fd=dirfd()))
+
         if self.layer.noatime:
             try:
-                return os.open(path, flags | os.O_NOATIME)
+                return call(flags | os.O_NOATIME)
             except PermissionError as error:
                 if error.errno != errno.EPERM:
                     raise
                 # open(2): only the owner and CAP_FOWNER may use O_NOATIME.
-        return os.open(path, flags)
+        return call(flags)
 
     def names(self) -> list[bytes]:
         """Every name in the directory as it is on disk; also learns the `.wh.` files.

@@ -21,13 +21,14 @@ from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, 
 from fuseunion.core.create import Owner
 from fuseunion.core.handle import DirectoryHandle, FileHandle
 from fuseunion.core.identity import ShownGid, ShownUid
-from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.inode import Directory, File, Inode, Unreadable
 from fuseunion.core.layer import Layer
-from fuseunion.core.lookup import lookup, repair_links
+from fuseunion.core.lookup import lookup, repair_links, unreadable
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.readdir import candidates
 from fuseunion.core.state import Settings, State, Upper
 from fuseunion.core.work import WorkDirectory
+from fuseunion.core.xattrs import MalformedError
 
 
 class Union:
@@ -76,11 +77,14 @@ class Union:
         """The inode of a number.
 
         Raises:
-            OSError: ESTALE for a number that is not in the table.
+            OSError: ESTALE for a number that is not in the table; EINVAL or EPERM for an object whose marks cannot be
+                understood.
         """
         inode = self.state.table.find(ino)
         if inode is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if isinstance(inode, Unreadable):
+            raise OSError(inode.code, os.strerror(inode.code))
         return inode
 
     def directory(self, ino: int) -> Directory:
@@ -111,6 +115,10 @@ class Union:
         if isinstance(inode, File) and inode.group is not None and inode.in_upper and self.writable:
             try_link_name(self.state, inode, directory, name)
         return inode
+
+    def unreadable(self, directory: Directory, name: bytes, error: MalformedError) -> tuple[Inode, os.stat_result]:
+        """What to list for a name whose lookup raised `error`: an inode, as of `lookup`, and the object's lstat."""
+        return unreadable(self.state, directory, name, error.errno or errno.EINVAL)
 
     def remember(self, inode: Inode) -> None:
         """The kernel is told of the inode."""
@@ -220,21 +228,24 @@ class Union:
             flags: of open(2); only the access mode counts, the rest is the kernel's business.
 
         Raises:
-            OSError: EROFS for writing without an upper; EACCES where the daemon itself may not.
+            OSError: EROFS for writing without an upper; EACCES where the daemon itself may not; ENFILE when the
+                descriptors of the process are used up.
         """
         wants_write = flags & os.O_ACCMODE != os.O_RDONLY
         if wants_write:
             self.state.writable()
-        if not wants_write or not file.in_upper:
-            fd = file.open(os.O_RDONLY)
-        else:
-            fd = _open_for_writing(file, flags & os.O_ACCMODE)
+        with self.state.descriptors.taken_for_file():
+            if not wants_write or not file.in_upper:
+                fd = file.open(os.O_RDONLY)
+            else:
+                fd = _open_for_writing(file, flags & os.O_ACCMODE)
         return FileHandle(file, fd, writable=wants_write)
 
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""
         file = handle.file
         file.remove_handle(handle)
+        self.state.descriptors.give_back()
         if file.needs_descriptor:
             file.pin = handle.fd  # it has no name: the descriptor serves until the kernel forgets it
         else:

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from fuseunion import syscalls
+from fuseunion.core.descriptors import Descriptors
 from fuseunion.core.layer import Capabilities, Layer
 from fuseunion.core.realdir import RealDir, lent, proc_fd
 
@@ -42,13 +43,16 @@ class WorkDirectory:
         fd: an O_RDONLY|O_DIRECTORY descriptor of it, which this object owns from now on.
         label: how messages name it.
         allow_devices: False to write whiteouts as `.wh.` files even where devices could be made.
+        descriptors: the budget of the union.
 
     Raises:
         OSError: when it cannot be prepared.
     """
 
-    def __init__(self, fd: int, label: str, *, allow_devices: bool = True) -> None:
-        self.layer = Layer(fd, writable=True, label=label)
+    def __init__(
+        self, fd: int, label: str, *, allow_devices: bool = True, descriptors: Descriptors | None = None
+    ) -> None:
+        self.layer = Layer(fd, writable=True, label=label, descriptors=descriptors)
         root = self.layer.root
         self.tmp = self._subdirectory(root, b"work")
         self.links = root.child(b"links")

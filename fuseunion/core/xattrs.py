@@ -34,6 +34,15 @@ UNION_ORIGIN = b"fuseunion.origin"
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
 
+class MalformedError(OSError):
+    """A mark on an object says what no mark can say, or what we cannot do: that one object cannot be used."""
+
+
+def malformed(code: int = errno.EINVAL) -> MalformedError:
+    """The error for an object whose marks cannot be understood."""
+    return MalformedError(code, os.strerror(code))
+
+
 def to_disk(name: bytes) -> bytes:
     """The name under which a user's attribute is kept.
 

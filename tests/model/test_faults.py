@@ -114,9 +114,7 @@ class _Case:
         union.forget()
         state = union.union.state
         assert state.table.size == 1, "inodes are held that nobody knows"
-        assert state.upper is not None
-        for layer in (*state.lowers, state.upper.layer, state.upper.work.layer):
-            layer.descriptors.close()
+        state.descriptors.close()
 
     @staticmethod
     def _left_in_work(union: InProcess) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fuseunion.core.attributes import Change
 from fuseunion.core.create import Owner
+from fuseunion.core.descriptors import Descriptors
 from fuseunion.core.identity import IDENTITY, Identity
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.layer import Layer
@@ -197,11 +198,15 @@ def in_process(
     identity: Identity = IDENTITY,
 ) -> Iterator[InProcess]:
     """Open a union over existing directories, topmost lower first; closed at the end."""
-    layers = [Layer(_open(path), writable=False, label=str(path)) for path in lowers]
+    descriptors = Descriptors()
+    layers = [Layer(_open(path), writable=False, label=str(path), descriptors=descriptors) for path in lowers]
     for layer in layers:
         layer.ownership = detect(layer.root_fd)
-    top = Layer(_open(upper), writable=True, label=str(upper)) if upper is not None else None
-    area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices) if work is not None else None
+    top = area = None
+    if upper is not None:
+        top = Layer(_open(upper), writable=True, label=str(upper), descriptors=descriptors)
+    if work is not None:
+        area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices, descriptors=descriptors)
     if top is not None and area is not None:
         top.ownership = choose(top.root_fd, store, area.layer.root_fd, [layer.root_fd for layer in layers])
     union = Union(layers, top, area, Settings(umask_pending=True, identity=identity))

@@ -18,7 +18,6 @@ import errno
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -118,7 +117,6 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         layers = open_layers(prepared, options)
         os.chdir("/")
         os.umask(0)
-        _raise_file_limit()
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
@@ -190,8 +188,3 @@ def _redirect_to_null() -> None:
         os.dup2(null, fd)
     if null > 2:
         os.close(null)
-
-
-def _raise_file_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -11,6 +11,7 @@ Three rules keep the mount alive and right:
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import itertools
 import os
@@ -28,6 +29,7 @@ from fuseunion.core.identity import ShownGid, ShownUid
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.rename import check_flags
 from fuseunion.core.union import Union
+from fuseunion.core.xattrs import MalformedError
 from fuseunion.engines.fuse.boundary import answered, log
 from fuseunion.engines.fuse.copying import CopyUps
 from fuseunion.engines.fuse.reader import Reader
@@ -38,6 +40,16 @@ PID_XATTR = b"user.fuseunion.pid"
 
 # What the owner of a mount without permission checks may set, although it is never shown (Operations._restate).
 OWNER_XATTR = b"user.containers.override_stat"
+
+
+class Sent(enum.Enum):
+    """What became of one name of a listing."""
+
+    DONE = enum.auto()
+    NOTHING = enum.auto()
+    """It is hidden, or has gone since the names were taken."""
+    NO_SPACE = enum.auto()
+    """The reply is full."""
 
 
 class Operations(pyfuse3.Operations):
@@ -275,30 +287,47 @@ class Operations(pyfuse3.Operations):
         handle = self._directory_handle(fh)
         directory = handle.directory
         names = self.union.names(handle, again=start_id == 0)
+        position = start_id
         for offset, dots, special in ((0, b".", directory), (1, b"..", directory.parent or directory)):
-            if start_id <= offset and not pyfuse3.readdir_reply(
-                token, dots, self._replies.attributes(special), offset + 1
-            ):
-                return
+            if start_id <= offset:
+                if not pyfuse3.readdir_reply(token, dots, self._replies.attributes(special), offset + 1):
+                    return
+                position += 1
         for index in range(max(start_id - 2, 0), len(names)):
-            if not self._send_entry(directory, names[index], token, index + 3):
+            try:
+                sent = self._send_entry(directory, names[index], token, index + 3)
+            except OSError:
+                if position == start_id:
+                    raise
+                return  # what was sent counts; asked for the rest, it is the first thing to fail again
+            if sent is Sent.NO_SPACE:
                 return
+            position += sent is Sent.DONE
 
-    def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> bool:
-        """Send one entry; False when it does not fit any more."""
+    def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> Sent:
+        """Send one entry.
+
+        Raises:
+            OSError: the name cannot be looked up. Only what is hidden may be missing in a listing.
+        """
+        inode: Inode | None = None
         try:
             inode = self.union.lookup(directory, name)
             if inode is None:
-                return True
+                return Sent.NOTHING
             entry = self._replies.attributes(inode)
         except OSError as error:
-            log.warning("%r is left out of a listing: %s", name, error)
-            return True
+            if inode is not None:
+                self.union.release(inode)
+            if not isinstance(error, MalformedError):
+                raise
+            inode, st = self.union.unreadable(directory, name, error)
+            entry = self._replies.unreadable(inode, st)
         if pyfuse3.readdir_reply(token, name, entry, next_id):
             self.union.remember(inode)
-            return True
+            return Sent.DONE
         self.union.release(inode)
-        return False
+        return Sent.NO_SPACE
 
     @answered
     async def releasedir(self, fh: int) -> None:
