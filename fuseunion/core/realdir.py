@@ -272,7 +272,14 @@ class RealDir:
         Raises:
             OSError: as openat(2); ELOOP for a symbolic link.
         """
-        return self._open_to_read(name, flags | os.O_NOFOLLOW, self.fd)
+        try:
+            return self._open_to_read(name, flags | os.O_NOFOLLOW, self.fd)
+        except PermissionError as error:
+            if error.errno != errno.EACCES or not self.layer.writable:
+                raise
+        # In a directory of the upper that its owner closed; or the object itself is closed, which it then says again.
+        with self.held(name) as held:
+            return self._open_to_read(proc_fd(held), flags & ~os.O_NOFOLLOW, lambda: None)
 
     def proc_path(self, name: bytes) -> bytes:
         """A path to one name for the calls that take no directory descriptor (the xattr family before Linux 6.13)."""

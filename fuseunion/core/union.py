@@ -262,9 +262,6 @@ class Union:
             OSError: ENOSPC, EDQUOT, EFBIG, EIO, when nothing was written.
         """
         handle.file.stale()
-        if handle.drops_setgid:
-            self.drop_setgid(handle.file)
-            handle.drops_setgid = False
         view = memoryview(data)
         while view:
             try:
@@ -277,11 +274,22 @@ class Union:
             view = view[written:]
         return len(data) - len(view)
 
-    def drop_setgid(self, inode: Inode) -> None:
-        """Somebody who is not in the group of an object changed it: the set-group-ID bit goes."""
-        st = attributes.stat_of(self.state, inode)
-        if st.st_mode & stat.S_ISGID:
-            attributes.apply(self.state, inode, Change(mode=st.st_mode & ~stat.S_ISGID))
+    def drop_setgid(self, inode: Inode, *, always: bool = False) -> bool:
+        """Somebody who is not in the group of an object changes it: a set-group-ID bit that is at risk goes.
+
+        Precondition: a file was copied up.
+
+        Args:
+            always: of an executable or a directory too (fs/posix_acl.c posix_acl_update_mode).
+
+        Returns:
+            True when there was one.
+        """
+        mode = attributes.stat_of(self.state, inode).st_mode
+        at_risk = mode & stat.S_ISGID if always else attributes.setgid_is_at_risk(mode)
+        if at_risk:
+            attributes.apply(self.state, inode, Change(mode=mode & ~stat.S_ISGID))
+        return bool(at_risk)
 
     def truncation(self, file: File, *, privileged: bool, outsider: bool) -> Change:
         """What O_TRUNC changes of a file (attributes.truncation)."""

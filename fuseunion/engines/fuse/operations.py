@@ -232,8 +232,9 @@ class Operations(pyfuse3.Operations):
                 outsider = self._replies.is_outsider(file, ctx)
                 change = self.union.truncation(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
                 await self._change(file, change)
-            if handle.writable:
-                handle.drops_setgid = self._mode_without_setgid(file, ctx) is not None
+                if change.mode is not None:
+                    self._mode_changed(file)
+            handle.outsider = handle.writable and self._replies.is_outsider(file, ctx)
         except BaseException:
             self.union.release_file(handle)
             raise
@@ -256,7 +257,15 @@ class Operations(pyfuse3.Operations):
         handle = self._file_handle(fh)
         if not handle.file.in_upper:
             await self._copy_ups.done(handle.file)
+        if handle.outsider and self.union.drop_setgid(handle.file):
+            self._mode_changed(handle.file)
         return self.union.write(handle, buf, off)
+
+    @staticmethod
+    def _mode_changed(inode: Inode) -> None:
+        """Tell the kernel that a mode is another, where it does not think of asking: it remembers attributes apart
+        (fs/fuse/inode.c fuse_change_attributes, inval_mask), and stat(1) asks for what it shows."""
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
 
     @answered
     async def flush(self, fh: int) -> None:
@@ -400,10 +409,10 @@ class Operations(pyfuse3.Operations):
             await self._copy_ups.done(target)
         self.union.setxattr(target, name, value)
         if name == xattrs.POSIX_ACL_ACCESS and self._replies.is_outsider(target, ctx):
-            self.union.drop_setgid(target)  # fs/posix_acl.c posix_acl_update_mode
+            self.union.drop_setgid(target, always=True)  # fs/posix_acl.c posix_acl_update_mode
         if name == xattrs.POSIX_ACL_ACCESS and self._own_root:
             # Without FUSE_POSIX_ACL the kernel does not know that an ACL changes the mode.
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+            self._mode_changed(target)
 
     async def _restate(self, target: Inode, value: bytes) -> None:
         """Set owner, mode and type at once. The kernel keeps the type of what it knows for ever, so it has to look the
@@ -415,7 +424,7 @@ class Operations(pyfuse3.Operations):
                 with contextlib.suppress(FileNotFoundError):  # the kernel does not know this name
                     await trio.to_thread.run_sync(pyfuse3.invalidate_entry, directory.ino, name)
         else:
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(target.ino), attr_only=True)
+            self._mode_changed(target)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
