@@ -346,7 +346,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        fd = self.union.fsync_directory(self._directory_handle(fh).directory)
+        handle = self._directory_handle(fh)
+        fd = self.union.fsync_directory(handle.directory)
         if fd is not None:
             try:
                 await trio.to_thread.run_sync(os.fsync, fd)
