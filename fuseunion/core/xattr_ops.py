@@ -156,13 +156,16 @@ def is_there(state: State, inode: Inode, name: bytes) -> bool:
     """
     try:
         getxattr(state, inode, name)
+        return True
     except OSError as error:
-        if error.errno == errno.ENODATA and name in _ACLS:
-            return False
-        # To remove what one may not read is allowed (fs/xattr.c xattr_permission): its name tells that it is there.
-        if error.errno != errno.EACCES or name not in listxattr(state, inode):
+        if error.errno not in (errno.ENODATA, errno.EACCES):
             raise
-    return True
+        # To remove what one may not read is allowed (fs/xattr.c xattr_permission): its name tells that it is there.
+        if error.errno == errno.EACCES and name in listxattr(state, inode):
+            return True
+    if name not in _ACLS:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    return False
 
 
 def removexattr(state: State, inode: Inode, name: bytes) -> None:
