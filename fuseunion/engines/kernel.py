@@ -38,6 +38,9 @@ SOURCE = "fuseunion"
 _PAGE = 4095
 """What mount(2) takes as data."""
 
+_VOLATILE = frozenset((b"volatile", b"fsync=volatile"))
+"""How mountinfo shows it; the second on newer kernels."""
+
 _MEANING = frozenset((xattrs.OPAQUE, xattrs.WHITEOUT, xattrs.REDIRECT, xattrs.METACOPY))
 """Marks that change what is shown."""
 
@@ -109,6 +112,27 @@ def mount(options: Options) -> None:
 def is_ours(entry: mountinfo.Mount) -> bool:
     """Whether a mount was made here."""
     return entry.fstype == TYPE and entry.source == SOURCE
+
+
+def write_out(path: str, entry: mountinfo.Mount) -> None:
+    """Put what was written to a mount on disk.
+
+    Raises:
+        OSError: what went wrong in writing, which means that something is lost.
+    """
+    _syncfs(path)
+    upper = unescape(entry.option("upperdir") or "")
+    if upper and _VOLATILE & set(entry.raw_options.split(b",")):
+        # syncfs(2) on such a mount does nothing (fs/overlayfs/super.c ovl_sync_fs).
+        _syncfs(upper)
+
+
+def _syncfs(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 def after_umount(entry: mountinfo.Mount) -> None:

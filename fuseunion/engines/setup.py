@@ -70,6 +70,7 @@ class Prepared:
         self.work: Opened | None = None
         self._unclaimed = ExitStack()
         self._undo = ExitStack()
+        self._until_live = ExitStack()
         self._end = ExitStack()
 
     def on_end(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -80,6 +81,11 @@ class Prepared:
         """Call this when the mount does not come about."""
         self._undo.callback(callback, *arguments)
 
+    def hold(self, fd: int) -> int:
+        """Keep a descriptor for the undoing; it goes when the mount is live, since a duplicate keeps a lock."""
+        self._until_live.callback(os.close, fd)
+        return fd
+
     def claim(self) -> None:
         """From now on the caller closes the descriptors of the layers."""
         self._unclaimed.pop_all()
@@ -87,11 +93,13 @@ class Prepared:
     def keep(self) -> None:
         """The mount is live: what was created stays."""
         self._undo.pop_all()
+        self._until_live.close()
 
     def close(self) -> None:
         """The mount has ended, or never came to be. The locks go last, when nothing is touched any more."""
         self._unclaimed.close()
         self._undo.close()
+        self._until_live.close()
         self._end.close()
 
     def opened(self, fd: int, label: str, covered: tuple[bytes, ...] = ()) -> Opened:
@@ -185,7 +193,11 @@ def _prepare_upper(
     in_use.refuse_kernel_overlays(upper, work)
     _judge_work(upper, work, upper_fd, work_fd, default_work)
     if default_work:
-        prepared.on_end(_remove_directory, *_parent_of(work), os.dup(work_fd))
+        parent_fd, name = _parent_of(work)
+        own_fd = os.dup(work_fd)
+        for fd in (parent_fd, own_fd):
+            prepared.on_end(os.close, fd)
+        prepared.on_end(_remove_directory, parent_fd, name, own_fd)
 
 
 def default_work_path(upper: str) -> str:
@@ -237,7 +249,8 @@ def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
             ) from None
         else:
             fd = placement.open_directory(place)
-            prepared.on_failure(_remove_directory, *_parent_of(place), os.dup(fd))
+            parent_fd, name = _parent_of(place)
+            prepared.on_failure(_remove_directory, prepared.hold(parent_fd), name, prepared.hold(os.dup(fd)))
             return fd
     return placement.open_directory(place)
 
@@ -256,9 +269,6 @@ def _remove_directory(parent_fd: int, name: str, fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             _log.warning("cannot remove the directory '%s': %s", name, error.strerror)
-    finally:
-        os.close(fd)
-        os.close(parent_fd)
 
 
 def _adopt_attributes(lower_fd: int, upper_fd: int) -> None:

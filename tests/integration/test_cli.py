@@ -182,10 +182,10 @@ def test_old_daemon_never_touches_a_newer_mount(arena: Arena) -> None:
 
 
 def test_exits_soon_after_a_plain_unmount(arena: Arena) -> None:
-    """Container engines call umount2 or fusermount3 and give the program a second."""
+    """Container engines call umount2 or fusermount3 and give the program a second; the disk may take longer."""
     lower = arena.lower({"f": File(b"x")})
     merged = arena.directory("merged")
-    run(arena, lower, "upper", merged)
+    run(arena, "--volatile", lower, "upper", merged)
     descriptor = os.pidfd_open(daemon_of(arena))
     subprocess.run(["fusermount3", "-u", str(merged)], check=True)
     ended, _, _ = select.select([descriptor], [], [], 1.0)

@@ -21,7 +21,7 @@ from fuseunion.engines.fuse.mount import MountPoint
 _log = logging.getLogger("fuseunion.session")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""They end the mount; blocked by the caller until the loop is there to take them."""
+"""They end the mount; blocked by the caller until the loop is there to take them, and blocked again at the end."""
 
 _GRACE = 2.0
 """Seconds that requests under way get after a signal."""
@@ -54,11 +54,16 @@ def serve(
 async def _main(mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
-            on_ready()
-            await _answer_requests()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
+                on_ready()
+                await _answer_requests()
+                nursery.cancel_scope.cancel()
+        finally:
+            # Whoever unmounts and then finds the process alive signals it (Apptainer, systemd). It is ending already,
+            # and has work directory and upper to leave in order.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 async def _answer_requests() -> None:
