@@ -34,6 +34,9 @@ MAX_ID = 2**32 - 2
 
 _Choice = TypeVar("_Choice", bound=Enum)
 
+ACCESS_TIMES = ("atime", "relatime", "strictatime", "diratime", "lazytime")
+"""Words of mount(8) that ask for access times. With `no` before them they ask for what is so anyway."""
+
 IdTriple = tuple[int, int, int]
 """DISK, SHOWN, LEN: the ids disk, disk+1, ... on disk are seen as shown, shown+1, ... in the mount."""
 
@@ -120,7 +123,9 @@ class Options(NamedTuple):
     suid: bool | None = None
     dev: bool | None = None
     exec: bool = True
-    noatime: bool = True
+    access_times: tuple[str, ...] = ()
+    """The words of mount(8) about access times that ask for another thing than noatime."""
+    static_nlink: bool = False
     timeout: float = DEFAULT_TIMEOUT
     volatile: bool = False
     fsync: bool = True
@@ -133,6 +138,11 @@ class Options(NamedTuple):
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
     ignored: tuple[str, ...] = ()
     """Words of the mount-program form that were not understood, to be reported one line each."""
+
+    @property
+    def wants_access_times(self) -> str:
+        """The words that ask for access times, for a message; empty when none does."""
+        return ", ".join(word for word in self.access_times if word in ACCESS_TIMES)
 
 
 def unescape(text: str) -> str:
@@ -282,10 +292,9 @@ _FLAGS: dict[str, tuple[str, Any]] = {
     "nodev": ("dev", False),
     "exec": ("exec", True),
     "noexec": ("exec", False),
-    "atime": ("noatime", False),
-    "noatime": ("noatime", True),
     "volatile": ("volatile", True),
     "noacl": ("acl", False),
+    "static_nlink": ("static_nlink", True),
 }
 
 _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
@@ -303,15 +312,14 @@ _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 SILENT = frozenset((
     # what mount(8), fstab and systemd add for themselves
     "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev", "nonempty",
-    "fsname", "subtype", "comment", "sync", "async", "dirsync", "remount", "silent", "loud", "mand", "nomand",
-    "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "diratime", "nodiratime",
-    "iversion", "noiversion", "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+    "fsname", "subtype", "comment", "async", "remount", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
+    "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
     # security labels: fuse-overlayfs ignores them too
     "context", "fscontext", "defcontext", "rootcontext",
     # tuning of other implementations
     "kernel_cache", "auto_cache", "big_writes", "max_write", "max_read", "max_readahead", "threaded", "writeback",
     "splice_read", "splice_write", "splice_move", "no_splice_read", "no_splice_write", "no_splice_move",
-    "fast_ino", "static_nlink",
+    "fast_ino",
     # what is so here anyway
     "default_permissions", "userxattr", "index", "xino", "ino32_t", "uuid",
 ))  # fmt: skip
@@ -351,6 +359,12 @@ def apply_words(fields: dict[str, Any], text: str, form: Form) -> list[str]:
         elif name == "squash_to_root" and value is None:
             # squash_to_uid= and squash_to_gid= beat this one wherever they stand (fuse-overlayfs(1)).
             fields["squash_root"] = True
+        elif value is None and name.removeprefix("no") in ACCESS_TIMES:
+            if form is Form.MOUNT_PROGRAM and name in ACCESS_TIMES:
+                # mount(8) and fstab pass what suits any filesystem: they get their mount, and hear that it has none.
+                unknown.append(shown)
+            else:
+                fields["access_times"] = _access_times(fields.get("access_times", ()), name)
         elif name == "fsync" and value is not None:
             fields.update(_fsync(value))
         elif name in _ONLY and value is not None:
@@ -359,6 +373,17 @@ def apply_words(fields: dict[str, Any], text: str, form: Form) -> list[str]:
         elif name not in SILENT and not name.startswith(("x-", "X-")):
             unknown.append(shown)
     return unknown
+
+
+def _access_times(words: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """What is asked for after one more word; noatime is the default, and takes back all the others."""
+    if name == "noatime":
+        return ()
+    replaced = {name, name.removeprefix("no") if name.startswith("no") else f"no{name}"}
+    if name in ("relatime", "strictatime"):
+        replaced |= {"relatime", "strictatime"}
+    left = tuple(word for word in words if word not in replaced)
+    return (*left, name) if name in (*ACCESS_TIMES, "nodiratime") else left
 
 
 def _fsync(value: str) -> dict[str, bool]:

@@ -124,7 +124,7 @@ def name_gone(state: State, file: File, directory: Directory, name: bytes) -> No
     file.stale()
     if file.upper is not None and directory.upper is not None and file.upper == (directory.upper, name):
         _relocate(file)
-    if file.group is not None and nlink_of(file, stat_of(state, file)) == 0:
+    if file.group is not None and nlink_of(state, file, stat_of(state, file)) == 0:
         file.pin_down()
         file.upper = None if file.in_upper else file.upper
         file.group.remove()

@@ -130,7 +130,7 @@ class Union:
     def stat(self, inode: Inode) -> tuple[os.stat_result, int]:
         """lstat of an inode, its owner in disk ids, and the count of links to show."""
         st = attributes.stat_of(self.state, inode)
-        return st, attributes.nlink_of(inode, st)
+        return st, attributes.nlink_of(self.state, inode, st)
 
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""

@@ -97,6 +97,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
         xattrs=options.xattrs,
         umask_pending=posix_acl,
         identity=identity(options),
+        static_nlink=options.static_nlink,
     )
     return Union(layers.lowers, layers.upper, layers.work, settings)
 

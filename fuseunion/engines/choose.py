@@ -39,7 +39,19 @@ def refusals(options: Options, engine: Engine) -> list[str]:
         case Engine.RANCH:
             return _ranch_refusals(options)
         case _:
-            return ["it cannot inject files"] if options.ranch.inject else []
+            return _fuse_refusals(options)
+
+
+def _fuse_refusals(options: Options) -> list[str]:
+    wishes = (
+        (options.ranch.inject, "it cannot inject files"),
+        (
+            options.wants_access_times,
+            f"it cannot keep access times ({options.wants_access_times}): reads of what the kernel has cached never "
+            "reach it",
+        ),
+    )
+    return [reason for wish, reason in wishes if wish]
 
 
 def _ranch_refusals(options: Options) -> list[str]:
@@ -56,6 +68,8 @@ def _ranch_refusals(options: Options) -> list[str]:
         (not options.exec, "it cannot forbid to execute (noexec)"),
         (not options.acl, "it cannot leave ACLs out (noacl)"),
         (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
+        (options.wants_access_times, f"it keeps no access times ({options.wants_access_times})"),
+        (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
         (options.target.startswith("/dev/fd/"), "it needs a directory"),
     )
     return [reason for wish, reason in wishes if wish]

@@ -57,6 +57,7 @@ def refusals(options: Options) -> list[str]:
         (not options.acl, "it cannot leave ACLs out (noacl)"),
         (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
         (not options.fsync and not options.volatile, "it cannot skip fsync alone; use --volatile"),
+        (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
         (options.ranch.inject, "it cannot inject files"),
         (options.target.startswith("/dev/fd/"), "it mounts at a directory"),
     )
@@ -219,8 +220,22 @@ def _flags(options: Options) -> int:
         | (0 if (as_root if options.suid is None else options.suid) else syscalls.MS_NOSUID)
         | (0 if options.dev else syscalls.MS_NODEV)
         | (0 if options.exec else syscalls.MS_NOEXEC)
-        | (syscalls.MS_NOATIME if options.noatime else 0)
+        | _access_time_flags(options)
     )
+
+
+def _access_time_flags(options: Options) -> int:
+    """Access times of the upper; those of a lower are never changed (overlayfs.rst, "Non-standard behavior")."""
+    if not options.wants_access_times:
+        return syscalls.MS_NOATIME
+    flags = {
+        "nodiratime": syscalls.MS_NODIRATIME,
+        "relatime": syscalls.MS_RELATIME,
+        "strictatime": syscalls.MS_STRICTATIME,
+        "lazytime": syscalls.MS_LAZYTIME,
+    }
+    # Without any of these it is relatime (mount(2)).
+    return sum(flags.get(word, 0) for word in options.access_times)
 
 
 # -- what the layers hold --------------------------------------------------------------------------------------------

@@ -54,6 +54,29 @@ def test_auto_without_fuse_is_kernel(arena: Arena) -> None:
     assert sorted(os.listdir(arena.root)) == ["logs", "lower0", "merged", "upper"]
 
 
+@pytest.mark.actors("root", "userns")
+@pytest.mark.parametrize(
+    ("words", "file", "directory"),
+    [("atime", True, True), ("strictatime,nodiratime", True, False), ("noatime", False, False)],
+)
+def test_access_times(arena: Arena, words: str, file: bool, directory: bool) -> None:
+    """Only overlayfs keeps them, and those of the upper only; so a wish for them leads to the kernel engine."""
+    merged, lower = arena.directory("merged"), _lower(arena)
+    said = run(arena, "-o", words, lower, arena.upper, merged)
+    if words == "noatime":
+        assert (said, _type(merged)) == ("", "fuse.fuseunion")
+    else:
+        assert "the kernel engine is used (not fuse: it cannot keep access times" in said
+        assert _type(merged) == "overlay"
+    (merged / "new").write_bytes(b"new")
+    for path in (merged / "new", merged):
+        os.utime(path, (1, 2))
+    (merged / "new").read_bytes()
+    os.listdir(merged)
+    assert ((merged / "new").stat().st_atime > 1, merged.stat().st_atime > 1) == (file, directory)
+    run(arena, "umount", merged)
+
+
 @pytest.mark.actors("userns")
 def test_auto_without_fuse_and_with_what_the_kernel_cannot(arena: Arena) -> None:
     """An option rules engines out; the last one that is left is taken, or none."""
@@ -146,6 +169,10 @@ def test_an_engine_that_was_named_or_none(arena: Arena) -> None:
         ("ranch", ["-o", "noacl"], "cannot leave ACLs out"),
         ("ranch", ["-o", "noexec"], "cannot forbid to execute"),
         ("fuse", ["--inject", "/etc/passwd:x"], "cannot inject"),
+        ("fuse", ["-o", "relatime"], "cannot keep access times (relatime)"),
+        ("ranch", ["-o", "strictatime,lazytime"], "keeps no access times (strictatime, lazytime)"),
+        ("ranch", ["-o", "static_nlink"], "static_nlink"),
+        ("kernel", ["-o", "static_nlink"], "static_nlink"),
     ],
 )
 def test_options_that_an_engine_cannot_honour(arena: Arena, engine: str, options: list[str], reason: str) -> None:

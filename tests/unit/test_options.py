@@ -100,7 +100,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ("suid", "suid", True),
         ("dev", "dev", True),
         ("noexec", "exec", False),
-        ("atime", "noatime", False),
+        ("static_nlink", "static_nlink", True),
         ("volatile", "volatile", True),
         ("fsync=0", "fsync", False),
         ("fsync=1", "fsync", True),
@@ -129,6 +129,39 @@ def test_word_sets_its_field_in_both_forms(word: str, field: str, value: object,
     assert options.ignored == ()
 
 
+@pytest.mark.parametrize("word", ["noatime", "norelatime", "nostrictatime", "nolazytime"])
+def test_no_access_times_is_what_is_so(word: str) -> None:
+    assert parse(["-o", word, "/l", "/u", "/m"]) == Options(target="/m", lowers=("/l",), upper="/u")
+    assert mount_program(f"lowerdir=/l,{word}").ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("atime", ("atime",)),
+        ("relatime,lazytime", ("relatime", "lazytime")),
+        ("relatime,strictatime", ("strictatime",)),
+        ("strictatime,relatime", ("relatime",)),
+        ("atime,nodiratime", ("atime", "nodiratime")),
+        ("nodiratime,diratime", ("diratime",)),
+        ("strictatime,nostrictatime", ()),
+        ("atime,lazytime,noatime", ()),
+        ("noatime,relatime", ("relatime",)),
+    ],
+)
+def test_access_times_of_a_person(words: str, left: tuple[str, ...]) -> None:
+    """The last word wins."""
+    options = parse(["-o", words, "/l", "/u", "/m"])
+    assert options.access_times == left
+    assert options.wants_access_times == ", ".join(word for word in left if word != "nodiratime")
+
+
+@pytest.mark.parametrize("word", ["atime", "relatime", "strictatime", "diratime", "lazytime"])
+def test_a_mount_program_says_that_there_are_no_access_times(word: str) -> None:
+    options = mount_program(f"lowerdir=/l,{word}")
+    assert (options.ignored, options.access_times) == ((word,), ())
+
+
 def test_specific_squash_beats_squash_to_root_in_any_order() -> None:
     for words in ("squash_to_root,squash_to_uid=5", "squash_to_uid=5,squash_to_root"):
         options = mount_program(f"lowerdir=/l,{words}")
@@ -141,7 +174,10 @@ def test_silent_words_are_accepted_with_and_without_a_value(word: str) -> None:
         assert parse(["-o", text, "/l", "/u", "/m"]) == Options(target="/m", lowers=("/l",), upper="/u")
 
 
-@pytest.mark.parametrize("word", ["bogus", "bogus=1", "redirect_dir=on", "metacopy=on", "timeout", "plugins=x", "-x"])
+@pytest.mark.parametrize(
+    "word",
+    ["bogus", "bogus=1", "sync", "dirsync", "atime=1", "redirect_dir=on", "metacopy=on", "timeout", "plugins=x", "-x"],
+)
 def test_what_is_not_understood(word: str) -> None:
     assert mount_program(f"lowerdir=/l,{word},noacl").ignored == (word,)
     with pytest.raises(UserError, match=word):

@@ -171,7 +171,6 @@ def _mount_flags(options: Options, *, own_root: bool) -> mount.MountFlags:
         suid=options.suid,
         dev=options.dev,
         exec=options.exec,
-        noatime=options.noatime,
         posix_acl=options.acl,
         own_root=own_root,
     )
