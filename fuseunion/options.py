@@ -16,6 +16,9 @@ Every word of kernel overlayfs (Documentation/filesystems/overlayfs.rst) and of 
 of three fates: it sets a field of Options; it is accepted in silence, because it asks for what is so anyway or has no
 meaning here (SILENT); or it is unknown or unavailable. The last is an error on the plain command line and one line on
 stderr in the mount-program form, since container engines pass words through that they do not understand themselves.
+
+An error in both forms is what would make another mount than was meant, above all one without its upper: a bad value, a
+layer without one, a layer word that is misspelt, `remount`.
 """
 
 import re
@@ -281,6 +284,8 @@ def _path(name: str, value: str) -> str:
     return unescape(value)
 
 
+LAYER_WORDS = ("lowerdir", "upperdir", "workdir")
+
 _FLAGS: dict[str, tuple[str, Any]] = {
     "ro": ("read_only", True),
     "rw": ("read_only", False),
@@ -298,8 +303,6 @@ _FLAGS: dict[str, tuple[str, Any]] = {
 }
 
 _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "upperdir": ("upper", _path),
-    "workdir": ("work", _path),
     "uidmapping": ("uid_map", lambda name, value: parse_id_map(value, name)),
     "gidmapping": ("gid_map", lambda name, value: parse_id_map(value, name)),
     "squash_to_uid": ("squash_uid", _identity),
@@ -312,7 +315,7 @@ _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 SILENT = frozenset((
     # what mount(8), fstab and systemd add for themselves
     "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev", "nonempty",
-    "fsname", "subtype", "comment", "async", "remount", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
+    "fsname", "subtype", "comment", "async", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
     "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
     # security labels: fuse-overlayfs ignores them too
     "context", "fscontext", "defcontext", "rootcontext",
@@ -339,11 +342,11 @@ def apply_words(fields: dict[str, Any], text: str, form: Form) -> list[str]:
 
     Args:
         fields: changed in place; the last word for a field wins.
-        form: decides only how empty lowers are taken.
+        form: a person is told of more mistakes than a program, which has its reasons.
     Returns:
         The words that are unknown or cannot be honoured.
     Raises:
-        UserError: a known word with a bad value, in either form.
+        UserError: a known word with a bad value, in either form, and what else the module says.
     """
     unknown = []
     for name, value in split_words(text):
@@ -351,11 +354,18 @@ def apply_words(fields: dict[str, Any], text: str, form: Form) -> list[str]:
         if value is None and name in _FLAGS:
             key, fixed = _FLAGS[name]
             fields[key] = fixed
+        elif name in LAYER_WORDS:
+            if value is None:
+                raise UserError(f"{name} needs a value: {name}=DIRECTORY")
+            set_layer(fields, name, value, form)
         elif value is not None and name in _VALUES:
             key, convert = _VALUES[name]
             fields[key] = convert(name, value)
-        elif name == "lowerdir" and value is not None:
-            fields["lowers"] = parse_lowers(value, skip_empty=form is Form.MOUNT_PROGRAM)
+        elif name == "remount":
+            raise UserError(
+                "remount: a mount cannot be changed; unmount it (fuseunion umount MERGED) and mount it again with the "
+                "new options"
+            )
         elif name == "squash_to_root" and value is None:
             # squash_to_uid= and squash_to_gid= beat this one wherever they stand (fuse-overlayfs(1)).
             fields["squash_root"] = True
@@ -371,8 +381,35 @@ def apply_words(fields: dict[str, Any], text: str, form: Form) -> list[str]:
             if value not in _ONLY[name]:
                 unknown.append(shown)
         elif name not in SILENT and not name.startswith(("x-", "X-")):
+            _refuse_misspelt(name)
             unknown.append(shown)
     return unknown
+
+
+def set_layer(fields: dict[str, Any], name: str, value: str, form: Form) -> None:
+    """Set the directories of lowerdir=, upperdir= or workdir=.
+
+    Raises:
+        UserError: no value; in the plain form another one than before, since the first would be lost.
+    """
+    given: str | tuple[str, ...]
+    if name == "lowerdir":
+        key, given = "lowers", parse_lowers(value, skip_empty=form is Form.MOUNT_PROGRAM)
+    else:
+        key, given = name.removesuffix("dir"), _path(name, value)
+    if form is Form.PLAIN and fields.get(key, given) != given:
+        remedy = "; several lower directories are one value: LOWER:LOWER" if key == "lowers" else ""
+        raise UserError(f"{name} is given twice, the second time as '{value}'{remedy}")
+    fields[key] = given
+
+
+def _refuse_misspelt(name: str) -> None:
+    """An unknown word that was meant to name a layer: without it the mount would be another."""
+    from difflib import get_close_matches  # only here: most mounts have no unknown words
+
+    written = f"{name}dir" if f"{name}dir" in LAYER_WORDS else name.lower()
+    for meant in get_close_matches(written, LAYER_WORDS, 1, 0.8):
+        raise UserError(f"unknown option '{name}'; did you mean {meant}= ?")
 
 
 def _access_times(words: tuple[str, ...], name: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.engines import in_use, placement, volatile
 from fuseunion.engines.placement import Part, Place, Survey
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import Engine, Options
+from fuseunion.options import Engine, Form, Options
 
 _log = logging.getLogger("fuseunion.setup")
 
@@ -126,6 +126,8 @@ def prepare(options: Options) -> Prepared:
         # A read-only mount with an upper shows it as one more layer, as the kernel does with "ro,upperdir=".
         shown = [options.upper, *options.lowers] if options.upper and options.read_only else options.lowers
         lowers = [survey.place(Part.LOWER, path) for path in shown]
+        if options.form is Form.PLAIN:
+            placement.refuse_twice(lowers)
         for place in lowers:
             fd = placement.open_directory(place)
             prepared.lowers.append(prepared.opened(fd, place.path, merged.way_from(place) if merged else ()))

@@ -17,7 +17,7 @@ from tests.support import processes
 from tests.support.arena import Arena
 from tests.support.caller import WRITE_LIMIT, Caller
 from tests.support.layers import File
-from tests.support.mountinfo import mount_at
+from tests.support.mountinfo import mount_at, mounts_under
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.actors("root")
@@ -90,6 +90,18 @@ def test_mount_fuse3_with_a_type(arena: Arena, layers: Layers, program: str) -> 
 
 def test_mount_with_a_type(arena: Arena, layers: Layers, program: str) -> None:
     run(arena, "mount", "-t", f"fuse.{program}", "-o", layers.options, "overlay", layers.merged)
+    layers.check()
+    unmount(arena, layers.merged)
+
+
+def test_remount_is_refused(arena: Arena, layers: Layers, program: str) -> None:
+    """mount(8) calls the program for it, which must not mount a second time over the first."""
+    run(arena, "mount", "-t", f"fuse.{program}", "-o", layers.options, "overlay", layers.merged)
+    command = ["mount", "-t", f"fuse.{program}", "-o", f"remount,ro,{layers.options}", "overlay", layers.merged]
+    done = subprocess.run(command, env=arena.place.environment(), capture_output=True, text=True, timeout=20)
+    assert done.returncode != 0
+    assert done.stderr.startswith("fuseunion: remount: a mount cannot be changed; unmount it")
+    assert [mount.target for mount in mounts_under(arena.root)] == [str(layers.merged)]
     layers.check()
     unmount(arena, layers.merged)
 

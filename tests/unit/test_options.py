@@ -1,6 +1,7 @@
 """The `-o` grammar, the fate of every word, and how operands get their meaning."""
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
@@ -201,6 +202,20 @@ def test_what_is_not_understood(word: str) -> None:
         "xattr_permissions=3",
         "upperdir=",
         "workdir=",
+        "upperdir",
+        "workdir",
+        "lowerdir",
+        "remount",
+        "remount,ro",
+        "uperdir=/u",
+        "upperdirs=/u",
+        "upper=/u",
+        "upper_dir=/u",
+        "UPPERDIR=/u",
+        "wokrdir=/w",
+        "work-dir=/w",
+        "loverdir=/l2",
+        "lowerdir+=/l2",
     ],
 )
 def test_a_bad_value_is_refused_in_both_forms(word: str) -> None:
@@ -208,7 +223,23 @@ def test_a_bad_value_is_refused_in_both_forms(word: str) -> None:
         with pytest.raises(UserError) as raised:
             parse(arguments)
         assert raised.value.exit_code is ExitCode.USAGE
-        assert word.split("=")[0] in raised.value.message
+        assert re.split("[=,]", word)[0] in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("uperdir=/u", "upperdir="), ("wrokdir", "workdir="), ("lowerdir+=/l", "lowerdir=")]
+)
+def test_a_misspelt_layer_is_never_ignored(word: str, meant: str) -> None:
+    """Without its upper the mount would be read-only."""
+    for arguments in (["-o", f"lowerdir=/l,{word}", "/m"], ["-o", word, "/l", "/u", "/m"]):
+        with pytest.raises(UserError) as raised:
+            parse(arguments)
+        assert raised.value.message == f"unknown option '{word.partition('=')[0]}'; did you mean {meant} ?"
+
+
+@pytest.mark.parametrize("word", [*sorted(SILENT), "writeback=1", "frobnicate", "datadir=/d", "worker", "directory=/d"])
+def test_other_words_are_no_misspelt_layers(word: str) -> None:
+    assert mount_program(f"lowerdir=/l,{word}").lowers == ("/l",)
 
 
 def test_id_map_counts_its_numbers() -> None:
@@ -309,6 +340,29 @@ def test_plain_forms() -> None:
         (["--ephemeral", "--read-only", "/l", "/m"], "--ephemeral"),
         (["--ephemeral", "--work", "/w", "/l", "/m"], "--ephemeral"),
         (["/l", "/u", ""], "MERGED is empty"),
+        ([""], "MERGED is empty"),
+        (["/l", "", "/m"], "UPPER is empty; is a variable not set?"),
+        (["", "/u", "/m"], "LOWER is empty"),
+        (["", "/m"], "LOWER is empty"),
+        (["--read-only", "", "/m"], "LOWER is empty"),
+        (["--ephemeral", "", "/m"], "LOWER is empty"),
+        (["-o", "upperdir=/u", "", "/m"], "LOWER is empty"),
+        (["-o", "lowerdir=/l", "", "/m"], "UPPER is empty"),
+        (["-o", "lowerdir=/l,upperdir=/u", "", "/m"], "SOURCE is empty"),
+        (["-o", "lowerdir=/l,upperdir=/u", ""], "MERGED is empty"),
+        (["--work", "", "/l", "/u", "/m"], "the value of --work is empty"),
+        (["--work=", "/l", "/u", "/m"], "the value of --work is empty"),
+        (["--log-file", "", "/l", "/u", "/m"], "the value of --log-file is empty"),
+        (["--copy=", "/l", "/u", "/m"], "the value of --copy is empty"),
+        (["--size", "", "--ephemeral", "/l", "/m"], "the value of --size is empty"),
+        (["-o", "lowerdir=/l,workdir=/w", "/m"], "work directory '/w' is given without an UPPER"),
+        (["overlay", "/m", "-o", "lowerdir=/l,workdir=/w"], "work directory '/w' is given without an UPPER"),
+        (["--read-only", "--work", "/w", "/l", "/m"], "work directory '/w' is given without an UPPER"),
+        (["--read-only", "-o", "rw", "/l", "/u", "/m"], "--read-only and -o rw contradict"),
+        (["--ephemeral", "-o", "ro", "/l", "/m"], "--ephemeral"),
+        (["-o", "lowerdir=/a", "-o", "lowerdir=/b", "/u", "/m"], "lowerdir is given twice, the second time as '/b'"),
+        (["-o", "upperdir=/a,upperdir=/b", "/l", "/m"], "upperdir is given twice"),
+        (["--work", "/a", "-o", "workdir=/b", "/l", "/u", "/m"], "workdir is given twice"),
     ],
 )
 def test_usage_errors(arguments: list[str], says: str) -> None:
