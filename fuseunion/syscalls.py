@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -100,6 +101,14 @@ def ficlone(target_fd: int, source_fd: int) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2): write the filesystem of the descriptor to disk."""
     _check(_libc.syncfs(fd))
+
+
+def filesystem_type(fd: int) -> int:
+    """fstatfs(2): the f_type of the filesystem of a descriptor, a magic number."""
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.fstatfs(fd, buffer))
+    # A long on most architectures, where the value may be negative; 32 bits are what all the numbers have.
+    return int(struct.unpack_from("=I" if sys.byteorder == "little" else "@l", buffer)[0]) & 0xFFFFFFFF
 
 
 def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:

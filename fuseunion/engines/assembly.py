@@ -75,8 +75,10 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
     return Layers(lowers, upper, work)
 
 
-def announce(layers: Layers) -> None:
-    """Say in the log whose facts are shown for which layer; called once the log is open."""
+def announce(layers: Layers, prepared: Prepared) -> None:
+    """Say in the log whose facts are shown for which layer, and of exchanged lowers; called once the log is open."""
+    if prepared.exchanged:
+        _log.info("%s", prepared.says_exchanged)
     for layer in (layers.upper, *layers.lowers):
         if layer is not None and layer.ownership is not None:
             _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from fuseunion.core.identity import overflow_id
 from fuseunion.core.ownership.facts import DATABASE_FILE
-from fuseunion.engines import in_use, placement, volatile
+from fuseunion.engines import in_use, log, placement, same_lowers, volatile
 from fuseunion.engines.placement import Part, Place, Survey
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import Engine, Form, Options
@@ -61,13 +61,17 @@ class Prepared:
         target: absolute path of the merged directory, or /dev/fd/N.
         lowers: topmost first.
         upper, work: None for a read-only mount.
+        exchanged: the upper was last mounted over other lowers (same_lowers.py).
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, form: Form) -> None:
         self.target = target
+        self.exchanged = False
+        self._form = form
         self.lowers: list[Opened] = []
         self.upper: Opened | None = None
         self.work: Opened | None = None
+        self._lowers: bytes | None = None
         self._unclaimed = ExitStack()
         self._undo = ExitStack()
         self._until_live = ExitStack()
@@ -91,9 +95,29 @@ class Prepared:
         self._unclaimed.pop_all()
 
     def keep(self) -> None:
-        """The mount is live: what was created stays."""
+        """The mount is live: what was created stays, and a person hears of lowers that were exchanged."""
         self._undo.pop_all()
         self._until_live.close()
+        if self._lowers is None or self.upper is None:
+            return
+        same_lowers.remember(self.upper.fd, self._lowers)
+        if self.exchanged and self._form is Form.PLAIN:
+            log.tell(f"warning: {self.says_exchanged}")
+
+    def compare_lowers(self) -> None:
+        """Compare with the lowers that the upper remembers, and remember these once the mount is live."""
+        assert self.upper is not None
+        self._lowers = same_lowers.identity(opened.fd for opened in self.lowers)
+        self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
+
+    @property
+    def says_exchanged(self) -> str:
+        """What a user is told of exchanged lowers."""
+        assert self.upper is not None
+        return (
+            f"'{self.upper.label}' was last mounted over other lower directories, or in another order; if that is not "
+            "intended, unmount before you change anything"
+        )
 
     def close(self) -> None:
         """The mount has ended, or never came to be. The locks go last, when nothing is touched any more."""
@@ -121,7 +145,7 @@ def prepare(options: Options) -> Prepared:
         )
     survey = Survey()
     merged = _merged(survey, options.target)
-    prepared = Prepared(merged.path if merged else options.target)
+    prepared = Prepared(merged.path if merged else options.target, options.form)
     try:
         # A read-only mount with an upper shows it as one more layer, as the kernel does with "ro,upperdir=".
         shown = [options.upper, *options.lowers] if options.upper and options.read_only else options.lowers
@@ -194,6 +218,7 @@ def _prepare_upper(
     prepared.on_end(os.close, in_use.lock(work, work_fd))
     in_use.refuse_kernel_overlays(upper, work)
     _judge_work(upper, work, upper_fd, work_fd, default_work)
+    prepared.compare_lowers()
     if default_work:
         parent_fd, name = _parent_of(work)
         own_fd = os.dup(work_fd)

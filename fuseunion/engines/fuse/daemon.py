@@ -140,7 +140,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
                 last.callback(_write_out, fd, layers.upper.label)
             prepared.keep()
             ready()
-            announce(layers)
+            announce(layers, prepared)
 
         gc.freeze()
         gc.enable()
