@@ -257,7 +257,7 @@ def _refuse_marks(prepared: Prepared, prefix: bytes) -> None:
         if found is not None:
             path, mark = found
             where = os.path.join(one.label, os.fsdecode(path))
-            raise _cannot(f"'{where}' carries {mark}, which it would not understand; 'fuseunion flatten' removes such")
+            raise _cannot(f"'{where}' carries {mark}, which it would not understand; the other engines do")
 
 
 def _foreign_mark(root: RealDir, prefix: bytes) -> tuple[bytes, str] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,42 @@ def test_an_engine_that_was_named_or_none(arena: Arena) -> None:
     merged, lower = arena.directory("merged"), _lower(arena)
     said = run(arena, "--engine", "kernel", lower, arena.upper, merged, code=5)
     assert said.startswith("fuseunion: kernel overlayfs: you may not mount here") and said.count("\n") == 1
+    assert sorted(os.listdir(arena.root)) == ["logs", "lower0", "merged"]
+
+
+OPENAT2 = 437
+"""The same on every architecture."""
+
+WITHOUT = """
+import os, sys
+from tests.support import libc
+libc.answer_system_call(int(sys.argv[1]), int(sys.argv[2]))
+os.execv(sys.executable, [sys.executable, "-m", "fuseunion", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (errno.ENOSYS, "openat2(2) is missing: Linux 5.6 or newer is needed"),
+        (errno.EPERM, "openat2(2) is forbidden by a sandbox (Operation not permitted)"),
+    ],
+)
+def test_without_openat2(arena: Arena, error: int, says: str) -> None:
+    """An old kernel, or a container with an old filter: one line of the mount, a "no" of the doctor."""
+    merged, lower = arena.directory("merged"), _lower(arena)
+
+    def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [arena.place.interpreter.executable, "-c", WITHOUT, str(OPENAT2), str(error), *map(str, arguments)]
+        return subprocess.run(command, env=arena.place.environment(), cwd="/", capture_output=True, text=True)
+
+    for words in ((), ("--engine", "ranch"), ("--read-only",)):
+        done = call(*words, lower, *([] if words == ("--read-only",) else [arena.upper]), merged)
+        assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+        assert done.stderr.startswith(f"fuseunion: {says}")
+    done = call("doctor")
+    assert done.returncode == 5
+    assert f"no  kernel: Linux {os.uname().release}: {says}" in done.stdout
     assert sorted(os.listdir(arena.root)) == ["logs", "lower0", "merged"]
 
 
