@@ -170,8 +170,8 @@ def test_xfs(arena: Arena, xfs: Disk) -> None:
 # -- with another syncfs(2) in the daemon ------------------------------------------------------------------------------
 
 
-def start(arena: Arena, syncfs: str, *arguments: str | Path) -> int:
-    """Mount with a daemon that runs this code, with `path` the path of its descriptor, for syncfs; returns its pid."""
+def launcher(arena: Arena, syncfs: str, *arguments: str | Path) -> list[str]:
+    """The command of a mount that runs this code, with `path` the path of its descriptor, for syncfs."""
     program = f"""
 import os, signal, sys
 from pathlib import Path
@@ -183,8 +183,13 @@ def syncfs(fd):
 syscalls.syncfs = syncfs
 sys.exit(run(["fuseunion", *sys.argv[1:]]))
 """
+    return [arena.place.interpreter.executable, "-c", program, *map(str, arguments)]
+
+
+def start(arena: Arena, syncfs: str, *arguments: str | Path) -> int:
+    """Mount with such a daemon; returns its pid."""
     before = set(processes.with_token(arena.place.token))
-    command = [arena.place.interpreter.executable, "-c", program, *map(str, arguments)]
+    command = launcher(arena, syncfs, *arguments)
     done = subprocess.run(command, env=arena.place.environment(), cwd=arena.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (daemon,) = set(processes.with_token(arena.place.token)) - before
@@ -321,6 +326,26 @@ def test_what_cannot_be_written_is_said(arena: Arena) -> None:
         "what was changed last may be lost\n",
     )
     assert daemon not in processes.with_token(arena.place.token)
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_what_cannot_be_written_at_the_end_is_said(arena: Arena, foreground: bool) -> None:
+    """To the log, or with -f to whoever started it."""
+    lower, merged, log = arena.lower({}), arena.directory("merged"), arena.root / "log"
+    expected = f"upper '{arena.upper}' cannot be written to disk: Input/output error; what was changed last may be lost"
+    fails = "raise OSError(5, os.strerror(5))"
+    if foreground:
+        command = launcher(arena, fails, "-f", lower, arena.upper, merged)
+        with subprocess.Popen(command, env=arena.place.environment(), stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: mount_at(merged) is not None, "the mount")
+            process.terminate()
+            assert process.communicate(timeout=20)[1] == f"fuseunion: {expected}\n"
+        assert process.returncode == 1
+    else:
+        daemon = start(arena, fails, "--log-file", log, lower, arena.upper, merged)
+        subprocess.run(["fusermount3", "-u", merged], check=True)
+        await_end(arena, daemon)
+        assert f"ERROR fuseunion.daemon: {expected}\n" in log.read_text()
 
 
 def test_a_read_only_mount_has_nothing_to_write(arena: Arena) -> None:

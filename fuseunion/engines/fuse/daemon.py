@@ -133,11 +133,15 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         union = build_union(layers, options, posix_acl=mount_point.posix_acl)
         stack.callback(union.close)
 
+        to_sync = -1
+        if layers.upper is not None and not union.settings.volatile:
+            # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)).
+            to_sync = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.upper.root_fd)
+            last.callback(os.close, to_sync)
+
         def live() -> None:
-            if layers.upper is not None and not union.settings.volatile:
-                # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)).
-                fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.upper.root_fd)
-                last.callback(_write_out, fd, layers.upper.label)
+            if layers.upper is not None and to_sync >= 0:
+                last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
             ready()
             announce(layers, prepared)
@@ -155,13 +159,18 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
 
 
 def _write_out(fd: int, label: str) -> None:
-    """Put the filesystem of an upper on disk, after its mount has ended."""
+    """Put the filesystem of an upper on disk, after its mount has ended.
+
+    Raises:
+        UserError: FAILURE, which a daemon in the background can only log.
+    """
     try:
         syscalls.syncfs(fd)
     except OSError as error:
-        _log.error("upper '%s' cannot be written to disk: %s; what was changed last may be lost", label, error.strerror)
-    finally:
-        os.close(fd)
+        raise UserError(
+            f"upper '{label}' cannot be written to disk: {error.strerror}; what was changed last may be lost",
+            ExitCode.FAILURE,
+        ) from None
 
 
 def _mount_flags(options: Options, *, own_root: bool) -> mount.MountFlags:
