@@ -12,20 +12,30 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fuseunion.core import metadata, xattrs
 from fuseunion.core.identity import KEEP
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.ownership import Facts, OwnershipStore
+from fuseunion.core.realdir import proc_fd
 from fuseunion.core.state import State
 
 _LINK, _DIRECTORY = stat.S_IFLNK, stat.S_IFDIR
+_CLOCK_REALTIME_COARSE = 5  # include/uapi/linux/time.h
 
 
 @dataclass(slots=True)
 class Change:
-    """The fields of a setattr that are set; ids are those on disk, times are in nanoseconds."""
+    """The fields of a setattr that are set; ids are those on disk, times are in nanoseconds.
+
+    Attributes:
+        touch: nothing else is asked for, but the time of change is new (chown(2) with -1 for both ids).
+        clear_capability: what the caller does takes security.capability from the file.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -33,11 +43,42 @@ class Change:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    touch: bool = False
+    clear_capability: bool = False
 
     @property
-    def empty(self) -> bool:
-        """True when nothing is to be changed, which the kernel does ask for."""
-        return all(field is None for field in (self.mode, self.uid, self.gid, self.size, self.atime_ns, self.mtime_ns))
+    def changes_owner(self) -> bool:
+        """True for a chown(2)."""
+        return self.uid is not None or self.gid is not None
+
+    @property
+    def ends_privileges(self) -> bool:
+        """True when no capability of the file survives (security/commoncap.c cap_inode_killpriv)."""
+        return self.changes_owner or self.clear_capability
+
+
+def facts_after(facts: Facts, change: Change) -> Facts:
+    """Owner and mode after a change to an object that has not got any others yet."""
+    mode = facts.mode
+    if change.mode is not None:
+        mode = stat.S_IMODE(change.mode)
+    elif change.changes_owner and facts.kind not in (_LINK, _DIRECTORY):
+        mode = without_privileges(mode)
+    return facts._replace(
+        uid=facts.uid if change.uid in (None, KEEP) else change.uid,
+        gid=facts.gid if change.gid in (None, KEEP) else change.gid,
+        mode=mode,
+    )
+
+
+def times_after(shown: os.stat_result, change: Change) -> tuple[int, int]:
+    """Time of access and of modification after a change, in nanoseconds."""
+    mtime_ns = change.mtime_ns
+    if mtime_ns is None:
+        # The clock that the kernel's own stamps come from (fs/inode.c current_time): no later one may be earlier.
+        now = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+        mtime_ns = shown.st_mtime_ns if change.size is None else now
+    return shown.st_atime_ns if change.atime_ns is None else change.atime_ns, mtime_ns
 
 
 def stat_of(state: State, inode: Inode) -> os.stat_result:
@@ -52,7 +93,8 @@ def stat_of(state: State, inode: Inode) -> os.stat_result:
         st = inode.real_stat()
         ownership = state.layer_of(inode).ownership
         if ownership is not None:
-            st = ownership.load(inode.where(), st)
+            with inode.grasp() as fd:
+                st = ownership.load(fd, st)
         inode.st = st
     return st
 
@@ -78,58 +120,89 @@ def apply(state: State, inode: Inode, change: Change) -> None:
         OSError: as chown(2), chmod(2), truncate(2), utimensat(2).
     """
     assert isinstance(inode, (File, Directory))
-    path, follow = inode.reach()
     try:
-        if change.uid is not None or change.gid is not None:
-            _chown(state, path, inode, change, follow)
-        if change.mode is not None:
-            chmod(state, inode, change.mode)
-        if change.size is not None:
-            _truncate(inode, change.size)
-        if change.atime_ns is not None or change.mtime_ns is not None:
-            st = os.stat(path, follow_symlinks=follow)
-            times = (
-                st.st_atime_ns if change.atime_ns is None else change.atime_ns,
-                st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns,
-            )
-            os.utime(path, ns=times, follow_symlinks=follow)
+        with inode.grasp() as fd, _restored_on_failure(state, fd, change):
+            if change.changes_owner or change.touch:
+                _chown(state, fd, inode, change)
+            if change.clear_capability:
+                _remove_capability(state, fd)
+            if change.mode is not None:
+                _chmod(state, fd, inode, change.mode)
+            st = os.fstat(fd) if change.atime_ns is not None or change.mtime_ns is not None else None
+            if change.size is not None:
+                _truncate(inode, change.size)
+            if st is not None:
+                atime_ns = st.st_atime_ns if change.atime_ns is None else change.atime_ns
+                mtime_ns = st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
+                os.utime(proc_fd(fd), ns=(atime_ns, mtime_ns))
     finally:
         inode.stale()
 
 
-def _chown(state: State, path: bytes, inode: File | Directory, change: Change, follow: bool) -> None:
+@contextmanager
+def _restored_on_failure(state: State, fd: int, change: Change) -> Iterator[None]:
+    """Give an object its owner and mode back when only a part of a change could be made."""
+    ownership = state.writable().layer.ownership
+    one_call = change.mode is None if change.changes_owner else change.size is None or change.mode is None
+    if ownership is None and one_call:
+        yield
+        return
+    real = os.fstat(fd)
+    facts = Facts.of(real if ownership is None else ownership.load(fd, real))
+    try:
+        yield
+    except BaseException:
+        try:
+            if ownership is not None:
+                ownership.store(fd, real, facts)
+            elif change.changes_owner:
+                os.chown(proc_fd(fd), real.st_uid, real.st_gid)
+            if not stat.S_ISLNK(real.st_mode):
+                os.chmod(proc_fd(fd), stat.S_IMODE(real.st_mode))
+        except OSError as error:
+            state.log.error("a change of inode %d was made in part: %s", real.st_ino, error)
+        raise
+
+
+def _chown(state: State, fd: int, inode: File | Directory, change: Change) -> None:
     uid = KEEP if change.uid is None else change.uid
     gid = KEEP if change.gid is None else change.gid
     ownership = state.writable().layer.ownership
     if ownership is None:
-        metadata.chown(path, uid, gid, state.settings.identity, follow=follow)
+        metadata.chown(fd, uid, gid, state.settings.identity)
     else:
-        _store_owner(state, ownership, inode, uid, gid)
-        os.chown(path, KEEP, KEEP, follow_symlinks=follow)  # makes ctime true, and clears what a real chown clears
+        if change.changes_owner:
+            _store_owner(state, ownership, fd, inode, uid, gid)
+        os.chown(proc_fd(fd), KEEP, KEEP)  # makes ctime true, and clears what a real chown clears
     inode.absent_xattrs = frozenset()
 
 
-def _store_owner(state: State, ownership: OwnershipStore, inode: File | Directory, uid: int, gid: int) -> None:
+def _store_owner(state: State, ownership: OwnershipStore, fd: int, inode: File | Directory, uid: int, gid: int) -> None:
     mode = KEEP
     if isinstance(inode, File) and not stat.S_ISLNK(inode.kind):
-        mode = _without_privileges(stat_of(state, inode).st_mode)
-        _remove_capability(state, inode)
-    ownership.change(inode.where(), inode.real_stat(), uid=uid, gid=gid, mode=mode)
+        mode = without_privileges(stat_of(state, inode).st_mode)
+        _remove_capability(state, fd)
+    ownership.change(fd, os.fstat(fd), uid=uid, gid=gid, mode=mode)
 
 
-def _without_privileges(mode: int, *, outsider: bool = False) -> int:
-    """What chown(2) and writing leave of the mode of a file (fs/attr.c setattr_should_drop_suidgid)."""
+def without_privileges(mode: int, *, outsider: bool = False) -> int:
+    """What chown(2) and writing leave of the mode of a file (fs/attr.c setattr_should_drop_suidgid).
+
+    Args:
+        outsider: the user is not in the file's group.
+    """
     cleared = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP or outsider else 0)
     return stat.S_IMODE(mode) & ~cleared
 
 
-def _remove_capability(state: State, inode: File) -> None:
-    path, follow = inode.reach()
+def _remove_capability(state: State, fd: int) -> None:
     for name in state.writable().layer.xattr_names(xattrs.CAPABILITY):
         try:
-            os.removexattr(path, name, follow_symlinks=follow)
-        except OSError:
-            continue  # most files have none (ENODATA), and some filesystems cannot have any
+            os.removexattr(proc_fd(fd), name)
+        except OSError as error:
+            # Most files have none, and some filesystems cannot have any; who may not remove one may not have set it.
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
+                raise
 
 
 def chmod(state: State, inode: Inode, mode: int) -> None:
@@ -140,13 +213,18 @@ def chmod(state: State, inode: Inode, mode: int) -> None:
             would follow it.
     """
     assert isinstance(inode, (File, Directory))
+    with inode.grasp() as fd:
+        _chmod(state, fd, inode, mode)
+
+
+def _chmod(state: State, fd: int, inode: Inode, mode: int) -> None:
     if stat.S_ISLNK(inode.kind):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     upper = state.writable().layer
     mode = stat.S_IMODE(mode)
     if upper.ownership is not None:
-        upper.ownership.change(inode.where(), inode.real_stat(), mode=mode)
-    os.chmod(inode.reach()[0], metadata.real_mode(inode.kind, mode, upper))
+        upper.ownership.change(fd, os.fstat(fd), mode=mode)
+    os.chmod(proc_fd(fd), metadata.real_mode(inode.kind, mode, upper))
     inode.stale()
 
 
@@ -163,13 +241,13 @@ def _truncate(inode: File | Directory, size: int) -> None:
         os.close(fd)
 
 
-def setgid_is_at_risk(st: os.stat_result) -> bool:
-    """True for a set-group-ID file that its group may not execute.
+def setgid_is_at_risk(mode: int) -> bool:
+    """True for the mode (with its type) of a set-group-ID file that its group may not execute.
 
     Who is not in its group clears the bit by changing the data (fs/attr.c setattr_should_drop_sgid, since Linux 6.2).
     fs/fuse/dir.c fuse_setattr drops that request, so that it is left to the daemon, who must know the caller.
     """
-    return stat.S_ISREG(st.st_mode) and st.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID
+    return stat.S_ISREG(mode) and mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID
 
 
 def restate(state: State, inode: Inode, facts: Facts) -> bool:
@@ -191,23 +269,24 @@ def restate(state: State, inode: Inode, facts: Facts) -> bool:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     if facts.kind == stat.S_IFCHR and facts.rdev == 0:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-    real = inode.real_stat()
     shown = stat_of(state, inode)
     if not facts.kind:
         facts = facts._replace(kind=stat.S_IFMT(shown.st_mode), rdev=shown.st_rdev)
-    stands_for_another = stat.S_ISREG(real.st_mode) and not real.st_size and facts.kind not in (_LINK, _DIRECTORY)
-    if facts.kind != stat.S_IFMT(shown.st_mode) and not stands_for_another:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    ownership.store(inode.where(), real, facts)
-    os.chmod(inode.reach()[0], metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
+    with inode.grasp() as fd:
+        real = os.fstat(fd)
+        stands_for_another = stat.S_ISREG(real.st_mode) and not real.st_size and facts.kind not in (_LINK, _DIRECTORY)
+        if facts.kind != stat.S_IFMT(shown.st_mode) and not stands_for_another:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        ownership.store(fd, real, facts)
+        os.chmod(proc_fd(fd), metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
     inode.stale()
     changed = inode.kind != facts.kind
     inode.kind = facts.kind
     return changed
 
 
-def clear_privileges(state: State, inode: File, *, privileged: bool, outsider: bool) -> None:
-    """Take set-user-ID, set-group-ID and capabilities from an upper file that an unprivileged user truncates.
+def truncation(state: State, file: File, *, privileged: bool, outsider: bool) -> Change:
+    """What O_TRUNC does to a file: besides the size, set-user-ID, set-group-ID and capabilities go.
 
     The kernel does this before a write or a truncate, but not when it leaves O_TRUNC to the daemon (fs/fuse/file.c,
     atomic_o_trunc). The rule is fs/inode.c file_remove_privs: the bits stay for CAP_FSETID, capabilities never do.
@@ -215,8 +294,6 @@ def clear_privileges(state: State, inode: File, *, privileged: bool, outsider: b
     Args:
         outsider: the user is not in the file's group.
     """
-    mode = stat.S_IMODE(stat_of(state, inode).st_mode)
-    left = mode if privileged else _without_privileges(mode, outsider=outsider)
-    if left != mode:
-        chmod(state, inode, left)
-    _remove_capability(state, inode)
+    mode = stat.S_IMODE(stat_of(state, file).st_mode)
+    left = mode if privileged else without_privileges(mode, outsider=outsider)
+    return Change(size=0, mode=None if left == mode else left, clear_capability=True)

@@ -6,8 +6,9 @@
 
 Each step is undone when a later one fails, and a crash leaves garbage in work and nothing else. The order is that of
 fs/overlayfs/copy_up.c, but for the owner: xattrs after data and owner, because writing and chown(2) clear
-security.capability; the mode after the owner, because chown clears set-user-ID; times last; fsync before the rename,
-so that the name never leads to a torn file.
+security.capability; the mode after the owner, because chown clears set-user-ID, and after the xattrs, because a mode
+without write permission keeps a user from setting them; times last; fsync before the rename, so that the name never
+leads to a torn file.
 
 What is copied is what the lower shows: where lower or upper stores ownership (core/ownership), owner, mode, device
 number and the names of attributes take the form that the upper keeps them in.
@@ -18,17 +19,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from fuseunion.core import copy_data, metadata, origin
-from fuseunion.core.attributes import stat_of
+from fuseunion.core.attributes import Change, facts_after, stat_of, times_after
+from fuseunion.core.descriptors import PER_COPY
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.layer import Layer
-from fuseunion.core.links import INODE, key_of
-from fuseunion.core.lookup import cover, lower_name
+from fuseunion.core.links import INODE, LinkGroup, key_of
+from fuseunion.core.lookup import covering, lower_name
 from fuseunion.core.ownership import Facts
-from fuseunion.core.realdir import RealDir, lent
+from fuseunion.core.realdir import RealDir, proc_fd
 from fuseunion.core.state import State, Upper
-from fuseunion.core.work import times_kept, with_own_permission
+from fuseunion.core.work import as_owner, times_kept
 
 # Below this a copy without fsync takes less time than handing it to a thread.
 _INLINE_BYTES = 128 * 1024
@@ -36,30 +39,36 @@ _PATH_MAX = 4095
 
 
 class CopyJob:
-    """The copy-up of one regular file.
+    """The copy-up of one regular file, with the change that made it necessary.
+
+    The change is made to the copy before anybody sees it, so that what fails on the way leaves the file as it was: a
+    truncated copy, above all, is published only when nothing can go wrong any more.
 
     Args:
-        limit: copy no more than so many bytes, because the file is about to be truncated to them.
+        change: what is to be different in the copy, or None.
     """
 
-    def __init__(self, state: State, file: File, limit: int | None) -> None:
+    def __init__(self, state: State, file: File, change: Change | None) -> None:
         self._state = state
         self._upper = state.writable()
         self._file = file
+        self._change = change or Change()
         assert file.lower is not None
-        self._source = file.open(os.O_RDONLY)
-        self._target = -1
+        self._source = self._target = -1
         self._name: bytes | None = None
+        state.descriptors.take_for_copy()
         try:
+            self._source = file.open(os.O_RDONLY)
             self._st = os.fstat(self._source)
-            self._facts = Facts.of(stat_of(state, file))
+            self._shown = stat_of(state, file)
             self._lower = state.layer_of(file)
-            self.size = self._st.st_size if limit is None else min(limit, self._st.st_size)
+            wanted = self._change.size
+            self.size = self._st.st_size if wanted is None else min(wanted, self._st.st_size)
             self._name = self._upper.work.new_name()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._target = os.open(self._name, flags, 0o600, dir_fd=self._upper.work.tmp.fd())
         except BaseException:
-            self.abort()
+            self.close()
             raise
 
     @property
@@ -74,75 +83,109 @@ class CopyJob:
             OSError: ENOSPC, EDQUOT, EIO; EPERM or EINVAL when owner or attributes cannot be kept.
         """
         shared = copy_data.copy(self._source, self._target, self.size, self._st.st_size)
-        _clothe(self._state, self._lower, self._source, self._target, self._facts)
-        self._mark_origin()
-        metadata.copy_times(self._target, self._st)
+        if self._change.size is not None:
+            os.ftruncate(self._target, self._change.size)
+        _clothe(self._state, self._file, self._lower, self._source, self._target, self._shown, self._change)
         if self.size and not shared and not self._state.settings.volatile:
             os.fsync(self._target)
             if self._upper.layer.ownership is not None:
                 self._upper.layer.ownership.sync()
 
-    def _mark_origin(self) -> None:
-        prefix = self._upper.work.capabilities.xattr_prefix
-        if prefix is not None:
-            ino = os.fstat(self._target).st_ino
-            origin.write(self._target, prefix, ino, self._file.ino, self._st.st_ctime_ns, b"")
-
     def publish(self) -> None:
-        """Show the copy; the file may have been removed or renamed in the meantime."""
-        assert self._name is not None
-        try:
-            publish(self._state, self._file, self._name, self._st)
-        finally:
-            if self._file.in_upper:
-                self._name = None
-                for handle in self._file.handles:
-                    handle.switch(self._target)
-            self.abort()
+        """Show the copy; the file may have been removed or renamed in the meantime.
 
-    def abort(self) -> None:
-        """Undo what is not published, and close the descriptors."""
+        Raises:
+            OSError: nothing has changed then.
+        """
+        assert self._name is not None
+        publish(self._state, self._file, self._name, self._st)
+        self._name = None
+        for handle in self._file.handles:
+            handle.switch(self._target)
+
+    def close(self) -> None:
+        """Undo what is not published, and close the descriptors. Called once."""
+        self._state.descriptors.give_back(PER_COPY)
         if self._name is not None and self._target >= 0:
             self._upper.work.unlink(self._name)
         for fd in (self._source, self._target):
             if fd >= 0:
                 os.close(fd)
-        self._name, self._source, self._target = None, -1, -1
 
 
-def _clothe(state: State, lower: Layer, source: bytes | int, target: bytes | int, facts: Facts) -> None:
-    """Owner, mode and xattrs of a finished copy that is still in work."""
-    upper = state.writable().layer
-    metadata.give_owner(target, facts, upper, state.settings.identity)
-    metadata.copy_xattrs(source, target, lower, upper)
-    metadata.give_mode(target, facts, upper)
+def _clothe(
+    state: State,
+    inode: File | Directory,
+    lower: Layer,
+    source: int,
+    target: int,
+    shown: os.stat_result,
+    change: Change,
+) -> None:
+    """Owner, marks, xattrs, mode and times of a finished copy that is still in work.
+
+    The mode comes after all xattrs: a user's attributes, and so the marks of a daemon that is the copy's plain owner,
+    need write permission on it (fs/xattr.c xattr_permission).
+
+    Args:
+        lower: the layer that the copy is made from.
+        source, target: descriptors, O_PATH or not.
+        shown: what lstat shows of the lower object.
+        change: what is to be different.
+    """
+    upper = state.writable()
+    facts = facts_after(Facts.of(shown), change)
+    metadata.give_owner(target, facts, upper.layer, state.settings.identity)
+    prefix = upper.work.capabilities.xattr_prefix
+    if prefix is not None:
+        if isinstance(inode, Directory):
+            metadata.mark_merged(target, prefix)
+        origin.write(target, prefix, inode.ino, shown.st_ctime_ns)
+    metadata.copy_xattrs(source, target, lower, upper.layer, without_capability=change.ends_privileges)
+    metadata.give_mode(target, facts, upper.layer)
+    os.utime(proc_fd(target), ns=times_after(shown, change))
 
 
 def publish(state: State, file: File, temporary: bytes, lower_st: os.stat_result) -> None:
-    """Put a finished copy from work in the place of all the known names of a lower file."""
+    """Put a finished copy from work in the place of all the known names of a lower file.
+
+    Raises:
+        OSError: nothing has changed then, and the copy is still in work.
+    """
     upper = state.writable()
     tmp = upper.work.tmp
     st = os.stat(temporary, dir_fd=tmp.fd(), follow_symlinks=False)
     places = list(file.places())
-    if file.link_key is not None or (places and not _can_be_marked(upper, file)):
-        if file.group is None:
-            key = file.link_key or key_of(file.ino, lower_st)
-            file.group = upper.links.get_or_new(key, file.ino, lower_st.st_nlink)
-        file.group.add_copy(tmp, temporary, st)
-    if not places:
-        file.pin = os.open(temporary, os.O_PATH | os.O_NOFOLLOW, dir_fd=tmp.fd())
-        os.unlink(temporary, dir_fd=tmp.fd())
-        file.upper = None
-    else:
-        directory, name = places[0]
-        target = copy_up_directory(state, directory)
-        _cover(state, file, directory, name)
-        with times_kept(target):
-            with_own_permission(target, None, lambda: upper.work.publish(temporary, target, name))
-        file.upper = (target, name)
+    group = file.group
+    place: tuple[RealDir, bytes] | None = None
+    pin = -1
+    with ExitStack() as undo:
+        if file.link_key is not None or (places and not _can_be_marked(upper, file)):
+            if group is None:
+                key = file.link_key or key_of(file.ino, lower_st)
+                group = upper.links.get_or_new(key, file.ino, lower_st.st_nlink)
+            group.add_copy(tmp, temporary, st)
+            undo.callback(group.drop_copy)
+        if places:
+            directory, name = places[0]
+            target = copy_up_directory(state, directory)
+            place = (target, name)
+            with _covering(state, group, directory, name), times_kept(target):
+                upper.work.publish(temporary, target, name)
+        elif not file.handles:
+            pin = tmp.hold(temporary)
+        undo.pop_all()
+    # Everybody sees the copy from here on: nothing may fail any more.
+    if place is None:
+        upper.work.unlink(temporary)
+    file.group = group
+    file.upper = place
+    file.pin = pin
     file.disk_id = (st.st_dev, st.st_ino)
     file.absent_xattrs = frozenset()
     file.stale()
+    if group is not None:
+        state.table.note_names(file)
     for directory, name in places[1:]:
         try_link_name(state, file, directory, name)
 
@@ -154,13 +197,10 @@ def _can_be_marked(upper: Upper, file: File) -> bool:
     return capabilities.trusted_xattrs or (capabilities.user_xattrs and regular)
 
 
-def _cover(state: State, file: File, directory: Directory, name: bytes) -> None:
-    """Count a lower name of a link group as gone, because the upper's takes its place."""
-    if file.group is None:
-        return
-    found = lower_name(state, directory, name)
-    if found is not None:
-        cover(state, file.group, found[0], name)
+def _covering(state: State, group: LinkGroup | None, directory: Directory, name: bytes) -> AbstractContextManager[None]:
+    """Count a lower name of a link group as gone while the upper's takes its place in the block."""
+    found = lower_name(state, directory, name) if group is not None else None
+    return nullcontext() if found is None or group is None else covering(state, group, found[0], name)
 
 
 def link_name(state: State, file: File, directory: Directory, name: bytes) -> None:
@@ -171,14 +211,11 @@ def link_name(state: State, file: File, directory: Directory, name: bytes) -> No
     Raises:
         OSError: EROFS, ENOSPC, EDQUOT, EMLINK, EACCES; the name then goes on showing the copy through the link index.
     """
-    assert file.group is not None
-    source = file.location() or (file.group.directory, INODE)
     target = copy_up_directory(state, directory)
     if target.stat(name) is not None:
         return
-    _cover(state, file, directory, name)
-    with times_kept(target):
-        with_own_permission(target, None, lambda: _link(source, target, name))
+    with _covering(state, file.group, directory, name), times_kept(target):
+        link_into(file, target, name)
     file.upper = (target, name)
     file.stale()
 
@@ -191,20 +228,36 @@ def try_link_name(state: State, file: File, directory: Directory, name: bytes) -
         state.log.warning("name %r of a copied-up file stays out of the upper: %s", name, error)
 
 
-def _link(source: tuple[RealDir, bytes], target: RealDir, name: bytes) -> None:
-    os.link(source[1], name, src_dir_fd=source[0].fd(), dst_dir_fd=target.fd(), follow_symlinks=False)
+def link_into(file: File, target: RealDir, name: bytes) -> None:
+    """Make one more link of an object of the upper.
+
+    Raises:
+        OSError: as linkat(2); ENOENT for an object without any link.
+    """
+    place = file.location()
+    if place is None and file.group is not None:
+        place = (file.group.directory, INODE)
+    if place is not None:
+        try:
+            os.link(place[1], name, src_dir_fd=place[0].fd(), dst_dir_fd=target.fd(), follow_symlinks=False)
+            return
+        except PermissionError as error:
+            if error.errno != errno.EACCES:
+                raise
+    # The name lies in a directory that its owner closed.
+    with file.grasp() as fd:
+        as_owner(lambda: os.link(proc_fd(fd), name, dst_dir_fd=target.fd(), follow_symlinks=True), target)
 
 
 def readlink(file: File) -> bytes:
     """The target of a symbolic link, real or stored (then it is the content of a regular file)."""
-    place = file.location()
-    try:
-        if place is None:
-            return os.readlink(b"", dir_fd=file.pin)
-        return os.readlink(place[1], dir_fd=place[0].fd())
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT) or not stat.S_ISLNK(file.kind):
-            raise
+    with file.grasp() as fd:
+        try:
+            return os.readlink(b"", dir_fd=fd)
+        except OSError as error:
+            # readlinkat(2): an empty path names the descriptor itself, which must hold a link.
+            if error.errno not in (errno.EINVAL, errno.ENOENT) or not stat.S_ISLNK(file.kind):
+                raise
     fd = file.open(os.O_RDONLY)
     try:
         return os.read(fd, _PATH_MAX)
@@ -212,15 +265,14 @@ def readlink(file: File) -> bytes:
         os.close(fd)
 
 
-def copy_up_special(state: State, file: File) -> None:
-    """Copy up a symbolic link, device, fifo or socket.
+def copy_up_special(state: State, file: File, change: Change | None) -> None:
+    """Copy up a symbolic link, device, fifo or socket, with the change that made it necessary.
 
     Raises:
         OSError: EPERM for a device node that the daemon may not make.
     """
     upper = state.writable()
     assert file.lower is not None
-    real, name = file.lower
     st = stat_of(state, file)
     tmp = upper.work.tmp
     temporary = upper.work.new_name()
@@ -229,17 +281,11 @@ def copy_up_special(state: State, file: File) -> None:
     else:
         os.mknod(temporary, metadata.real_kind(file.kind, upper.layer) | 0o600, st.st_rdev, dir_fd=tmp.fd())
     try:
-        path = tmp.proc_path(temporary)
-        _clothe(state, state.layer_of(file), real.proc_path(name), path, Facts.of(st))
-        prefix = upper.work.capabilities.xattr_prefix
-        if prefix is not None:
-            ino = os.stat(temporary, dir_fd=tmp.fd(), follow_symlinks=False).st_ino
-            origin.write(path, prefix, ino, file.ino, st.st_ctime_ns, b"")
-        metadata.copy_times(path, st)
+        with file.grasp() as source, tmp.held(temporary) as target:
+            _clothe(state, file, state.layer_of(file), source, target, st, change or Change())
         publish(state, file, temporary, st)
     except BaseException:
-        if not file.in_upper:
-            upper.work.unlink(temporary)
+        upper.work.unlink(temporary)
         raise
 
 
@@ -267,23 +313,15 @@ def copy_up_directory(state: State, directory: Directory) -> RealDir:
 
 
 def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Directory) -> RealDir:
-    source = directory.lowers[0]
     st = stat_of(state, directory)
     work = upper.work
     temporary = work.new_name()
     os.mkdir(temporary, 0o700, dir_fd=work.tmp.fd())
     try:
-        path = work.tmp.proc_path(temporary)
-        prefix = work.capabilities.xattr_prefix
-        if prefix is not None:
-            # Before the mode: a user's attributes need write permission (fs/xattr.c xattr_permission).
-            ino = os.stat(temporary, dir_fd=work.tmp.fd()).st_ino
-            metadata.mark_merged(path, prefix)
-            origin.write(path, prefix, ino, directory.ino, st.st_ctime_ns, b"")
-        _clothe(state, source.layer, source.own_path()[0], path, Facts.of(st))
-        metadata.copy_times(path, st)
+        with directory.grasp() as source, work.tmp.held(temporary) as target:
+            _clothe(state, directory, directory.top.layer, source, target, st, Change())
         with times_kept(parent):
-            _publish_directory(upper, temporary, parent, directory.name)
+            work.publish(temporary, parent, directory.name)
     except BaseException:
         work.remove_tree(temporary)
         raise
@@ -291,19 +329,3 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
     # The number and what is shown stay; only the place where they are read changes.
     directory.stale()
     return parent.child(directory.name)
-
-
-def _publish_directory(upper: Upper, temporary: bytes, parent: RealDir, name: bytes) -> None:
-    """Rename a directory from work into the upper.
-
-    Moving a directory to another parent writes its "..", for which a daemon that is its plain owner needs write
-    permission on it (rename(2), EACCES): the mode is given back right after.
-    """
-    work = upper.work
-    try:
-        work.publish(temporary, parent, name)
-    except PermissionError as error:
-        if error.errno != errno.EACCES:
-            raise
-        with lent(os.open(temporary, os.O_PATH | os.O_NOFOLLOW, dir_fd=work.tmp.fd())):
-            with_own_permission(parent, None, lambda: work.publish(temporary, parent, name))

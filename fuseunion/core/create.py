@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 from fuseunion.core import acl, metadata, xattrs
 from fuseunion.core.attributes import stat_of
-from fuseunion.core.copy_up import copy_up_directory
+from fuseunion.core.copy_up import copy_up_directory, link_into
 from fuseunion.core.handle import FileHandle
 from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.links import key_of_number
 from fuseunion.core.lookup import is_reserved, resolve
 from fuseunion.core.origin_path import note_path
 from fuseunion.core.ownership import Facts
-from fuseunion.core.realdir import RealDir
+from fuseunion.core.realdir import RealDir, proc_fd
 from fuseunion.core.state import State
 
 _Make = Callable[[bytes, int, int], int | None]
@@ -83,11 +84,6 @@ def _umask(value: int) -> Iterator[None]:
         os.umask(previous)
 
 
-def _getxattr(directory: Directory, name: bytes) -> bytes:
-    path, follow = directory.reach()
-    return os.getxattr(path, name, follow_symlinks=follow)
-
-
 def default_acl(state: State, directory: Directory) -> bytes:
     """The default ACL of a directory, b"" when it has none."""
     known = directory.default_acl
@@ -95,7 +91,8 @@ def default_acl(state: State, directory: Directory) -> bytes:
         known = b""
         if state.settings.acl:
             try:
-                known = _getxattr(directory, xattrs.POSIX_ACL_DEFAULT)
+                with directory.grasp() as fd:
+                    known = os.getxattr(proc_fd(fd), xattrs.POSIX_ACL_DEFAULT)
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise
@@ -133,34 +130,40 @@ def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _M
         temporary, work.tmp.fd(), metadata.real_kind(kind, upper.layer) | (0o700 if kind == stat.S_IFDIR else 0o600)
     )
     try:
-        path = work.tmp.proc_path(temporary)
-        metadata.give_owner(path, facts, upper.layer, state.settings.identity)
-        if inherited.access is not None:
-            os.setxattr(path, xattrs.POSIX_ACL_ACCESS, inherited.access, follow_symlinks=False)
-        if inherited.default is not None and kind == stat.S_IFDIR:
-            os.setxattr(path, xattrs.POSIX_ACL_DEFAULT, inherited.default, follow_symlinks=False)
-        metadata.give_mode(path, facts, upper.layer)
-        if kind == stat.S_IFDIR and place.hidden:
-            upper.whiteouts.make_opaque(work.tmp, work.tmp.child(temporary))
+        with work.tmp.held(temporary) as new:
+            metadata.give_owner(new, facts, upper.layer, state.settings.identity)
+            # Marks before ACL and mode, which may deny the daemon, as the plain owner, to write them.
+            if kind == stat.S_IFDIR and place.hidden:
+                upper.whiteouts.make_opaque(new)
+            if inherited.default is not None and kind == stat.S_IFDIR:
+                os.setxattr(proc_fd(new), xattrs.POSIX_ACL_DEFAULT, inherited.default)
+            if inherited.access is not None:
+                os.setxattr(proc_fd(new), xattrs.POSIX_ACL_ACCESS, inherited.access)
+            metadata.give_mode(new, facts, upper.layer)
         if place.device:
             upper.whiteouts.swap_in(temporary, place.upper, place.name, is_directory=kind == stat.S_IFDIR)
         else:
             work.publish(temporary, place.upper, place.name)
-        upper.whiteouts.drop_file_mark(place.upper, place.name)
     except BaseException:
         if fd is not None:
             os.close(fd)
         work.remove_tree(temporary)
         raise
+    upper.whiteouts.drop_file_mark(place.upper, place.name)
     return fd
 
 
-def _register(state: State, place: _Place) -> Inode:
-    st = place.upper.stat(place.name)
-    if st is None:
-        raise OSError(errno.EIO, "the new object is not there", place.name)
+def _register(state: State, place: _Place, kind: int) -> Inode:
+    """Make the inode of a new object of a type; one that cannot be looked at is taken away again."""
+    try:
+        st = place.upper.stat(place.name)
+        if st is None:
+            raise OSError(errno.EIO, "the new object is not there", place.name)
+        shown = place.upper.shown(place.name, st)
+    except BaseException:
+        _undo(state, place, kind)
+        raise
     ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
-    shown = place.upper.shown(place.name, st)
     inode: Inode
     if stat.S_ISDIR(st.st_mode):
         inode = Directory(ino, place.directory, place.name, place.upper.child(place.name), ())
@@ -176,11 +179,25 @@ def _register(state: State, place: _Place) -> Inode:
     return inode
 
 
+def _undo(state: State, place: _Place, kind: int) -> None:
+    """Remove what was just made; what resists stays, and is logged."""
+    upper = state.writable()
+    try:
+        if not place.hidden:
+            upper.work.remove_tree(upper.work.take(place.upper, place.name))
+        elif kind == stat.S_IFDIR:
+            upper.work.remove_tree(upper.whiteouts.replace_directory(place.upper, place.name))
+        else:
+            upper.whiteouts.replace_file(place.upper, place.name)
+    except OSError as error:
+        state.log.error("%r was made, but could not be looked at nor removed: %s", place.name, error)
+
+
 def create(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> tuple[File, FileHandle]:
     """Make a regular file and open it for reading and writing.
 
     Raises:
-        OSError: EEXIST, EINVAL (a `.wh.` name), ENAMETOOLONG, EROFS, ENOSPC, EDQUOT, EPERM.
+        OSError: EEXIST, EINVAL (a `.wh.` name), ENAMETOOLONG, EROFS, ENOSPC, EDQUOT, EPERM, ENFILE.
     """
     place = _place(state, directory, name)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -188,15 +205,16 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
     def make(new: bytes, dirfd: int, new_mode: int) -> int:
         return os.open(new, flags, stat.S_IMODE(new_mode), dir_fd=dirfd)
 
-    fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
-    assert fd is not None
-    try:
-        inode = _register(state, place)
-        assert isinstance(inode, File)
-        return inode, FileHandle(inode, fd, writable=True)
-    except BaseException:
-        os.close(fd)
-        raise
+    with state.descriptors.taken_for_file():
+        fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
+        assert fd is not None
+        try:
+            inode = _register(state, place, stat.S_IFREG)
+            assert isinstance(inode, File)
+            return inode, FileHandle(inode, fd, writable=True)
+        except BaseException:
+            os.close(fd)
+            raise
 
 
 def mkdir(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
@@ -207,7 +225,7 @@ def mkdir(state: State, directory: Directory, name: bytes, mode: int, owner: Own
         os.mkdir(new, stat.S_IMODE(new_mode), dir_fd=dirfd)
 
     _make(state, place, stat.S_IFDIR | stat.S_IMODE(mode), owner, make)
-    return _register(state, place)
+    return _register(state, place, stat.S_IFDIR)
 
 
 def mknod(state: State, directory: Directory, name: bytes, mode: int, rdev: int, owner: Owner) -> Inode:
@@ -225,7 +243,7 @@ def mknod(state: State, directory: Directory, name: bytes, mode: int, rdev: int,
         os.mknod(new, new_mode, rdev, dir_fd=dirfd)
 
     _make(state, place, mode, owner, make, rdev)
-    return _register(state, place)
+    return _register(state, place, stat.S_IFMT(mode))
 
 
 def symlink(state: State, directory: Directory, name: bytes, target: bytes, owner: Owner) -> Inode:
@@ -236,7 +254,7 @@ def symlink(state: State, directory: Directory, name: bytes, target: bytes, owne
         os.symlink(target, new, dir_fd=dirfd)
 
     _make(state, place, stat.S_IFLNK | 0o777, owner, make)
-    return _register(state, place)
+    return _register(state, place, stat.S_IFLNK)
 
 
 def link(state: State, file: File, directory: Directory, name: bytes) -> File:
@@ -248,26 +266,46 @@ def link(state: State, file: File, directory: Directory, name: bytes) -> File:
         OSError: ENOENT for a file that has no name any more; EMLINK; otherwise as `create`.
     """
     place = _place(state, directory, name)
-    source = file.location()
-    if source is None or (file.removed and file.group is None):
+    if file.removed and file.group is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    for known, known_name in file.places():
-        note_path(state, known, known_name)
     upper = state.writable()
-    if place.device:
-        temporary = upper.work.new_name()
-        tmp = upper.work.tmp
-        os.link(source[1], temporary, src_dir_fd=source[0].fd(), dst_dir_fd=tmp.fd(), follow_symlinks=False)
-        try:
-            upper.whiteouts.swap_in(temporary, place.upper, name, is_directory=False)
-        except BaseException:
-            upper.work.unlink(temporary)
-            raise
-    else:
-        os.link(source[1], name, src_dir_fd=source[0].fd(), dst_dir_fd=place.upper.fd(), follow_symlinks=False)
+    with _number_kept(state, file):
+        if place.device:
+            temporary = upper.work.new_name()
+            link_into(file, upper.work.tmp, temporary)
+            try:
+                upper.whiteouts.swap_in(temporary, place.upper, name, is_directory=False)
+            except BaseException:
+                upper.work.unlink(temporary)
+                raise
+        else:
+            link_into(file, place.upper, name)
     upper.whiteouts.drop_file_mark(place.upper, name)
     file.add_place(directory, name)
     file.stale()
+    state.table.note_names(file)
     directory.children[name] = file
     directory.stale()
     return file
+
+
+@contextmanager
+def _number_kept(state: State, file: File) -> Iterator[None]:
+    """Let all names of a copy show the lower's number after a remount, when it gets one more in the block.
+
+    Its origin mark gets the lower's path; where that cannot be kept, the number goes into the link index.
+    """
+    kept = [note_path(state, known, name) for known, name in file.places()] if file.group is None else []
+    if all(kept):
+        yield
+        return
+    links = state.writable().links
+    group = links.get_or_new(key_of_number(file.ino), file.ino, 0)
+    assert file.upper is not None, "a file with a mark has a name in the upper"
+    group.add_copy(*file.upper, file.real_stat())
+    try:
+        yield
+    except BaseException:
+        group.drop_copy()
+        raise
+    file.group = group

@@ -17,16 +17,17 @@ class FileHandle:
 
     Attributes:
         writable: opened for writing; before the copy-up the descriptor reads the lower.
-        drops_setgid: the first write takes the set-group-ID bit from the file (attributes.setgid_is_at_risk).
+        outsider: writes through it take the set-group-ID bit from the file (attributes.setgid_is_at_risk), because who
+            opened it is not in the file's group.
     """
 
-    __slots__ = ("drops_setgid", "fd", "file", "writable")
+    __slots__ = ("fd", "file", "outsider", "writable")
 
     def __init__(self, file: File, fd: int, *, writable: bool) -> None:
         self.file = file
         self.fd = fd
         self.writable = writable
-        self.drops_setgid = False
+        self.outsider = False
         file.add_handle(self)
         file.open_count += 1
 

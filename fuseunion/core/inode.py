@@ -5,8 +5,8 @@ anything that is not a directory. It lives in one place at a time:
 
     lower    (real directory, name) in a lower; stays valid for ever, since lowers never change
     upper    (real directory, name) in the upper, once copied up or created there
-    pin      an O_PATH descriptor, once no name leads to it any more (deleted but open, or a hard link whose
-             remaining names were never looked up)
+    held     by a descriptor, once no name leads to it any more (deleted but open, or a hard link whose remaining
+             names were never looked up): one of those that have it open, else an O_PATH descriptor, the pin
 
 A `Directory` has a stack of real directories, the upper's (if any) apart from the lowers', topmost first.
 
@@ -14,20 +14,24 @@ An inode stays in the table while the kernel knows it (`nlookup` > 0), while it 
 a child of it is in the table. nlookup goes up in `InodeTable.remember` and down in `InodeTable.forget`, nowhere else.
 
 Cached attributes (`st`, `reply`) are valid until `stale()`: nobody but this daemon may change a layer.
+
+What asks an object for more than lstat, or changes it, does so through a descriptor of it (`grasp`): a name could lie
+in a directory that its owner closed, and most calls would follow a link at the end of a path.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from fuseunion.core.numbers import ROOT, Ino, Numbers
 from fuseunion.core.ownership import OwnershipStore
-from fuseunion.core.realdir import RealDir
+from fuseunion.core.realdir import RealDir, proc_fd
 
 if TYPE_CHECKING:
     from fuseunion.core.handle import FileHandle
@@ -62,6 +66,10 @@ class Inode:
     @property
     def removed(self) -> bool:
         """True when no name leads to the inode."""
+        raise NotImplementedError
+
+    def grasp(self) -> AbstractContextManager[int]:
+        """A descriptor of the object on disk that gives the attributes."""
         raise NotImplementedError
 
     def places(self) -> Iterator[tuple[Directory, bytes]]:
@@ -145,28 +153,42 @@ class File(Inode):
         elif self._more:
             self._more.discard(place)
 
-    @property
-    def only_place(self) -> bool:
-        """True when exactly one name is known."""
-        return self._place is not None and not self._more
-
     def location(self) -> Location | None:
-        """Where the file lies by name, or None when only the pin leads to it."""
+        """Where the file lies by name, or None when only a descriptor leads to it."""
         if self.upper is not None:
             return self.upper
         return None if self.disk_id is not None else self.lower
 
-    def reach(self) -> tuple[bytes, bool]:
-        """A path for calls that need one, and whether it is a magic link, which must be followed; a name never is."""
+    @property
+    def needs_descriptor(self) -> bool:
+        """True for a file that no name leads to, and nothing else yet."""
+        return self.pin < 0 and not self.handles and self.location() is None
+
+    def descriptor(self) -> int:
+        """A descriptor of a file that no name leads to, borrowed.
+
+        Raises:
+            OSError: ESTALE when there is none, which cannot be.
+        """
+        if self.pin >= 0:
+            return self.pin
+        for handle in self.handles:
+            return handle.fd
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    @contextmanager
+    def grasp(self) -> Iterator[int]:
+        """A descriptor of the object on disk, good for calls on `proc_fd` of it until the block ends.
+
+        Raises:
+            OSError: ENOENT when it vanished behind our back; EACCES in a lower.
+        """
         place = self.location()
         if place is None:
-            return b"/proc/self/fd/%d" % self.pin, True
-        return place[0].proc_path(place[1]), False
-
-    def where(self) -> bytes | int:
-        """The same for calls that must not follow a link: a path, or the pin's descriptor."""
-        place = self.location()
-        return self.pin if place is None else place[0].proc_path(place[1])
+            yield self.descriptor()
+            return
+        with place[0].held(place[1]) as fd:
+            yield fd
 
     def real_stat(self) -> os.stat_result:
         """lstat of the object on disk.
@@ -176,26 +198,26 @@ class File(Inode):
         """
         place = self.location()
         if place is None:
-            return os.fstat(self.pin)
+            return os.fstat(self.descriptor())
         st = place[0].stat(place[1])
         if st is None:
-            raise FileNotFoundError(2, os.strerror(2), place[1])
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place[1])
         return st
 
     def open(self, flags: int) -> int:
         """A descriptor of the object, owned by the caller."""
         place = self.location()
         if place is None:
-            return os.open(b"/proc/self/fd/%d" % self.pin, flags & ~os.O_NOFOLLOW)
+            return os.open(proc_fd(self.descriptor()), flags & ~os.O_NOFOLLOW)
         return place[0].open(place[1], flags)
 
     def pin_down(self) -> None:
-        """Hold the object by a descriptor, because its name is about to go."""
-        if self.pin >= 0:
+        """Hold the object by a descriptor, because its name is about to go; one that has it open serves as well."""
+        if self.pin >= 0 or (self.handles and self.in_upper):
             return
         place = self.location()
         if place is not None:
-            self.pin = os.open(place[1], os.O_PATH | os.O_NOFOLLOW, dir_fd=place[0].fd())
+            self.pin = place[0].hold(place[1])
 
     def unpin(self) -> None:
         if self.pin >= 0:
@@ -251,22 +273,40 @@ class Directory(Inode):
         """The stack, topmost first."""
         return self.lowers if self.upper is None else (self.upper, *self.lowers)
 
-    def reach(self) -> tuple[bytes, bool]:
-        """As File.reach."""
-        return self.top.own_path()
+    @contextmanager
+    def grasp(self) -> Iterator[int]:
+        """As File.grasp; borrowed from the cache of descriptors."""
+        with self.top.grasp() as fd:
+            yield fd
 
     def proc_path(self) -> bytes:
-        """A path that is not to be followed; "." in it for the root and for a removed directory."""
-        path, follow = self.reach()
-        return self.top.proc_path(b".") if follow else path
-
-    def where(self) -> bytes | int:
-        """As File.where."""
-        path, follow = self.reach()
-        return self.top.fd() if follow else path
+        """A path that is not to be followed, for comparisons of whole trees."""
+        top = self.top
+        return top.proc_path(b".") if top.parent is None else top.parent.proc_path(top.name)
 
     def real_stat(self) -> os.stat_result:
+        """fstat of the real directory that gives the attributes."""
         return self.top.own_stat()
+
+
+class Unreadable(Inode):
+    """An object whose marks cannot be understood. It is listed, and every use of it answers an errno."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, ino: Ino, kind: int, code: int) -> None:
+        super().__init__(ino, kind)
+        self.code = code
+
+    @property
+    def removed(self) -> bool:
+        return False
+
+    def places(self) -> Iterator[tuple[Directory, bytes]]:
+        return iter(())
+
+    def grasp(self) -> AbstractContextManager[int]:
+        raise OSError(self.code, os.strerror(self.code))
 
 
 class InodeTable:
@@ -278,6 +318,15 @@ class InodeTable:
         self.root = root
         root.nlookup = 1
         self._inodes: dict[int, Inode] = {ROOT: root}
+        # Files with several names, by (st_dev, st_ino) of the object on disk: whatever number a name would give, what
+        # is one object on disk is one inode here.
+        self._upper_files: dict[tuple[int, int], File] = {}
+        self._lower_files: dict[tuple[int, int], File] = {}
+
+    @property
+    def size(self) -> int:
+        """How many inodes are known, the root among them."""
+        return len(self._inodes)
 
     def find(self, ino: int) -> Inode | None:
         """The inode of a number, or None."""
@@ -293,7 +342,28 @@ class InodeTable:
         return ino
 
     def add(self, inode: Inode) -> None:
+        """Put a new inode into the table; its number must be free."""
         self._inodes[inode.ino] = inode
+
+    def find_upper(self, disk_id: tuple[int, int]) -> File | None:
+        """The known file that is this object of the upper, if it has several names."""
+        return self._upper_files.get(disk_id)
+
+    def find_lower(self, lower_id: tuple[int, int]) -> File | None:
+        """The known file that is, or was copied up from, this object of a lower, if it has several names."""
+        return self._lower_files.get(lower_id)
+
+    def note_names(self, file: File) -> None:
+        """A file has several names, or is about to have."""
+        if file.disk_id is not None:
+            self._upper_files[file.disk_id] = file
+        if file.lower_id is not None:
+            self._lower_files[file.lower_id] = file
+
+    def _forget_names(self, file: File) -> None:
+        for known, identity in ((self._upper_files, file.disk_id), (self._lower_files, file.lower_id)):
+            if identity is not None and known.get(identity) is file:
+                del known[identity]
 
     def remember(self, inode: Inode) -> None:
         """The kernel is told of the inode once more."""
@@ -344,6 +414,8 @@ class InodeTable:
                     del directory.children[name]
                     waiting.append(directory)
             self._inodes.pop(inode.ino, None)
+            if isinstance(inode, File):
+                self._forget_names(inode)
 
     def _let_go(self, inode: Inode) -> None:
         """Close the descriptors by which an inode is held; what is stored of a removed object goes with it."""
@@ -359,8 +431,8 @@ class InodeTable:
     def _forget_stored(ownership: OwnershipStore, inode: Inode) -> None:
         """A row that stays is garbage and does no harm, so errors are logged only."""
         try:
-            if isinstance(inode, File) and inode.in_upper and inode.pin >= 0:
-                st = os.fstat(inode.pin)
+            if isinstance(inode, File) and inode.in_upper:
+                st = os.fstat(inode.descriptor())
             elif isinstance(inode, Directory) and inode.upper is not None:
                 st = inode.real_stat()
             else:

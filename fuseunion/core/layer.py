@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from fuseunion import syscalls
 from fuseunion.core import xattrs
+from fuseunion.core.descriptors import Descriptors
 from fuseunion.core.ownership import OwnershipStore
-from fuseunion.core.realdir import DescriptorCache, RealDir
+from fuseunion.core.realdir import RealDir
 
 log = logging.getLogger("fuseunion.layer")
 
@@ -31,6 +32,7 @@ class Layer:
         writable: True for the upper.
         label: how messages name it, usually its path.
         covered: where the union itself is mounted, as names from this root, when that lies strictly inside.
+        descriptors: the budget, which all layers of a union share; None for a layer by itself.
 
     Attributes:
         ownership: where owners and modes are stored, or None where they are what stat(2) says; the layer closes it.
@@ -43,21 +45,21 @@ class Layer:
         writable: bool,
         label: str,
         covered: tuple[bytes, ...] = (),
+        descriptors: Descriptors | None = None,
     ) -> None:
         self.root_fd = root_fd
         self.writable = writable
         self.label = label
         self.ownership: OwnershipStore | None = None
         self.st_dev = os.fstat(root_fd).st_dev
-        # One cache a layer: upper and lowers cannot push each other's descriptors out.
-        self.descriptors = DescriptorCache()
+        self.descriptors = Descriptors() if descriptors is None else descriptors
         self.noatime = _may_open_noatime(root_fd)
         self.covered_stat = _stat_below(root_fd, covered)
         self.root = RealDir(self, None, b"", covered if self.covered_stat is not None else ())
         self.root.pin(root_fd)
 
     def close(self) -> None:
-        """Close every descriptor of the layer."""
+        """Close every descriptor of the layer, and what is cached for those that share the budget."""
         self.descriptors.close()
         self.root.unpin()
         if self.ownership is not None:

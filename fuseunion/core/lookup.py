@@ -18,10 +18,11 @@ import logging
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from fuseunion.core import whiteout, xattrs
-from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.inode import Directory, File, Inode, Unreadable
 from fuseunion.core.links import INODE, LinkGroup, key_of, token_of
 from fuseunion.core.numbers import Ino
 from fuseunion.core.origin import path_of
@@ -73,7 +74,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
                 marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
                 if xattrs.METACOPY in marks:
                     log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
-                    raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+                    raise xattrs.malformed(errno.EPERM)
                 return FoundFile(real, st, marks)
             if directories and whiteout.is_opaque(directories[-1].parent or real, directories[-1], last_marks):
                 break
@@ -97,21 +98,43 @@ def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list
     Raises:
         OSError: EINVAL for a redirect that overlayfs would not accept either (ovl_get_redirect_xattr).
     """
-    names = redirect.split(b"/")
-    if len(names) == 1:
-        dirs: Sequence[RealDir] = below
-    else:
+    absolute = redirect.startswith(b"/")
+    names = redirect[absolute:].split(b"/")
+    strange = not all(names) or b"." in names or b".." in names or b"\0" in redirect
+    if strange or (len(names) > 1 and not absolute):
+        log.error("malformed redirect %r; refused", redirect[:100])
+        raise xattrs.malformed()
+    dirs: Sequence[RealDir] = below
+    if absolute:
         layers = {real.layer for real in below}
         dirs = [root for root in state.root.lowers if root.layer in layers]
-        names = names[1:]
-    if not all(names) or b"." in names or b".." in names:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), redirect)
     for part in names:
         found = resolve(state, dirs, part)
         if not isinstance(found, FoundDirectory):
             return []
         dirs = found.stack
     return list(dirs)
+
+
+def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tuple[Unreadable, os.stat_result]:
+    """The inode of a name whose object cannot be understood, so that it can be listed, with the object's lstat.
+
+    Args:
+        code: the errno that every use of it answers.
+
+    Raises:
+        OSError: ENOENT when it is not there; of the layers.
+    """
+    for real in directory.layers():
+        st = real.stat(name)
+        if st is not None:
+            number = state.numbers.number(st.st_dev, st.st_ino)
+            inode = state.table.find(number)
+            if not isinstance(inode, Unreadable):
+                inode = Unreadable(state.table.free_number(number), stat.S_IFMT(st.st_mode), code)
+                state.table.add(inode)
+            return inode, st
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
 def lower_is_positive(state: State, directory: Directory, name: bytes) -> bool:
@@ -192,7 +215,9 @@ def _directory(state: State, parent: Directory, name: bytes, found: FoundDirecto
 def _marked_number(state: State, parent: Directory, name: bytes, st: os.stat_result, marks: dict[bytes, bytes]) -> Ino:
     value = marks.get(xattrs.UNION_ORIGIN)
     if value is not None:
-        number = state.origins.number(value, st.st_ino, parent.lowers, name)
+        # What one of several names says of the lower beside it is not what the others would say.
+        several = st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
+        number = state.origins.number(value, st.st_ino, () if several else parent.lowers, name)
         if number is not None:
             return number
     return state.numbers.number(st.st_dev, st.st_ino)
@@ -200,17 +225,17 @@ def _marked_number(state: State, parent: Directory, name: bytes, st: os.stat_res
 
 def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) -> File:
     st = found.st
-    upper = state.writable()
-    group = upper.links.by_copy.get(st.st_ino)
-    ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
     disk_id = (st.st_dev, st.st_ino)
-    known = state.table.find(ino)
-    if isinstance(known, File) and known.disk_id == disk_id:
-        known.add_place(parent, name)
-        if known.upper is None:
-            known.upper = (found.real, name)
-            known.unpin()
-        return known
+    if st.st_nlink > 1:
+        known = state.table.find_upper(disk_id)
+        if known is not None:
+            known.add_place(parent, name)
+            if known.upper is None:
+                known.upper = (found.real, name)
+                known.unpin()
+            return known
+    group = state.writable().links.by_copy.get(st.st_ino)
+    ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
     shown = found.real.shown(name, st)
     inode = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode))
     inode.upper = (found.real, name)
@@ -219,6 +244,8 @@ def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     inode.st = shown
     inode.add_place(parent, name)
     state.table.add(inode)
+    if st.st_nlink > 1:
+        state.table.note_names(inode)
     return inode
 
 
@@ -226,9 +253,11 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     st = found.st
     ino = state.numbers.number(st.st_dev, st.st_ino)
     lower_id = (st.st_dev, st.st_ino)
+    group = None
     if st.st_nlink > 1:
-        known = state.table.find(ino)
-        if isinstance(known, File) and _same_lower_file(known, lower_id, key_of(ino, st)):
+        group = state.upper.links.get(key_of(ino, st)) if state.upper is not None else None
+        known = _known_lower_file(state, lower_id, group)
+        if known is not None:
             known.add_place(parent, name)
             _seen_again(state, known, found.real, name)
             return known
@@ -241,20 +270,28 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     if st.st_nlink > 1:
         inode.link_key = key_of(ino, st)
         inode.lower_nlink = st.st_nlink
-        if state.upper is not None:
-            inode.group = state.upper.links.get(inode.link_key)
-            if inode.group is not None and inode.group.copy_ino is not None:
-                inode.upper = (inode.group.directory, INODE)
-                inode.disk_id = (state.upper.layer.st_dev, inode.group.copy_ino)
-                inode.stale()
+        inode.group = group
+        if group is not None and group.copy_ino is not None:
+            inode.upper = (group.directory, INODE)
+            inode.disk_id = _copy_id(state, group.copy_ino)
+            inode.stale()
         _seen_again(state, inode, found.real, name)
     state.table.add(inode)
+    if st.st_nlink > 1:
+        state.table.note_names(inode)
     return inode
 
 
-def _same_lower_file(file: File, lower_id: tuple[int, int], key: bytes) -> bool:
-    """True when a known file is the lower file, or the copy of it that was met under a name in the upper."""
-    return file.lower_id == lower_id or (file.group is not None and file.group.key == key)
+def _copy_id(state: State, copy_ino: int) -> tuple[int, int]:
+    return state.writable().layer.st_dev, copy_ino
+
+
+def _known_lower_file(state: State, lower_id: tuple[int, int], group: LinkGroup | None) -> File | None:
+    """The known file that is the lower file, or the copy of it that was met under a name in the upper."""
+    known = state.table.find_lower(lower_id)
+    if known is None and group is not None and group.copy_ino is not None:
+        known = state.table.find_upper(_copy_id(state, group.copy_ino))
+    return known
 
 
 def _seen_again(state: State, inode: File, real: RealDir, name: bytes) -> None:
@@ -272,9 +309,9 @@ def lower_token(state: State, real: RealDir, name: bytes) -> bytes:
     return token_of(state.numbers.number(st.st_dev, st.st_ino), name)
 
 
-def cover(state: State, group: LinkGroup, real: RealDir, name: bytes) -> None:
-    """Count a name in a lower directory as gone (LinkGroup.cover)."""
-    group.cover(lower_token(state, real, name), path_of(real, name))
+def covering(state: State, group: LinkGroup, real: RealDir, name: bytes) -> AbstractContextManager[None]:
+    """Count a name in a lower directory as gone while it is removed in the block (LinkGroup.covering)."""
+    return group.covering(lower_token(state, real, name), path_of(real, name))
 
 
 def repair_links(state: State) -> None:
@@ -283,13 +320,19 @@ def repair_links(state: State) -> None:
         return
     for group in state.upper.links.groups():
         for token in sorted(group.covered):
-            _see(state, group.covered_path(token))
+            try:
+                _see(state, group.covered_path(token))
+            except OSError as error:
+                log.warning("cannot tell whether a name of inode %d is still there: %s", group.number, error)
 
 
 def _see(state: State, path: bytes) -> None:
     """Look a path up; seeing a name is what makes it count (_seen_again)."""
+    names = path.split(b"/")
+    if b"\0" in path or {b"", b".", b".."} & {*names}:
+        return  # cut off when the process was killed, or not written by us
     inode: Inode | None = state.root
-    for name in path.split(b"/"):
+    for name in names:
         if not isinstance(inode, Directory):
             return
         inode = lookup(state, inode, name)

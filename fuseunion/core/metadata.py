@@ -10,6 +10,7 @@ from fuseunion.core import acl, xattrs
 from fuseunion.core.identity import KEEP, Identity
 from fuseunion.core.layer import Layer
 from fuseunion.core.ownership import Facts, backing_mode
+from fuseunion.core.realdir import proc_fd
 
 # Not kept in silence: attributes that the upper's filesystem has no place for (fs/overlayfs/copy_up.c ovl_copy_xattr).
 _NO_PLACE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
@@ -21,27 +22,35 @@ _UNREADABLE = frozenset({errno.EOVERFLOW, errno.ENODATA, errno.EOPNOTSUPP})
 _NOT_OURS_TO_GIVE = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
 
 
-def copy_xattrs(source: bytes | int, target: bytes | int, lower: Layer, upper: Layer) -> None:
-    """Copy every xattr that a user sees, but not the union's own marks. Paths are not followed.
+def copy_xattrs(source: int, target: int, lower: Layer, upper: Layer, *, without_capability: bool) -> None:
+    """Copy every xattr that a user sees, but not the union's own marks.
 
     Between layers that keep ownership in different ways the same attribute has different names.
+
+    Args:
+        source, target: descriptors, O_PATH or not.
+        without_capability: leave security.capability out.
 
     Raises:
         OSError: when a POSIX ACL or a security.* attribute, or space, is refused; what belongs to security modules
             that the upper's filesystem does not have is left out.
     """
     chosen: dict[bytes, bytes] = {}
-    for name in xattrs.listxattr(source):
+    for name in xattrs.listxattr(proc_fd(source), follow=True):
         shown = lower.xattr_to_shown(name)
         if shown is not None and (shown not in chosen or name != shown):
             chosen[shown] = name  # the store's own name wins over the plain one (Layer.xattr_names)
-    for shown, name in chosen.items():
+    if without_capability:
+        chosen.pop(xattrs.CAPABILITY, None)
+    # The access ACL last: it may take the write permission that the attributes of a user need.
+    for shown in sorted(chosen, key=xattrs.POSIX_ACL_ACCESS.__eq__):
+        name = chosen[shown]
         try:
             disk = name if lower.ownership is upper.ownership else upper.xattr_to_disk(shown)
         except PermissionError:
-            continue  # a stored owner lay about in a layer that has none, or the name is too long with its prefix
+            continue  # a stored owner in a layer that has none, or a name that is too long with its prefix
         try:
-            value = _get(source, name)
+            value = os.getxattr(proc_fd(source), name)
         except OSError as error:
             if error.errno in _UNREADABLE:
                 continue
@@ -49,10 +58,7 @@ def copy_xattrs(source: bytes | int, target: bytes | int, lower: Layer, upper: L
         if shown == xattrs.POSIX_ACL_ACCESS and upper.ownership is not None:
             value = acl.with_owner(value, acl.FULL)
         try:
-            if isinstance(target, int):
-                os.setxattr(target, disk, value)
-            else:
-                os.setxattr(target, disk, value, follow_symlinks=False)
+            os.setxattr(proc_fd(target), disk, value)
         except OSError as error:
             must = shown in (xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT, xattrs.CAPABILITY)
             if error.errno in _NO_PLACE and not must:
@@ -62,44 +68,34 @@ def copy_xattrs(source: bytes | int, target: bytes | int, lower: Layer, upper: L
             raise
 
 
-def _get(source: bytes | int, name: bytes) -> bytes:
-    if isinstance(source, int):
-        return os.getxattr(source, name)
-    return os.getxattr(source, name, follow_symlinks=False)
-
-
-def chown(where: bytes | int, uid: int, gid: int, identity: Identity, *, follow: bool = False) -> None:
+def chown(fd: int, uid: int, gid: int, identity: Identity) -> None:
     """chown(2) of a real object; an owner that cannot be given is let go where owners are squashed anyway."""
     try:
-        if isinstance(where, int):
-            os.chown(where, uid, gid)
-        else:
-            os.chown(where, uid, gid, follow_symlinks=follow)
+        os.chown(proc_fd(fd), uid, gid)
     except OSError as error:
         if not identity.lenient or error.errno not in _NOT_OURS_TO_GIVE:
             raise
 
 
-def give_owner(where: bytes | int, facts: Facts, upper: Layer, identity: Identity) -> None:
+def give_owner(fd: int, facts: Facts, upper: Layer, identity: Identity) -> None:
     """Give an object that is still in work its owner; with stored ownership, all of the facts.
 
     Args:
-        where: a path that is not followed, or a descriptor.
         facts: as they shall be shown; KEEP as uid or gid leaves the daemon's own.
     """
     if upper.ownership is None:
-        chown(where, facts.uid, facts.gid, identity)
+        chown(fd, facts.uid, facts.gid, identity)
         return
-    real = os.stat(where) if isinstance(where, int) else os.stat(where, follow_symlinks=False)
+    real = os.fstat(fd)
     uid = real.st_uid if facts.uid == KEEP else facts.uid
     gid = real.st_gid if facts.gid == KEEP else facts.gid
-    upper.ownership.store(where, real, facts._replace(uid=uid, gid=gid))
+    upper.ownership.store(fd, real, facts._replace(uid=uid, gid=gid))
 
 
-def give_mode(where: bytes | int, facts: Facts, upper: Layer) -> None:
+def give_mode(fd: int, facts: Facts, upper: Layer) -> None:
     """Give an object that is still in work its mode, after owner and ACL: both change it."""
     if facts.kind != stat.S_IFLNK:
-        os.chmod(where, real_mode(facts.kind, facts.mode, upper))
+        os.chmod(proc_fd(fd), real_mode(facts.kind, facts.mode, upper))
 
 
 def real_mode(kind: int, mode: int, upper: Layer) -> int:
@@ -112,22 +108,13 @@ def real_kind(kind: int, upper: Layer) -> int:
     return kind if upper.ownership is None else stat.S_IFMT(backing_mode(kind))
 
 
-def copy_times(where: bytes | int, st: os.stat_result) -> None:
-    """Give an object that is still in work the times of `st`."""
-    times = (st.st_atime_ns, st.st_mtime_ns)
-    if isinstance(where, int):
-        os.utime(where, ns=times)
-    else:
-        os.utime(where, ns=times, follow_symlinks=False)
-
-
-def mark_merged(path: bytes, prefix: bytes) -> None:
+def mark_merged(fd: int, prefix: bytes) -> None:
     """Tell the kernel that a directory was copied up, so that it looks for whiteouts when it lists it.
 
     An empty `origin` says "copied up, from I do not know where" (fs/overlayfs/namei.c ovl_check_origin_xattr).
     """
     try:
-        os.setxattr(path, prefix + xattrs.ORIGIN, b"", follow_symlinks=False)
+        os.setxattr(proc_fd(fd), prefix + xattrs.ORIGIN, b"")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPERM, errno.EOPNOTSUPP):
             raise

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from fuseunion.core import xattrs
 from fuseunion.core.numbers import Ino, Numbers
-from fuseunion.core.realdir import RealDir
+from fuseunion.core.realdir import RealDir, proc_fd
 
 _HEADER = struct.Struct("<BQQq")
 _VERSION = 1
@@ -33,6 +33,9 @@ _LONGEST_PATH = 1024
 
 # A mark that cannot be kept only costs the number at the next mount.
 _TOLERATED = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.ERANGE})
+
+NO_MARK = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM})
+"""What reading a mark answers where there is none: created in the upper, or of a kind that holds no xattrs."""
 
 
 def path_of(real: RealDir, name: bytes) -> bytes:
@@ -45,28 +48,37 @@ def path_of(real: RealDir, name: bytes) -> bytes:
     return b"/".join(reversed(names))
 
 
-def write(path: bytes | int, prefix: bytes, upper_ino: int, number: Ino, ctime_ns: int, lower_path: bytes) -> None:
-    """Set the mark on a descriptor or a path (never followed)."""
-    rewrite(path, prefix, _HEADER.pack(_VERSION, upper_ino, number, ctime_ns) + lower_path)
+def write(fd: int, prefix: bytes, number: Ino, ctime_ns: int) -> None:
+    """Set the mark of a new copy, given by a descriptor.
+
+    Args:
+        number: of the lower object.
+        ctime_ns: its time of change.
+    """
+    if not -(1 << 63) <= ctime_ns < 1 << 63:
+        return  # a time beyond the year 2262 cannot be told; the number is then not kept
+    rewrite(fd, prefix, _HEADER.pack(_VERSION, os.fstat(fd).st_ino, number, ctime_ns))
 
 
-def rewrite(path: bytes | int, prefix: bytes, value: bytes) -> None:
-    """Set the mark to a whole value."""
+def rewrite(fd: int, prefix: bytes, value: bytes) -> bool:
+    """Replace the mark of an object; False where it cannot be kept."""
     try:
-        if isinstance(path, int):
-            os.setxattr(path, prefix + xattrs.UNION_ORIGIN, value)
-        else:
-            os.setxattr(path, prefix + xattrs.UNION_ORIGIN, value, follow_symlinks=False)
+        os.setxattr(proc_fd(fd), prefix + xattrs.UNION_ORIGIN, value)
     except OSError as error:
         if error.errno not in _TOLERATED:
             raise
+        return False
+    return True
+
+
+def has_path(value: bytes) -> bool:
+    """True when there is nothing to complete: a mark with a path, or of another version."""
+    return len(value) != _HEADER.size or value[0] != _VERSION
 
 
 def with_path(value: bytes, lower_path: bytes) -> bytes | None:
-    """A mark's value with the path put in, or None when there is nothing to change."""
-    if len(value) != _HEADER.size or value[0] != _VERSION or len(lower_path) > _LONGEST_PATH:
-        return None
-    return value + lower_path
+    """The value of a mark with the path put in, or None when that is too long to be kept."""
+    return value + lower_path if len(lower_path) <= _LONGEST_PATH else None
 
 
 class OriginReader:
@@ -88,7 +100,8 @@ class OriginReader:
         Args:
             value: of the mark.
             upper_ino: real inode number of the object that carries it.
-            lowers: the lower directories in which `name` is looked for first.
+            lowers: the lower directories in which `name` is looked for first; empty for an object with several names,
+                which must all answer the same.
         """
         if len(value) < _HEADER.size:
             return None
@@ -101,6 +114,8 @@ class OriginReader:
         path = value[_HEADER.size :]
         if path:
             *parents, last = path.split(b"/")
+            if b"\0" in path or not all(parents) or not last or {b".", b".."} & {*parents, last}:
+                return None  # not written by us
             for real in self._roots:
                 for parent in parents:
                     real = real.child(parent)

@@ -5,9 +5,9 @@ A `RealDir` names a directory of one layer by its parent and its name there. Eve
 link is ever followed, and a path may be deeper than PATH_MAX. A rename changes two fields of one object, and all
 that lies below follows.
 
-Descriptors are opened when needed and kept in a bounded cache, least recently used first out: an idle directory
-holds none. A descriptor got from `RealDir.fd()` is good until the next suspension point of the caller and for the
-next dozens of accesses; nobody may keep it longer, and a worker thread may never use one.
+Descriptors are opened when needed and kept in a bounded cache (descriptors.py), least recently used first out: an idle
+directory holds none. A descriptor got from `RealDir.fd()` is good until the next suspension point of the caller and for
+the next three directories that are opened; nobody may keep it longer, and a worker thread may never use one.
 
 The walk stays on the layer's own mount (RESOLVE_NO_XDEV, as the private mount clones of overlayfs do,
 fs/overlayfs/super.c ovl_get_layers): where something is mounted inside a lower, its mount point is an empty directory.
@@ -18,16 +18,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fuseunion import syscalls
+from fuseunion.core.descriptors import KEPT_ON_THE_WAY
 
 if TYPE_CHECKING:
     from fuseunion.core.layer import Layer
 
+T = TypeVar("T")
+
+_HOLD = os.O_PATH | os.O_NOFOLLOW
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _RESOLVE = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
 
@@ -38,19 +41,34 @@ AUFS_PREFIX = b".wh."
 AUFS_OPAQUE = b".wh..wh..opq"
 
 
+def proc_fd(fd: int) -> bytes:
+    """A path to what a descriptor holds, O_PATH or not, for the calls that take none (proc(5)).
+
+    It leads there by a magic link, which has to be followed, and no link behind it is.
+    """
+    return b"/proc/self/fd/%d" % fd
+
+
+_RIGHTS = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}
+
+
 @contextmanager
-def lent(fd: int) -> Iterator[None]:
+def lent(fd: int, kinds: Container[int] = frozenset(_RIGHTS)) -> Iterator[None]:
     """Give the owner all rights on a directory or regular file for a while; closes the O_PATH descriptor it is given.
 
     By descriptor, because the name may lead elsewhere afterwards.
+
+    Args:
+        kinds: S_IFMT bits of what is to be opened; anything else stays as it is.
     """
     try:
         st = os.fstat(fd)
-        rights = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}.get(stat.S_IFMT(st.st_mode), 0)
+        kind = stat.S_IFMT(st.st_mode)
+        rights = _RIGHTS.get(kind, 0) if kind in kinds else 0
         if st.st_mode & rights == rights:
             yield
             return
-        path = b"/proc/self/fd/%d" % fd
+        path = proc_fd(fd)
         os.chmod(path, stat.S_IMODE(st.st_mode) | rights)
         try:
             yield
@@ -60,34 +78,18 @@ def lent(fd: int) -> Iterator[None]:
         os.close(fd)
 
 
-class DescriptorCache:
-    """Open directory descriptors, at most `capacity` of them; the least recently used is closed first."""
+def as_owner_of(fd: int, operation: Callable[[], T]) -> T:
+    """Run an operation on what a descriptor holds, though its mode forbids it to its owner, the daemon's user.
 
-    __slots__ = ("_open", "capacity")
-
-    def __init__(self, capacity: int = 256) -> None:
-        self.capacity = capacity
-        self._open: OrderedDict[RealDir, int] = OrderedDict()
-
-    def touch(self, real: RealDir) -> None:
-        self._open.move_to_end(real)
-
-    def add(self, real: RealDir, fd: int) -> None:
-        self._open[real] = fd
-        if len(self._open) > self.capacity:
-            oldest, oldest_fd = self._open.popitem(last=False)
-            oldest.forget_descriptor()
-            os.close(oldest_fd)
-
-    def take(self, real: RealDir) -> int | None:
-        """Hand the descriptor of `real` over to the caller, or None when it has none."""
-        return self._open.pop(real, None)
-
-    def close(self) -> None:
-        for real, fd in self._open.items():
-            real.forget_descriptor()
-            os.close(fd)
-        self._open.clear()
+    An attribute of a user needs read or write permission on the object (fs/xattr.c xattr_permission).
+    """
+    try:
+        return operation()
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+    with lent(os.dup(fd)):
+        return operation()
 
 
 class RealDir:
@@ -134,29 +136,46 @@ class RealDir:
             missing.append(node)
             assert node.parent is not None, "a root's descriptor is pinned"
             node = node.parent
-        fd = node.fd()
-        for node in reversed(missing):
-            fd = node._open_in(fd)
-            node._fd = fd
-            node.layer.descriptors.add(node, fd)
-        return fd
+        above = node.fd()
+        passing = -1  # the descriptor of a directory on the way that is not worth keeping
+        try:
+            while missing:
+                node = missing.pop()
+                fd = node._open_in(above)
+                if passing >= 0:
+                    os.close(passing)
+                    passing = -1
+                if len(missing) < KEPT_ON_THE_WAY:
+                    node._fd = fd
+                    self.layer.descriptors.add(node, fd)
+                else:
+                    passing = fd
+                above = fd
+        finally:
+            if passing >= 0:
+                os.close(passing)
+        return above
 
     def _open_in(self, parent_fd: int) -> int:
-        try:
+        def call() -> int:
             return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _RESOLVE)
+
+        try:
+            return self.layer.descriptors.retried(call)
         except PermissionError as error:
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
         # A directory of the upper that its owner closed: what is in it can still be moved with it.
         with lent(os.dup(parent_fd)):
-            return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _RESOLVE)
+            return call()
 
     def pin(self, fd: int) -> None:
         """Use `fd`, which now belongs to this object, from here on: for roots and for removed directories."""
         self.unpin()
-        cached = self.layer.descriptors.take(self)
+        cached = self.layer.descriptors.hand_over(self)
         if cached is not None:
             os.close(cached)
+        self.layer.descriptors.take()
         self._fd = fd
         self._pinned = True
 
@@ -164,6 +183,7 @@ class RealDir:
         """Close a pinned descriptor."""
         if self._pinned:
             os.close(self._fd)
+            self.layer.descriptors.give_back()
             self._fd = -1
             self._pinned = False
 
@@ -172,7 +192,7 @@ class RealDir:
         if self.parent is None:
             return
         self.unpin()
-        cached = self.layer.descriptors.take(self)
+        cached = self.layer.descriptors.hand_over(self)
         if cached is not None:
             os.close(cached)
             self._fd = -1
@@ -196,7 +216,43 @@ class RealDir:
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
-            raise
+            if error.errno != errno.EACCES or not self.layer.writable:
+                raise
+        # A directory of the upper that its owner, the daemon's user, closed: what is in it is still his.
+        with lent(os.dup(self.fd())):
+            try:
+                return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+
+    def hold(self, name: bytes) -> int:
+        """An O_PATH descriptor of one name, owned by the caller; a link is held itself.
+
+        Raises:
+            OSError: as openat(2), but not EACCES in the upper; EOPNOTSUPP for the name that the union is mounted over.
+        """
+        if self.is_covered(name):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), name)
+
+        def call() -> int:
+            return os.open(name, _HOLD, dir_fd=self.fd())
+
+        try:
+            return self.layer.descriptors.retried(call)
+        except PermissionError as error:
+            if error.errno != errno.EACCES or not self.layer.writable:
+                raise
+        with lent(os.dup(self.fd())):
+            return call()
+
+    @contextmanager
+    def held(self, name: bytes) -> Iterator[int]:
+        """`hold` for the length of a block."""
+        fd = self.hold(name)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def shown(self, name: bytes, st: os.stat_result) -> os.stat_result:
         """What to show for a name whose lstat is `st`: the same, but for a layer with stored ownership.
@@ -207,7 +263,8 @@ class RealDir:
         ownership = self.layer.ownership
         if ownership is None or self.is_covered(name):
             return st
-        return ownership.load(self.proc_path(name), st)
+        with self.held(name) as fd:
+            return ownership.load(fd, st)
 
     def open(self, name: bytes, flags: int) -> int:
         """openat(2) of one name, close-on-exec, never following a link, without touching the access time.
@@ -215,28 +272,36 @@ class RealDir:
         Raises:
             OSError: as openat(2); ELOOP for a symbolic link.
         """
-        flags |= os.O_NOFOLLOW
-        if self.layer.noatime:
-            try:
-                return os.open(name, flags | os.O_NOATIME, dir_fd=self.fd())
-            except PermissionError as error:
-                if error.errno != errno.EPERM:
-                    raise
-                # open(2): only the owner and CAP_FOWNER may use O_NOATIME.
-        return os.open(name, flags, dir_fd=self.fd())
+        try:
+            return self._open_to_read(name, flags | os.O_NOFOLLOW, self.fd)
+        except PermissionError as error:
+            if error.errno != errno.EACCES or not self.layer.writable:
+                raise
+        # In a directory of the upper that its owner closed; or the object itself is closed, which it then says again.
+        with self.held(name) as held:
+            return self._open_to_read(proc_fd(held), flags & ~os.O_NOFOLLOW, lambda: None)
 
     def proc_path(self, name: bytes) -> bytes:
         """A path to one name for the calls that take no directory descriptor (the xattr family before Linux 6.13)."""
         return b"/proc/self/fd/%d/%s" % (self.fd(), name)
 
-    def own_path(self) -> tuple[bytes, bool]:
-        """A path to the directory itself, and whether it is a magic link, which must be followed.
+    @contextmanager
+    def grasp(self) -> Iterator[int]:
+        """A descriptor of the directory itself, good for calls on `proc_fd` of it until the block ends.
 
-        It works for a directory that may not be searched, which "." in it does not.
+        Raises:
+            OSError: as `fd`, but not EXDEV: where something is mounted there, it is what is mounted.
         """
-        if self.parent is None or self._pinned:
-            return b"/proc/self/fd/%d" % self.fd(), True
-        return self.parent.proc_path(self.name), False
+        try:
+            fd = self.fd()
+        except OSError as error:
+            if error.errno != errno.EXDEV or self.parent is None:
+                raise
+        else:
+            yield fd
+            return
+        with self.parent.held(self.name) as fd:
+            yield fd
 
     def own_stat(self) -> os.stat_result:
         """fstat(2) of the directory itself; lstat(2) of its name where something is mounted there."""
@@ -264,16 +329,20 @@ class RealDir:
 
     def _open_again(self) -> int:
         # Through the O_PATH descriptor, which lies on the layer's own mount.
-        path = b"/proc/self/fd/%d" % self.fd()
-        flags = os.O_RDONLY | os.O_DIRECTORY
+        return self._open_to_read(proc_fd(self.fd()), os.O_RDONLY | os.O_DIRECTORY, lambda: None)
+
+    def _open_to_read(self, path: bytes, flags: int, dirfd: Callable[[], int | None]) -> int:
+        def call(flags: int) -> int:
+            return self.layer.descriptors.retried(lambda: os.open(path, flags, dir_fd=dirfd()))
+
         if self.layer.noatime:
             try:
-                return os.open(path, flags | os.O_NOATIME)
+                return call(flags | os.O_NOATIME)
             except PermissionError as error:
                 if error.errno != errno.EPERM:
                     raise
                 # open(2): only the owner and CAP_FOWNER may use O_NOATIME.
-        return os.open(path, flags)
+        return call(flags)
 
     def names(self) -> list[bytes]:
         """Every name in the directory as it is on disk; also learns the `.wh.` files.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fuseunion.core.attributes import nlink_of, stat_of
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.links import INODE, key_of
-from fuseunion.core.lookup import cover, lookup, lower_is_positive, lower_name
+from fuseunion.core.lookup import covering, lookup, lower_is_positive, lower_name
 from fuseunion.core.readdir import is_empty
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import State
@@ -23,58 +25,57 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
     """Remove a non-directory.
 
     Raises:
-        OSError: ENOENT, EISDIR, EROFS, ENOSPC (a whiteout needs an inode), EACCES.
+        OSError: ENOENT, EISDIR, EROFS, ENOSPC (a whiteout needs an inode), EACCES; nothing has changed then.
     """
     state.writable()
     file = lookup(state, directory, name)
     if file is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    if not isinstance(file, File):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    whiteouts = state.writable().whiteouts
-    upper = copy_up_directory(state, directory)
-    in_upper = upper.stat(name) is not None
-    if not in_upper:
-        cover_lower_name(state, directory, name)
-        whiteouts.cover(upper, name)
-    else:
-        hold(file, upper, name)
-        if lower_is_positive(state, directory, name):
-            whiteouts.replace_file(upper, name)
+    with state.table.held(file):
+        if not isinstance(file, File):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        whiteouts = state.writable().whiteouts
+        upper = copy_up_directory(state, directory)
+        if upper.stat(name) is None:
+            with covering_lower_name(state, directory, name):
+                whiteouts.cover(upper, name)
         else:
-            os.unlink(name, dir_fd=upper.fd())
-    name_gone(state, file, directory, name)
-    state.table.drop_if_unused(file)
+            with holding(file, upper, name):
+                if lower_is_positive(state, directory, name):
+                    whiteouts.replace_file(upper, name)
+                else:
+                    os.unlink(name, dir_fd=upper.fd())
+        name_gone(state, file, directory, name)
 
 
 def rmdir(state: State, directory: Directory, name: bytes) -> None:
     """Remove a directory in which nothing is visible.
 
     Raises:
-        OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES.
+        OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES; nothing has changed then.
     """
     upper_side = state.writable()
     target = lookup(state, directory, name)
     if target is None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    if not isinstance(target, Directory):
-        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
-    if not is_empty(state, target):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
-    upper = copy_up_directory(state, directory)
-    positive = lower_is_positive(state, directory, name)
-    if target.upper is None:
-        upper_side.whiteouts.cover(upper, name)
-    else:
-        held = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=upper.fd())
-        try:
-            _remove_upper_directory(state, upper, name, positive=positive)
-        except BaseException:
-            os.close(held)
-            raise
-        target.upper.pin(held)
-    directory_gone(state, target, directory, name)
-    state.table.drop_if_unused(target)
+    with state.table.held(target):
+        if not isinstance(target, Directory):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        if not is_empty(state, target):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+        upper = copy_up_directory(state, directory)
+        positive = lower_is_positive(state, directory, name)
+        if target.upper is None:
+            upper_side.whiteouts.cover(upper, name)
+        else:
+            held = upper.hold(name)
+            try:
+                _remove_upper_directory(state, upper, name, positive=positive)
+            except BaseException:
+                os.close(held)
+                raise
+            target.upper.pin(held)
+        directory_gone(state, target, directory, name)
 
 
 def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positive: bool) -> None:
@@ -96,49 +97,76 @@ def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positi
         state.log.warning("cannot remove %r from the work directory: %s", removed, error)
 
 
-def hold(file: File, upper: RealDir, name: bytes) -> None:
-    """Pin a file when the name that leads to it in the upper is about to go."""
+@contextmanager
+def holding(file: File, upper: RealDir, name: bytes) -> Iterator[None]:
+    """Hold a file by a descriptor while, in the block, a name that may be the one that leads to it goes."""
+    pinned = file.pin >= 0
     if file.upper == (upper, name):
         file.pin_down()
+    try:
+        yield
+    except BaseException:
+        if not pinned:
+            file.unpin()
+        raise
 
 
-def cover_lower_name(state: State, directory: Directory, name: bytes) -> None:
-    """Count a name of a lower file with several names as gone, before it goes."""
+@contextmanager
+def covering_lower_name(state: State, directory: Directory, name: bytes) -> Iterator[None]:
+    """Count a name of a lower file with several names as gone, while it goes in the block."""
     found = lower_name(state, directory, name)
     if found is None or found[1].st_nlink < 2:
+        yield
         return
     real, st = found
     number = state.numbers.number(st.st_dev, st.st_ino)
     group = state.writable().links.get_or_new(key_of(number, st), number, st.st_nlink)
-    cover(state, group, real, name)
-    known = state.table.find(number)
-    if isinstance(known, File) and known.lower_id == (st.st_dev, st.st_ino):
+    with covering(state, group, real, name):
+        yield
+    known = state.table.find_lower((st.st_dev, st.st_ino))
+    if known is not None:
         known.group = group
 
 
 def name_gone(state: State, file: File, directory: Directory, name: bytes) -> None:
-    """Keep the inodes true after a non-directory lost a name."""
+    """Keep the inodes true after a non-directory lost a name. It cannot fail: the name is gone."""
     directory.children.pop(name, None)
     directory.stale()
     file.remove_place(directory, name)
     file.stale()
     if file.upper is not None and directory.upper is not None and file.upper == (directory.upper, name):
         _relocate(file)
-    if file.group is not None and nlink_of(state, file, stat_of(state, file)) == 0:
-        file.pin_down()
-        file.upper = None if file.in_upper else file.upper
-        file.group.remove()
-        file.stale()
+    if file.group is not None:
+        _end_group(state, file)
+
+
+def _end_group(state: State, file: File) -> None:
+    """Forget what the link index holds of a file of which no name is left."""
+    assert file.group is not None
+    try:
+        if nlink_of(state, file, stat_of(state, file)):
+            return
+        if file.in_upper:
+            file.pin_down()
+            file.upper = None
+    except OSError as error:
+        state.log.warning("the link index keeps inode %d: %s", file.ino, error)
+        return
+    file.group.remove()
+    file.stale()
 
 
 def _relocate(file: File) -> None:
-    """Find another name that leads to the file in the upper; else the pin does."""
+    """Find another name that leads to the file in the upper; else the descriptor does that holds it."""
     file.upper = None
     candidates = [(place.upper, name) for place, name in file.places() if place.upper is not None]
     if file.group is not None:
         candidates.append((file.group.directory, INODE))
     for real, name in candidates:
-        st = real.stat(name)
+        try:
+            st = real.stat(name)
+        except OSError:
+            continue  # in a directory that cannot be entered: the file is held
         if st is not None and (st.st_dev, st.st_ino) == file.disk_id:
             file.upper = (real, name)
             file.unpin()

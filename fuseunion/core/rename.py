@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TypeVar
 
 from fuseunion import syscalls
@@ -25,7 +26,7 @@ from fuseunion.core.lookup import lookup, lower_is_positive
 from fuseunion.core.origin_path import note_path, note_paths_below
 from fuseunion.core.readdir import candidates, is_empty
 from fuseunion.core.realdir import RealDir
-from fuseunion.core.remove import cover_lower_name, directory_gone, hold, name_gone
+from fuseunion.core.remove import covering_lower_name, directory_gone, holding, name_gone
 from fuseunion.core.state import State
 from fuseunion.core.work import opened, times_kept
 
@@ -55,48 +56,41 @@ def copy_tree(state: State, directory: Directory) -> Generator[File, None, None]
     Raises:
         OSError: as a copy-up.
     """
-    waiting = [directory]
-    directory.open_count += 1
-    try:
+    with ExitStack() as held:
+        held.enter_context(state.table.held(directory))
+        waiting = [directory]
         while waiting:
-            current = waiting[-1]
+            current = waiting.pop()
+            if current.removed:
+                continue  # by somebody else, while files were copied
             upper = copy_up_directory(state, current)
-            merged: list[Directory] = []
             files: list[tuple[bytes, File]] = []
-            with opened(upper):
+            with opened(upper), ExitStack() as listed:
                 for name in candidates(current):
                     child = lookup(state, current, name)
+                    if child is None:
+                        continue
+                    (held if isinstance(child, Directory) else listed).enter_context(state.table.held(child))
                     if isinstance(child, Directory) and child.lowers:
-                        child.open_count += 1
-                        merged.append(child)
+                        waiting.append(child)
                     elif isinstance(child, File) and (child.group is not None or not child.in_upper):
-                        child.open_count += 1
                         files.append((name, child))
-                    elif child is not None:
-                        state.table.drop_if_unused(child)
-            yield from _copy_files(state, current, upper, files)
-            waiting.pop()
-            state.table.let_go(current)
-            waiting += merged
-    finally:
-        for current in waiting:
-            state.table.let_go(current)
+                kept = listed.pop_all()
+            with kept:
+                yield from _copy_files(state, current, upper, files)
 
 
 def _copy_files(
     state: State, directory: Directory, upper: RealDir, files: list[tuple[bytes, File]]
 ) -> Generator[File, None, None]:
     """Yield the files of one directory that are to be copied up; see that each has its own name in the upper."""
-    try:
-        for name, file in files:
-            if not file.in_upper:
-                yield file
-            if file.group is not None and not file.removed:
-                with opened(upper):
-                    link_name(state, file, directory, name)
-    finally:
-        for _, file in files:
-            state.table.let_go(file)
+    for name, file in files:
+        if not file.in_upper:
+            yield file
+        # While it was copied, the name may have gone, or come to mean another file.
+        if file.group is not None and directory.children.get(name) is file:
+            with opened(upper):
+                link_name(state, file, directory, name)
 
 
 def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
@@ -134,22 +128,10 @@ def _rename(state: State, old: _Named[Inode], new: _Named[Inode | None], flags: 
         return
     _check_target(state, source, target, new_name)
     _prepare_source(state, source, old_dir, old_name, new_dir, new_name)
-    if isinstance(target, Directory):
-        _empty_target(state, target, new_upper)
-    elif isinstance(target, File):
-        if new_upper.stat(new_name) is None:
-            cover_lower_name(state, new_dir, new_name)
-        hold(target, new_upper, new_name)
-    leave = bool(flags & syscalls.RENAME_WHITEOUT) or lower_is_positive(state, old_dir, old_name)
-    held = -1
-    if isinstance(target, Directory) and target.upper is not None:
-        held = os.open(new_name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=new_upper.fd())
-    try:
+    with _replaced(state, target, new_dir, new_upper, new_name) as held:
+        leave = bool(flags & syscalls.RENAME_WHITEOUT) or lower_is_positive(state, old_dir, old_name)
         _move(state, source, old_upper, old_name, new_upper, new_name, leave_whiteout=leave)
-    except BaseException:
-        if held >= 0:
-            os.close(held)
-        raise
+    # Everybody sees the new name from here on: nothing may fail any more.
     if isinstance(target, Directory):
         if target.upper is not None:
             target.upper.pin(held)
@@ -158,6 +140,30 @@ def _rename(state: State, old: _Named[Inode], new: _Named[Inode | None], flags: 
         name_gone(state, target, new_dir, new_name)
     _moved(source, old_dir, old_name, new_dir, new_name)
     state.writable().whiteouts.drop_file_mark(new_upper, new_name)
+
+
+@contextmanager
+def _replaced(state: State, target: Inode | None, directory: Directory, upper: RealDir, name: bytes) -> Iterator[int]:
+    """Hold what a rename in the block replaces, so that those who have it open keep it.
+
+    Returns:
+        A descriptor of a directory of the upper that is replaced, which the caller owns once the block is done; or -1.
+    """
+    if isinstance(target, Directory):
+        _empty_target(state, target)
+        held = -1 if target.upper is None else upper.hold(name)
+        try:
+            yield held
+        except BaseException:
+            if held >= 0:
+                os.close(held)
+            raise
+    elif isinstance(target, File):
+        in_upper = upper.stat(name) is not None
+        with nullcontext() if in_upper else covering_lower_name(state, directory, name), holding(target, upper, name):
+            yield -1
+    else:
+        yield -1
 
 
 def _check_target(state: State, source: Inode, target: Inode | None, name: bytes) -> None:
@@ -184,13 +190,13 @@ def _prepare_source(
     whiteouts = state.writable().whiteouts
     if source.lowers:
         note_paths_below(state, source)
-        with opened(source.upper):
-            whiteouts.make_opaque(old_dir.upper, source.upper)
+        with source.grasp() as fd:
+            whiteouts.make_opaque(fd, source.upper)
         _detach(source)
         _drop_whiteouts(source.upper)
     elif lower_is_positive(state, new_dir, new_name):
-        with opened(source.upper):
-            whiteouts.make_opaque(old_dir.upper, source.upper)
+        with source.grasp() as fd:
+            whiteouts.make_opaque(fd, source.upper)
 
 
 def _detach(directory: Directory) -> None:
@@ -224,12 +230,13 @@ def _drop_whiteouts(directory: RealDir) -> None:
                         os.unlink(name, dir_fd=current.fd())
 
 
-def _empty_target(state: State, target: Directory, parent: RealDir) -> None:
+def _empty_target(state: State, target: Directory) -> None:
     """Make the upper part of an empty-looking directory really empty, so that it can be renamed over."""
     if target.upper is None:
         return
     if target.lowers:
-        state.writable().whiteouts.make_opaque(parent, target.upper)
+        with target.grasp() as fd:
+            state.writable().whiteouts.make_opaque(fd, target.upper)
     for name in target.upper.names():
         os.unlink(name, dir_fd=target.upper.fd())
         target.upper.note_mark(name, False)
@@ -253,13 +260,21 @@ def _move(
             # The whiteout goes to the old name, where it may be needed.
             syscalls.renameat2(old_upper.fd(), old_name, new_upper.fd(), new_name, syscalls.RENAME_EXCHANGE)
             if not leave_whiteout:
-                os.unlink(old_name, dir_fd=old_upper.fd())
+                _drop_useless(state, old_upper, old_name)
             return
         os.unlink(new_name, dir_fd=new_upper.fd())
     if leave_whiteout:
         side.whiteouts.move_away(old_upper, old_name, new_upper, new_name)
     else:
         os.rename(old_name, new_name, src_dir_fd=old_upper.fd(), dst_dir_fd=new_upper.fd())
+
+
+def _drop_useless(state: State, upper: RealDir, name: bytes) -> None:
+    """Remove a whiteout of nothing; one that resists does no harm."""
+    try:
+        os.unlink(name, dir_fd=upper.fd())
+    except OSError as error:
+        state.log.warning("a useless whiteout %r stays: %s", name, error)
 
 
 def _exchange(state: State, one: _Named[Inode], other: _Named[Inode]) -> None:

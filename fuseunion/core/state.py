@@ -64,7 +64,19 @@ class Upper:
 class State:
     """Everything of one union."""
 
-    __slots__ = ("gid", "log", "lowers", "numbers", "origins", "root", "settings", "table", "uid", "upper")
+    __slots__ = (
+        "descriptors",
+        "gid",
+        "log",
+        "lowers",
+        "numbers",
+        "origins",
+        "root",
+        "settings",
+        "table",
+        "uid",
+        "upper",
+    )
 
     def __init__(self, lowers: Sequence[Layer], upper: Upper | None, settings: Settings) -> None:
         self.lowers = tuple(lowers)
@@ -74,6 +86,7 @@ class State:
         # What the upper's filesystem gives to an object that we make.
         self.uid = os.geteuid()
         self.gid = os.getegid()
+        self.descriptors = (upper.layer if upper is not None else self.lowers[0]).descriptors
         devices = [layer.st_dev for layer in reversed(self.lowers)]
         if upper is not None:
             devices.append(upper.layer.st_dev)

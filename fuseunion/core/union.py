@@ -22,13 +22,14 @@ from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, 
 from fuseunion.core.create import Owner
 from fuseunion.core.handle import DirectoryHandle, FileHandle
 from fuseunion.core.identity import ShownGid, ShownUid
-from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.inode import Directory, File, Inode, Unreadable
 from fuseunion.core.layer import Layer
-from fuseunion.core.lookup import lookup, repair_links
+from fuseunion.core.lookup import lookup, repair_links, unreadable
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.readdir import candidates
 from fuseunion.core.state import Settings, State, Upper
 from fuseunion.core.work import WorkDirectory
+from fuseunion.core.xattrs import MalformedError
 
 
 class Union:
@@ -77,11 +78,14 @@ class Union:
         """The inode of a number.
 
         Raises:
-            OSError: ESTALE for a number that is not in the table.
+            OSError: ESTALE for a number that is not in the table; EINVAL or EPERM for an object whose marks cannot be
+                understood.
         """
         inode = self.state.table.find(ino)
         if inode is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if isinstance(inode, Unreadable):
+            raise OSError(inode.code, os.strerror(inode.code))
         return inode
 
     def directory(self, ino: int) -> Directory:
@@ -113,6 +117,10 @@ class Union:
             try_link_name(self.state, inode, directory, name)
         return inode
 
+    def unreadable(self, directory: Directory, name: bytes, error: MalformedError) -> tuple[Inode, os.stat_result]:
+        """What to list for a name whose lookup raised `error`: an inode, as of `lookup`, and the object's lstat."""
+        return unreadable(self.state, directory, name, error.errno or errno.EINVAL)
+
     def remember(self, inode: Inode) -> None:
         """The kernel is told of the inode."""
         self.state.table.remember(inode)
@@ -135,8 +143,6 @@ class Union:
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
         self.state.writable()
-        if change.empty:
-            return
         if isinstance(inode, Directory):
             copy_up_directory(self.state, inode)
         attributes.apply(self.state, inode, change)
@@ -153,11 +159,12 @@ class Union:
 
     # -- copy-up -----------------------------------------------------------------------------------------------------
 
-    def copy_job(self, file: File, limit: int | None = None) -> CopyJob | None:
+    def copy_job(self, file: File, change: Change | None = None) -> CopyJob | None:
         """Begin the copy-up of a file; None when there is nothing left to do.
 
         Args:
-            limit: copy no more than so many bytes, because the file is about to be truncated to them.
+            change: what the copy-up is for. It is made to the copy before that is shown; so when this call answers None
+                for a file that was not `in_upper` before, or when the job is published, it is done.
 
         Raises:
             OSError: EROFS; EACCES for a file that the daemon may not read; ENOSPC.
@@ -166,8 +173,8 @@ class Union:
         if file.in_upper:
             return None
         if stat.S_ISREG(file.kind):
-            return CopyJob(self.state, file, limit)
-        copy_up_special(self.state, file)
+            return CopyJob(self.state, file, change)
+        copy_up_special(self.state, file, change)
         return None
 
     def trees_to_copy(self, inode: Inode) -> Generator[File, None, None]:
@@ -222,47 +229,73 @@ class Union:
             flags: of open(2); only the access mode counts, the rest is the kernel's business.
 
         Raises:
-            OSError: EROFS for writing without an upper; EACCES where the daemon itself may not.
+            OSError: EROFS for writing without an upper; EACCES where the daemon itself may not; ENFILE when the
+                descriptors of the process are used up.
         """
         wants_write = flags & os.O_ACCMODE != os.O_RDONLY
         if wants_write:
             self.state.writable()
-        if not wants_write or not file.in_upper:
-            fd = file.open(os.O_RDONLY)
-        else:
-            fd = _open_for_writing(file, flags & os.O_ACCMODE)
+        with self.state.descriptors.taken_for_file():
+            if not wants_write or not file.in_upper:
+                fd = file.open(os.O_RDONLY)
+            else:
+                fd = _open_for_writing(file, flags & os.O_ACCMODE)
         return FileHandle(file, fd, writable=wants_write)
 
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""
         file = handle.file
         file.remove_handle(handle)
-        handle.close()
+        self.state.descriptors.give_back()
+        if file.needs_descriptor:
+            file.pin = handle.fd  # it has no name: the descriptor serves until the kernel forgets it
+        else:
+            handle.close()
         self.state.table.let_go(file)
 
     def write(self, handle: FileHandle, data: bytes, offset: int) -> int:
-        """Write all of `data`. Precondition: the file was copied up."""
+        """Write `data`, or as much of it as there is space for. Precondition: the file was copied up.
+
+        Returns:
+            The number of bytes written.
+
+        Raises:
+            OSError: ENOSPC, EDQUOT, EFBIG, EIO, when nothing was written.
+        """
         handle.file.stale()
-        if handle.drops_setgid:
-            handle.drops_setgid = False
-            self.drop_setgid(handle.file)
         view = memoryview(data)
         while view:
-            written = os.pwrite(handle.fd, view, offset)
+            try:
+                written = os.pwrite(handle.fd, view, offset)
+            except OSError:
+                if len(view) < len(data):
+                    break  # write(2): a short count; the next write meets the error at once
+                raise
             offset += written
             view = view[written:]
-        return len(data)
+        return len(data) - len(view)
 
-    def drop_setgid(self, inode: Inode) -> None:
-        """Somebody who is not in the group of an object changed it: the set-group-ID bit goes."""
-        st = attributes.stat_of(self.state, inode)
-        if st.st_mode & stat.S_ISGID:
-            attributes.apply(self.state, inode, Change(mode=st.st_mode & ~stat.S_ISGID))
+    def drop_setgid(self, inode: Inode, *, always: bool = False) -> bool:
+        """Somebody who is not in the group of an object changes it: a set-group-ID bit that is at risk goes.
 
-    def truncate_at_open(self, file: File, *, privileged: bool, outsider: bool) -> None:
-        """What O_TRUNC does to a file that was copied up (attributes.clear_privileges)."""
-        attributes.clear_privileges(self.state, file, privileged=privileged, outsider=outsider)
-        attributes.apply(self.state, file, Change(size=0))
+        Precondition: a file was copied up.
+
+        Args:
+            always: of an executable or a directory too (fs/posix_acl.c posix_acl_update_mode).
+
+        Returns:
+            True when there was one.
+        """
+        mode = attributes.stat_of(self.state, inode).st_mode
+        at_risk = mode & stat.S_ISGID if always else attributes.setgid_is_at_risk(mode)
+        if at_risk:
+            attributes.apply(self.state, inode, Change(mode=mode & ~stat.S_ISGID))
+        return bool(at_risk)
+
+    def truncation(self, file: File, *, privileged: bool, outsider: bool) -> Change:
+        """What O_TRUNC changes of a file (attributes.truncation)."""
+        self.state.writable()
+        return attributes.truncation(self.state, file, privileged=privileged, outsider=outsider)
 
     def opendir(self, directory: Directory) -> DirectoryHandle:
         """Open a directory."""

@@ -16,13 +16,18 @@ A `.wh.NAME` hides NAME in the layers below its own, never in its own (OCI image
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from fuseunion import syscalls
 from fuseunion.core import xattrs
-from fuseunion.core.realdir import AUFS_OPAQUE, AUFS_PREFIX, RealDir, lent
+from fuseunion.core.realdir import AUFS_OPAQUE, AUFS_PREFIX, RealDir, as_owner_of, proc_fd
 from fuseunion.core.work import WorkDirectory
+
+log = logging.getLogger("fuseunion.whiteout")
 
 
 def is_device(st: os.stat_result) -> bool:
@@ -52,8 +57,8 @@ def marks_of(real: RealDir, name: bytes) -> dict[bytes, bytes]:
     except PermissionError:
         if not real.layer.writable:
             return {}
-    with lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd())):
-        return xattrs.marks(real.proc_path(name))
+    with real.held(name) as fd:
+        return as_owner_of(fd, lambda: xattrs.marks(proc_fd(fd), follow=True))
 
 
 def is_opaque(parent: RealDir, directory: RealDir, marks: dict[bytes, bytes] | None = None) -> bool:
@@ -67,11 +72,11 @@ class WhiteoutWriter:
     """Writes and removes marks in the upper; each change of the tree is one rename or link, so a crash shows
     the state before or after, except where the filesystem lacks the flags of renameat2 (see each method)."""
 
-    __slots__ = ("_spare", "_work")
+    __slots__ = ("_work", "spare")
 
     def __init__(self, work: WorkDirectory) -> None:
         self._work = work
-        self._spare: bytes | None = None
+        self.spare: bytes | None = None
 
     # -- making ---------------------------------------------------------------------------------------------------
 
@@ -79,28 +84,48 @@ class WhiteoutWriter:
         """A whiteout device in work under a new name, linked from the spare one where links are possible."""
         work = self._work
         name = work.new_name()
-        if self._spare is not None:
+        if self.spare is not None:
             try:
-                os.link(self._spare, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
+                os.link(self.spare, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
                 return name
             except OSError as error:
                 # EMLINK: the inode has all the links it can have. Others: a filesystem without links to devices.
                 if error.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT):
                     raise
-                work.unlink(self._spare)
-                self._spare = None
+                work.unlink(self.spare)
+                self.spare = None
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=work.tmp.fd())
-        self._spare = work.new_name()
+        self.spare = work.new_name()
         try:
-            os.link(name, self._spare, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
+            os.link(name, self.spare, src_dir_fd=work.tmp.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
         except OSError:
-            self._spare = None  # no links here: every whiteout is an inode of its own
+            self.spare = None  # no links here: every whiteout is an inode of its own
         return name
 
     def _make_file(self, upper: RealDir, name: bytes) -> None:
         mark = AUFS_PREFIX + name
         os.close(os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0, dir_fd=upper.fd()))
         upper.note_mark(mark, True)
+
+    @contextmanager
+    def _file_made(self, upper: RealDir, name: bytes) -> Iterator[None]:
+        """A `.wh.` file that goes again when what it is made for fails in the block."""
+        self._make_file(upper, name)
+        try:
+            yield
+        except BaseException:
+            self.drop_file_mark(upper, name)
+            raise
+
+    @contextmanager
+    def _made(self) -> Iterator[bytes]:
+        """A whiteout device in work, which goes again when what it is made for fails in the block."""
+        whiteout = self._make()
+        try:
+            yield whiteout
+        except BaseException:
+            self._work.unlink(whiteout)
+            raise
 
     # -- hiding ---------------------------------------------------------------------------------------------------
 
@@ -113,25 +138,17 @@ class WhiteoutWriter:
         if not self._work.capabilities.whiteout_devices:
             self._make_file(upper, name)
             return
-        whiteout = self._make()
-        try:
+        with self._made() as whiteout:
             self._work.publish(whiteout, upper, name)
-        except OSError:
-            self._work.unlink(whiteout)
-            raise
 
     def replace_file(self, upper: RealDir, name: bytes) -> None:
         """Put a whiteout in the place of the non-directory `name` of the upper."""
         if not self._work.capabilities.whiteout_devices:
-            self._make_file(upper, name)
-            os.unlink(name, dir_fd=upper.fd())
+            with self._file_made(upper, name):
+                os.unlink(name, dir_fd=upper.fd())
             return
-        whiteout = self._make()
-        try:
+        with self._made() as whiteout:
             os.rename(whiteout, name, src_dir_fd=self._work.tmp.fd(), dst_dir_fd=upper.fd())
-        except OSError:
-            self._work.unlink(whiteout)
-            raise
 
     def replace_directory(self, upper: RealDir, name: bytes) -> bytes:
         """Put a whiteout in the place of the directory `name`, which moves to work under the name returned.
@@ -141,46 +158,61 @@ class WhiteoutWriter:
         """
         work = self._work
         if not work.capabilities.whiteout_devices:
-            self._make_file(upper, name)
-            return work.take(upper, name)
-        whiteout = self._make()
-        if work.capabilities.exchange:
-            try:
+            with self._file_made(upper, name):
+                return work.take(upper, name)
+        with self._made() as whiteout:
+            if work.capabilities.exchange:
                 work.exchange(whiteout, upper, name)
-            except OSError:
-                work.unlink(whiteout)
-                raise
-            return whiteout
-        self.make_opaque(upper, upper.child(name))
-        removed = work.take(upper, name)
-        work.publish(whiteout, upper, name)
-        return removed
+                return whiteout
+            with upper.held(name) as fd:
+                self.make_opaque(fd)
+            return self._replace_by_two(whiteout, upper, name)
 
-    def make_opaque(self, parent: RealDir, directory: RealDir) -> None:
+    def _replace_by_two(self, new: bytes, upper: RealDir, name: bytes) -> bytes:
+        """Publish `new` from work where `name` lies, which moves to work: two renames, and back if the second fails."""
+        work = self._work
+        taken = work.take(upper, name)
+        try:
+            work.publish(new, upper, name)
+        except BaseException:
+            work.publish(taken, upper, name)
+            raise
+        return taken
+
+    def make_opaque(self, fd: int, directory: RealDir | None = None) -> None:
         """Mark a directory of the upper (or of work) so that nothing of the lowers shows in it.
+
+        Args:
+            fd: the directory.
+            directory: the same, where it is known already.
 
         Raises:
             OSError: of setxattr(2) or open(2).
         """
         prefix = self._work.capabilities.xattr_prefix
         if prefix is not None:
-            path = parent.proc_path(directory.name)
-            os.setxattr(path, prefix + xattrs.OPAQUE, b"y", follow_symlinks=False)
+            as_owner_of(fd, lambda: os.setxattr(proc_fd(fd), prefix + xattrs.OPAQUE, b"y"))
             return
-        os.close(os.open(AUFS_OPAQUE, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0, dir_fd=directory.fd()))
-        directory.note_mark(AUFS_OPAQUE, True)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW
+        os.close(as_owner_of(fd, lambda: os.open(AUFS_OPAQUE, flags, 0, dir_fd=fd)))
+        if directory is not None:
+            directory.note_mark(AUFS_OPAQUE, True)
 
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def drop_file_mark(self, upper: RealDir, name: bytes) -> None:
         """Remove `.wh.NAME` where one lies; called after NAME itself hides what lies below.
 
-        fuse-overlayfs lets the mark hide NAME of its own layer too, so that it may not stay.
+        fuse-overlayfs lets the mark hide NAME of its own layer too, so that it should not stay. What resists does,
+        and is logged: everybody sees NAME already.
         """
-        if upper.hides(name):
-            mark = AUFS_PREFIX + name
-            os.unlink(mark, dir_fd=upper.fd())
-            upper.note_mark(mark, False)
+        try:
+            if upper.hides(name):
+                mark = AUFS_PREFIX + name
+                os.unlink(mark, dir_fd=upper.fd())
+                upper.note_mark(mark, False)
+        except OSError as error:
+            log.warning("the mark .wh.%s beside %r stays: %s", os.fsdecode(name), name, error)
 
     def swap_in(self, temporary: bytes, upper: RealDir, name: bytes, *, is_directory: bool) -> None:
         """Publish `temporary` from work over a whiteout device called `name`.
@@ -195,8 +227,7 @@ class WhiteoutWriter:
             work.exchange(temporary, upper, name)
             work.unlink(temporary)
         else:
-            os.unlink(name, dir_fd=upper.fd())
-            work.publish(temporary, upper, name)
+            work.unlink(self._replace_by_two(temporary, upper, name))
 
     def move_away(self, upper: RealDir, name: bytes, target: RealDir, new_name: bytes) -> None:
         """Rename `name`, leaving a whiteout in its place; what is at the target, not a directory, is replaced.
@@ -206,19 +237,41 @@ class WhiteoutWriter:
         """
         work = self._work
         if not work.capabilities.whiteout_devices:
-            self._make_file(upper, name)
-            os.rename(name, new_name, src_dir_fd=upper.fd(), dst_dir_fd=target.fd())
+            with self._file_made(upper, name):
+                os.rename(name, new_name, src_dir_fd=upper.fd(), dst_dir_fd=target.fd())
             return
         if work.capabilities.whiteout:
             syscalls.renameat2(upper.fd(), name, target.fd(), new_name, syscalls.RENAME_WHITEOUT)
             return
-        whiteout = self._make()
-        st = os.stat(name, dir_fd=upper.fd(), follow_symlinks=False)
-        if stat.S_ISDIR(st.st_mode):
-            os.rename(name, new_name, src_dir_fd=upper.fd(), dst_dir_fd=target.fd())
-            work.publish(whiteout, upper, name)
-            return
-        second = work.new_name()
-        os.link(name, second, src_dir_fd=upper.fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
-        os.rename(second, new_name, src_dir_fd=work.tmp.fd(), dst_dir_fd=target.fd())
-        os.rename(whiteout, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())
+        with self._made() as whiteout, ExitStack() as undo:
+            st = os.stat(name, dir_fd=upper.fd(), follow_symlinks=False)
+            if stat.S_ISDIR(st.st_mode):
+                os.rename(name, new_name, src_dir_fd=upper.fd(), dst_dir_fd=target.fd())
+                undo.callback(os.rename, new_name, name, src_dir_fd=target.fd(), dst_dir_fd=upper.fd())
+                work.publish(whiteout, upper, name)
+            else:
+                replaced = self._linked(target, new_name)
+                if replaced is not None:
+                    undo.callback(work.unlink, replaced)
+                second = self._linked(upper, name)
+                assert second is not None
+                undo.callback(work.unlink, second)
+                os.rename(second, new_name, src_dir_fd=work.tmp.fd(), dst_dir_fd=target.fd())
+                undo.pop_all()
+                if replaced is None:
+                    undo.callback(os.unlink, new_name, dir_fd=target.fd())
+                else:
+                    undo.callback(os.rename, replaced, new_name, src_dir_fd=work.tmp.fd(), dst_dir_fd=target.fd())
+                os.rename(whiteout, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())
+                if replaced is not None:
+                    work.unlink(replaced)
+            undo.pop_all()
+
+    def _linked(self, real: RealDir, name: bytes) -> bytes | None:
+        """A second name in work for an object of the upper; None where there is none."""
+        second = self._work.new_name()
+        try:
+            os.link(name, second, src_dir_fd=real.fd(), dst_dir_fd=self._work.tmp.fd(), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return second

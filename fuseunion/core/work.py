@@ -13,13 +13,15 @@ import errno
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from fuseunion import syscalls
+from fuseunion.core.descriptors import Descriptors
 from fuseunion.core.layer import Capabilities, Layer
-from fuseunion.core.realdir import RealDir, lent
+from fuseunion.core.realdir import RealDir, lent, proc_fd
 
 log = logging.getLogger("fuseunion.work")
 
@@ -31,6 +33,7 @@ _VOLATILE_MARK = "incompat"
 _MODE = 0o700
 
 _PATH = os.O_PATH | os.O_NOFOLLOW
+_DIRECTORY = frozenset({stat.S_IFDIR})
 
 
 class WorkDirectory:
@@ -40,13 +43,16 @@ class WorkDirectory:
         fd: an O_RDONLY|O_DIRECTORY descriptor of it, which this object owns from now on.
         label: how messages name it.
         allow_devices: False to write whiteouts as `.wh.` files even where devices could be made.
+        descriptors: the budget of the union.
 
     Raises:
         OSError: when it cannot be prepared.
     """
 
-    def __init__(self, fd: int, label: str, *, allow_devices: bool = True) -> None:
-        self.layer = Layer(fd, writable=True, label=label)
+    def __init__(
+        self, fd: int, label: str, *, allow_devices: bool = True, descriptors: Descriptors | None = None
+    ) -> None:
+        self.layer = Layer(fd, writable=True, label=label, descriptors=descriptors)
         root = self.layer.root
         self.tmp = self._subdirectory(root, b"work")
         self.links = root.child(b"links")
@@ -102,12 +108,16 @@ class WorkDirectory:
         Raises:
             OSError: EEXIST when something is there.
         """
-        if self.capabilities.noreplace:
-            syscalls.renameat2(self.tmp.fd(), name, target.fd(), new_name, syscalls.RENAME_NOREPLACE)
-            return
-        if target.stat(new_name) is not None:
-            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
-        os.rename(name, new_name, src_dir_fd=self.tmp.fd(), dst_dir_fd=target.fd())
+
+        def move() -> None:
+            if self.capabilities.noreplace:
+                syscalls.renameat2(self.tmp.fd(), name, target.fd(), new_name, syscalls.RENAME_NOREPLACE)
+                return
+            if target.stat(new_name) is not None:
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+            os.rename(name, new_name, src_dir_fd=self.tmp.fd(), dst_dir_fd=target.fd())
+
+        as_owner(move, target, moved=[(self.tmp, name)])
 
     def exchange(self, name: bytes, target: RealDir, other: bytes) -> None:
         """Swap an object in work with one in the upper (RENAME_EXCHANGE)."""
@@ -115,14 +125,16 @@ class WorkDirectory:
         def swap() -> None:
             syscalls.renameat2(self.tmp.fd(), name, target.fd(), other, syscalls.RENAME_EXCHANGE)
 
-        with_own_permission(target, other, swap)
+        as_owner(swap, target, moved=[(self.tmp, name), (target, other)])
 
     def take(self, source: RealDir, name: bytes) -> bytes:
         """Move an object of the upper into work; returns its new name."""
         taken = self.new_name()
-        with_own_permission(
-            source, name, lambda: os.rename(name, taken, src_dir_fd=source.fd(), dst_dir_fd=self.tmp.fd())
-        )
+
+        def move() -> None:
+            os.rename(name, taken, src_dir_fd=source.fd(), dst_dir_fd=self.tmp.fd())
+
+        as_owner(move, source, moved=[(source, name)])
         return taken
 
     # -- removing ---------------------------------------------------------------------------------------------------
@@ -171,16 +183,17 @@ def _entries(dirfd: int, name: bytes) -> Iterator[tuple[int, bytes]]:
         os.close(fd)
 
 
-def with_own_permission(parent: RealDir, name: bytes | None, operation: Callable[[], T]) -> T:
+def as_owner(operation: Callable[[], T], changed: RealDir, *, moved: Sequence[tuple[RealDir, bytes]] = ()) -> T:
     """Run an operation that the user may do but the mode bits forbid to the daemon, as its files' plain owner.
 
     A chmod of a file in a directory of mode 0555 is allowed to its owner, but copying the file up needs to write in
-    that directory; and a directory of mode 0555 can be removed, but not be moved to another directory. Where the
-    daemon has CAP_DAC_OVERRIDE this never happens. Where it has not, it lends itself the missing bits.
+    that directory; and a directory of mode 0555 can be removed or copied up, but not be moved to another directory,
+    which writes its ".." (rename(2), EACCES). Where the daemon has CAP_DAC_OVERRIDE this never happens. Where it has
+    not, it lends itself the missing bits.
 
     Args:
-        parent: the directory that is changed.
-        name: a child of it that is moved and may be a directory, or None.
+        changed: the directory in which a name comes or goes.
+        moved: objects that change their directory.
     """
     try:
         return operation()
@@ -188,9 +201,10 @@ def with_own_permission(parent: RealDir, name: bytes | None, operation: Callable
         if error.errno != errno.EACCES:
             raise
     with ExitStack() as stack:
-        stack.enter_context(lent(os.dup(parent.fd())))
-        if name is not None:
-            stack.enter_context(lent(os.open(name, _PATH, dir_fd=parent.fd())))
+        stack.enter_context(lent(os.dup(changed.fd())))
+        for real, name in moved:
+            fd = os.open(name, _PATH, dir_fd=real.fd())
+            stack.enter_context(lent(fd, kinds=_DIRECTORY))
         return operation()
 
 
@@ -209,10 +223,16 @@ def opened(real: RealDir | None) -> Iterator[None]:
 
 @contextmanager
 def times_kept(real: RealDir) -> Iterator[None]:
-    """Give a directory of the upper its times back after something was copied up into it."""
+    """Give a directory of the upper its times back after something was copied up into it.
+
+    That comes after the change that everybody sees: what fails then is logged.
+    """
     st = real.own_stat()
     try:
         yield
     finally:
-        # Through the magic link of its descriptor: the directory above may be closed.
-        os.utime(b"/proc/self/fd/%d" % real.fd(), ns=(st.st_atime_ns, st.st_mtime_ns))
+        try:
+            # Through the magic link of its descriptor: the directory above may be closed.
+            os.utime(proc_fd(real.fd()), ns=(st.st_atime_ns, st.st_mtime_ns))
+        except OSError as error:
+            log.warning("the times of directory %r show that something was copied up into it: %s", real.name, error)

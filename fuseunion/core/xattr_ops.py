@@ -16,21 +16,16 @@ from fuseunion.core import acl, attributes, capability, xattrs
 from fuseunion.core.attributes import stat_of
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.identity import Identity
-from fuseunion.core.inode import Directory, File, Inode
+from fuseunion.core.inode import Directory, Inode
 from fuseunion.core.layer import Layer
 from fuseunion.core.ownership.names import STORED
+from fuseunion.core.realdir import proc_fd
 from fuseunion.core.state import State
 
 # Asked for again and again by the kernel; nobody sets them behind our back.
 _REMEMBERED = frozenset({xattrs.CAPABILITY, xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT})
 _PERMISSIONS = 0o777
 _ACLS = frozenset({xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT})
-
-
-def _path(inode: Inode) -> tuple[bytes, bool]:
-    """A path to the inode, and whether it is a magic link that must be followed."""
-    assert isinstance(inode, (File, Directory))
-    return inode.reach()
 
 
 def _check(state: State, name: bytes) -> None:
@@ -48,9 +43,9 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     _check(state, name)
     layer = state.layer_of(inode)
-    path, follow = _path(inode)
     try:
-        value = _read(layer, path, name, follow)
+        with inode.grasp() as fd:
+            value = _read(layer, fd, name)
     except OSError as error:
         # A filesystem without ACLs has none to show; EOPNOTSUPP would fail the kernel's permission check (fs/fuse/acl.c
         # fuse_get_acl).
@@ -65,15 +60,15 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     return _to_shown(name, value, state.settings.identity)
 
 
-def _read(layer: Layer, path: bytes, name: bytes, follow: bool) -> bytes:
+def _read(layer: Layer, fd: int, name: bytes) -> bytes:
     *first, last = layer.xattr_names(name)
     for disk_name in first:
         try:
-            return os.getxattr(path, disk_name, follow_symlinks=follow)
+            return os.getxattr(proc_fd(fd), disk_name)
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise
-    return os.getxattr(path, last, follow_symlinks=follow)
+    return os.getxattr(proc_fd(fd), last)
 
 
 def _to_shown(name: bytes, value: bytes, identity: Identity) -> bytes:
@@ -98,26 +93,21 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
     """listxattr(2)."""
     if not state.settings.xattrs:
         return []
-    path, follow = _path(inode)
-    try:
-        names = os.listxattr(path, follow_symlinks=follow)
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            return []
-        raise
+    with inode.grasp() as fd:
+        names = xattrs.listxattr(proc_fd(fd), follow=True)
     layer = state.layer_of(inode)
-    shown = (layer.xattr_to_shown(os.fsencode(name)) for name in names)
+    shown = map(layer.xattr_to_shown, names)
     visible = (name for name in shown if name is not None and (state.settings.acl or name not in _ACLS))
     return list(dict.fromkeys(visible))
 
 
-def _writable_path(state: State, inode: Inode) -> tuple[bytes, bool]:
+def _prepare(state: State, inode: Inode) -> None:
+    """Get an inode ready for its attributes to be changed."""
     state.writable()
     if isinstance(inode, Directory):
         copy_up_directory(state, inode)
     inode.absent_xattrs = frozenset()
     inode.stale()
-    return _path(inode)
 
 
 def _changed(inode: Inode, name: bytes) -> None:
@@ -138,19 +128,19 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     disk_name = upper.xattr_to_disk(name)
     value = _to_disk(name, value, state.settings.identity)
-    path, follow = _writable_path(state, inode)
-    if name == xattrs.POSIX_ACL_ACCESS and upper.ownership is not None:
-        _set_stored_access_acl(state, inode, value)
-    else:
-        os.setxattr(path, disk_name, value, follow_symlinks=follow)
+    _prepare(state, inode)
+    with inode.grasp() as fd:
+        if name == xattrs.POSIX_ACL_ACCESS and upper.ownership is not None:
+            _set_stored_access_acl(state, fd, inode, value)
+        else:
+            os.setxattr(proc_fd(fd), disk_name, value)
     _changed(inode, name)
 
 
-def _set_stored_access_acl(state: State, inode: Inode, value: bytes) -> None:
+def _set_stored_access_acl(state: State, fd: int, inode: Inode, value: bytes) -> None:
     """An ACL sets the permission bits too (fs/posix_acl.c posix_acl_update_mode): stored ones, here."""
-    path, follow = _path(inode)
     parsed = acl.parse(value)
-    os.setxattr(path, xattrs.POSIX_ACL_ACCESS, acl.with_owner(value, acl.FULL), follow_symlinks=follow)
+    os.setxattr(proc_fd(fd), xattrs.POSIX_ACL_ACCESS, acl.with_owner(value, acl.FULL))
     if parsed:
         kept = stat_of(state, inode).st_mode & ~_PERMISSIONS
         attributes.chmod(state, inode, kept | acl.equivalent(parsed).permissions)
@@ -169,7 +159,9 @@ def is_there(state: State, inode: Inode, name: bytes) -> bool:
     except OSError as error:
         if error.errno == errno.ENODATA and name in _ACLS:
             return False
-        raise
+        # To remove what one may not read is allowed (fs/xattr.c xattr_permission): its name tells that it is there.
+        if error.errno != errno.EACCES or name not in listxattr(state, inode):
+            raise
     return True
 
 
@@ -181,15 +173,16 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
     """
     _check(state, name)
     disk_names = state.writable().layer.xattr_names(name)
-    path, follow = _writable_path(state, inode)
+    _prepare(state, inode)
     removed = 0
-    for disk_name in disk_names:
-        try:
-            os.removexattr(path, disk_name, follow_symlinks=follow)
-            removed += 1
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
+    with inode.grasp() as fd:
+        for disk_name in disk_names:
+            try:
+                os.removexattr(proc_fd(fd), disk_name)
+                removed += 1
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    raise
     if not removed:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
     _changed(inode, name)

@@ -35,6 +35,15 @@ LOWERS = b"fuseunion.lowers"
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
 
+class MalformedError(OSError):
+    """A mark on an object says what no mark can say, or what we cannot do: that one object cannot be used."""
+
+
+def malformed(code: int = errno.EINVAL) -> MalformedError:
+    """The error for an object whose marks cannot be understood."""
+    return MalformedError(code, os.strerror(code))
+
+
 def to_disk(name: bytes) -> bytes:
     """The name under which a user's attribute is kept.
 
@@ -63,14 +72,14 @@ def is_private(name: bytes) -> bool:
     return to_shown(name) is None
 
 
-def listxattr(path: bytes | int) -> list[bytes]:
-    """The raw names on a file, never following a link; empty where the filesystem has none.
+def listxattr(path: bytes | int, *, follow: bool = False) -> list[bytes]:
+    """The raw names on an object; empty where the filesystem has none.
 
     Raises:
-        OSError: as llistxattr(2), but not EOPNOTSUPP.
+        OSError: as listxattr(2), but not EOPNOTSUPP.
     """
     try:
-        names = os.listxattr(path) if isinstance(path, int) else os.listxattr(path, follow_symlinks=False)
+        names = os.listxattr(path) if isinstance(path, int) else os.listxattr(path, follow_symlinks=follow)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return []
@@ -78,16 +87,19 @@ def listxattr(path: bytes | int) -> list[bytes]:
     return [os.fsencode(name) for name in names]
 
 
-def marks(path: bytes) -> dict[bytes, bytes]:
-    """The union's marks on a file by suffix (`opaque`, `redirect`, ...), whichever prefix they carry.
+def marks(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
+    """The union's marks on an object by suffix (`opaque`, `redirect`, ...), with the prefix that counts.
 
     trusted.overlay. wins over user.overlay., that one over user.fuseoverlayfs., as in fuse-overlayfs.
 
+    Args:
+        follow: the path is a magic link (realdir.proc_fd).
+
     Raises:
-        PermissionError: EACCES where there is a mark that may not be read: user.* needs read permission on the file
+        PermissionError: EACCES where there is a mark that may not be read: user.* needs read permission on the object
             (fs/xattr.c xattr_permission).
     """
-    names = listxattr(path)
+    names = listxattr(path, follow=follow)
     found: dict[bytes, bytes] = {}
     for prefix in (*PREFIXES, _FOREIGN):
         for name in names:
@@ -96,7 +108,7 @@ def marks(path: bytes) -> dict[bytes, bytes]:
                 if suffix in found or suffix.startswith(_ESCAPE):
                     continue
                 try:
-                    found[suffix] = os.getxattr(path, name, follow_symlinks=False)
+                    found[suffix] = os.getxattr(path, name, follow_symlinks=follow)
                 except OSError as error:
                     if error.errno not in (errno.ENODATA, errno.EPERM):
                         raise

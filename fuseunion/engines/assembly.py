@@ -4,6 +4,7 @@ import logging
 import os
 from typing import NamedTuple
 
+from fuseunion.core.descriptors import Descriptors
 from fuseunion.core.identity import IDENTITY, Identity, IdMap, IdRange
 from fuseunion.core.layer import Layer
 from fuseunion.core.ownership.choose import choose, detect
@@ -36,19 +37,28 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
         UserError: LAYERS, when the upper's filesystem cannot serve.
     """
     prepared.claim()
+    descriptors = Descriptors()
     lowers = [
-        Layer(opened.fd, writable=False, label=opened.label, covered=opened.covered) for opened in prepared.lowers
+        Layer(opened.fd, writable=False, label=opened.label, covered=opened.covered, descriptors=descriptors)
+        for opened in prepared.lowers
     ]
     for lower in lowers:
         lower.ownership = detect(lower.root_fd)
     if prepared.upper is None or prepared.work is None:
         return Layers(lowers, None, None)
-    upper = Layer(prepared.upper.fd, writable=True, label=prepared.upper.label, covered=prepared.upper.covered)
+    upper = Layer(
+        prepared.upper.fd,
+        writable=True,
+        label=prepared.upper.label,
+        covered=prepared.upper.covered,
+        descriptors=descriptors,
+    )
     try:
         work = WorkDirectory(
             prepared.work.fd,
             prepared.work.label,
             allow_devices=not os.environ.get(DISABLE_WHITEOUT_DEVICES),
+            descriptors=descriptors,
         )
         if options.volatile and not options.ephemeral:
             volatile.mark(work.layer.root_fd)

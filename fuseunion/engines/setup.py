@@ -16,6 +16,7 @@ that holds the hard-link index or anything else that must outlive it.
 import errno
 import logging
 import os
+import resource
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -138,6 +139,7 @@ def prepare(options: Options) -> Prepared:
     Raises:
         UserError: LAYERS or BUSY, with nothing changed.
     """
+    _raise_file_limit()
     if len(options.lowers) > _MAX_LOWERS:
         raise UserError(
             f"{len(options.lowers)} lower directories are more than the {_MAX_LOWERS} that can be stacked",
@@ -165,6 +167,12 @@ def prepare(options: Options) -> Prepared:
         prepared.close()
         raise
     return prepared
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as the user may have: each layer keeps one, and each open file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _merged(survey: Survey, target: str) -> Place | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +130,43 @@ def test_permissions_are_checked(arena: Arena) -> None:
         act(lambda root: os.utime(root / "readonly", ns=(1, 1)))
         act(lambda root: os.setxattr(root / "readonly", "user.x", b"1"))
         act(lambda root: (root / "new").mkdir())
+
+
+def _shown_mode(path: Path) -> int:
+    """The mode alone, as stat(1) asks for it: the kernel may remember it when it asks for the times again."""
+    return int(subprocess.run(["stat", "-c", "%a", path], check=True, capture_output=True, text=True).stdout, 8)
+
+
+def test_a_cleared_bit_is_not_shown_any_more(arena: Arena) -> None:
+    """What a write or O_TRUNC takes from the mode is gone for those who ask for nothing but the mode."""
+    lower = arena.lower({name: File(b"data", mode=0o2666) for name in ("write", "truncate", "late", "own")})
+    with arena.mount(lower, options=["allow_other"]) as mount:
+        modes = {}
+        for name in ("write", "truncate", "late", "own"):
+            assert _shown_mode(mount / name) == 0o2666
+            if name == "late":
+                (mount / name).chmod(0o666)
+            with acting_as(0 if name == "own" else OTHER):
+                fd = os.open(mount / name, os.O_RDWR | (os.O_TRUNC if name == "truncate" else 0))
+            if name == "late":
+                (mount / name).chmod(0o2666)
+            with acting_as(0 if name == "own" else OTHER):
+                if name != "truncate":
+                    os.pwrite(fd, b"w", 0)
+                os.close(fd)
+            modes[name] = _shown_mode(mount / name)
+            assert (arena.upper / name).stat().st_mode & 0o7777 == modes[name]
+        assert modes == {"write": 0o666, "truncate": 0o666, "late": 0o666, "own": 0o2666}
+
+
+@pytest.mark.actors("root")
+def test_truncating_from_another_pid_namespace(arena: Arena) -> None:
+    """A caller whose process the daemon cannot see truncates like any other, or leaves the file whole."""
+    lower = arena.lower({"open": File(b"data", mode=0o2666), "truncate": File(b"data", mode=0o2666)})
+    with arena.mount(lower, options=["allow_other"]) as mount:
+        for name, command in (("open", ": > "), ("truncate", "truncate --size 0 ")):
+            command += str(mount / name)
+            other = ["setpriv", "--reuid", str(OTHER), "--regid", str(OTHER), "--clear-groups"]
+            subprocess.run(["unshare", "--pid", "--fork", *other, "sh", "-c", command], check=True)
+            assert (mount / name).read_bytes() == b""
+            assert _shown_mode(mount / name) == 0o666

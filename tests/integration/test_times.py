@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from tests.support.arena import Arena
-from tests.support.layers import OLD, Dir, File
+from tests.support.layers import OLD, Dir, File, Symlink
 from tests.support.mounts import FuseunionMount
+from tests.support.waiting import wait_until
 
 
 def _times(mount: FuseunionMount) -> dict[str, tuple[int, int]]:
@@ -91,3 +92,41 @@ def _write_keeps_up(path: Path) -> None:
     with open(path, "ab") as file:
         file.write(b"y")
     assert path.stat().st_mtime_ns > 1
+
+
+def test_chown_of_nothing_is_a_change(arena: Arena) -> None:
+    """chown(2) with -1 for both ids gives a new time of change and nothing else, as on a plain directory."""
+    lower = arena.lower({"f": File(b"x"), "d/x": File(), "link": Symlink(target="f")})
+    with arena.mount(lower) as mount:
+        for path in (mount / "f", mount / "d", mount / "link", mount / "f", mount / "d"):
+            before = os.lstat(path)
+            wait_until(lambda: time.clock_gettime_ns(5) > before.st_ctime_ns + 20_000_000, "the clock to go on")  # noqa: B023
+            os.chown(path, -1, -1, follow_symlinks=False)
+            after = os.lstat(path)
+            assert after.st_ctime_ns > before.st_ctime_ns
+            assert (after.st_mode, after.st_uid, after.st_gid, after.st_mtime_ns, after.st_ino) == (
+                before.st_mode, before.st_uid, before.st_gid, before.st_mtime_ns, before.st_ino
+            )  # fmt: skip
+
+
+def test_far_times(arena: Arena) -> None:
+    """Times that do not fit into 64 bits of nanoseconds are copied up (ext4 and xfs have them up to 2446 and 2486)."""
+    far = 14_000_000_000 * 1_000_000_000  # in the year 2413
+    lower = arena.directory("lower")
+    for name in ("f", "a"):
+        (lower / name).write_bytes(b"x")
+    os.link(lower / "a", lower / "b")
+    (lower / "d").mkdir()
+    for name in ("f", "a", "d"):
+        os.utime(lower / name, ns=(far + 1, far + 2))
+    known = (lower / "f").stat().st_mtime_ns
+    arena.guard(lower)
+    with arena.mount(lower) as mount:
+        for name in ("f", "a", "d"):
+            assert (mount / name).stat().st_mtime_ns == known
+            (mount / name).chmod(0o700)
+            assert (mount / name).stat().st_mtime_ns == known
+        mount.stop()
+        mount.start()
+        for name in ("f", "a", "b", "d"):
+            assert (mount / name).stat().st_mtime_ns == known

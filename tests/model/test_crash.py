@@ -1,135 +1,19 @@
 """kill -9 before every single change that an operation makes: the merged tree is as before, or as after.
 
-Each case is one operation on a small stack of layers. It runs in a child that dies before its first change, before its
-second, and so on until it survives. After each death the union is opened again, as the next mount would do.
+Each case is one operation on a small stack of layers (stage.py). It runs in a child that dies before its first change,
+before its second, and so on until it survives. After each death the union is opened again, as the next mount would do.
 
 What touches owners and modes is done three times: with real ones, stored in attributes, and stored in the database.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from enum import Enum
 from pathlib import Path
 
 import pytest
 
-from fuseunion.core.attributes import Change
-from fuseunion.core.ownership import Facts
-from fuseunion.core.ownership.database import DatabaseStore
-from fuseunion.options import XattrPermissions
+from tests.model.stage import CASES, OPERATIONS, Stored, make_layers, opened, restore, save, tree
 from tests.support.crash import run_until_change
-from tests.support.inprocess import InProcess, in_process
-
-Operation = Callable[[InProcess], None]
-
-OPERATIONS: dict[str, Operation] = {
-    "write to a lower file": lambda u: u.write("/d/file", b"changed"),
-    "write to a hard-linked lower file": lambda u: u.write("/link-a", b"changed"),
-    "truncate a lower file": lambda u: u.setattr("/d/file", Change(size=0)),
-    "chmod of a lower file": lambda u: u.setattr("/d/file", Change(mode=0o600)),
-    "chmod of a lower directory": lambda u: u.setattr("/d/sub", Change(mode=0o700)),
-    "chown of a lower symbolic link": lambda u: u.setattr("/d/symlink", Change(uid=7)),
-    "unlink of a lower file": lambda u: u.unlink("/d/file"),
-    "unlink of a hard-linked lower file": lambda u: u.unlink("/link-a"),
-    "unlink of an upper file over a lower one": lambda u: u.unlink("/both"),
-    "unlink of an upper file": lambda u: u.unlink("/upper-only"),
-    "rmdir of a lower directory": lambda u: u.rmdir("/empty"),
-    "rmdir of a merged directory with whiteouts": lambda u: u.rmdir("/emptied"),
-    "create": lambda u: u.create("/d/new"),
-    "create over a whiteout": lambda u: u.create("/deleted"),
-    "mkdir over a whiteout of a directory": lambda u: u.mkdir("/deleted-dir"),
-    "symlink over a whiteout": lambda u: u.symlink("x", "/deleted"),
-    "link of a lower file": lambda u: u.link("/d/file", "/d/second"),
-    "link over a whiteout": lambda u: u.link("/upper-only", "/deleted"),
-    "rename of a lower file": lambda u: u.rename("/d/file", "/moved"),
-    "rename of a hard-linked lower file": lambda u: u.rename("/link-a", "/d/moved"),
-    "rename over a lower file": lambda u: u.rename("/upper-only", "/d/file"),
-    "rename over a whiteout": lambda u: u.rename("/upper-only", "/deleted"),
-    "rename of a lower directory": lambda u: u.rename("/d", "/moved"),
-    "rename of a lower directory over a whiteout": lambda u: u.rename("/d", "/deleted-dir"),
-    "rename of a merged directory": lambda u: u.rename("/merged", "/d/moved"),
-    "rename of a directory over an emptied one": lambda u: u.rename("/d", "/emptied"),
-    "rename of an upper directory over a whiteout": lambda u: u.rename("/upper-dir", "/deleted-dir"),
-    "exchange of a lower file and a merged directory": lambda u: u.rename("/d/file", "/merged", 2),
-    "setxattr on a lower file": lambda u: u.setxattr("/d/file", b"user.x", b"y"),
-    "chown of an upper file": lambda u: u.setattr("/upper-only", Change(uid=7, gid=8)),
-    "chmod of an upper file": lambda u: u.setattr("/upper-only", Change(mode=0o4700)),
-    "mknod": lambda u: u.mknod("/d/fifo", stat.S_IFIFO | 0o640),
-}
-
-
-class Stored(Enum):
-    """Where owners and modes are kept."""
-
-    NOT = "real"
-    ATTRIBUTE = "attribute"
-    DATABASE = "database"
-
-
-WITH_STORE = (
-    "write to a lower file", "write to a hard-linked lower file", "chmod of a lower file", "chmod of a lower directory",
-    "chown of a lower symbolic link", "create", "create over a whiteout", "mkdir over a whiteout of a directory",
-    "symlink over a whiteout", "rename of a lower directory", "unlink of an upper file", "chown of an upper file",
-    "chmod of an upper file", "mknod",
-)  # fmt: skip
-CASES = [
-    *((name, Stored.NOT) for name in OPERATIONS),
-    *((name, stored) for stored in (Stored.ATTRIBUTE, Stored.DATABASE) for name in WITH_STORE),
-]
-
-
-def _open(base: Path, stored: Stored) -> AbstractContextManager[InProcess]:
-    wanted = XattrPermissions.CONTAINERS if stored is Stored.ATTRIBUTE else XattrPermissions.OFF
-    return in_process([base / "lower"], base / "upper", base / "work", store=wanted)
-
-
-def _make_layers(base: Path, stored: Stored) -> None:
-    lower = base / "lower"
-    for directory in ("d/sub", "empty", "emptied", "merged/sub", "deleted-dir/inner"):
-        (lower / directory).mkdir(parents=True)
-    (lower / "d/file").write_bytes(b"content of a lower file")
-    (lower / "d/sub/deep").write_bytes(b"deep")
-    os.setxattr(lower / "d/file", "user.kept", b"value")
-    (lower / "d/symlink").symlink_to("file")
-    (lower / "link-a").write_bytes(b"one file")
-    os.link(lower / "link-a", lower / "d/link-b")
-    for name in ("both", "deleted", "merged/low", "emptied/gone"):
-        (lower / name).write_bytes(name.encode())
-    (base / "upper").mkdir()
-    (base / "work").mkdir()
-    if stored is Stored.DATABASE:
-        _begin_database(base)
-    with _open(base, stored) as union:
-        union.write("/both", b"upper content")
-        union.create("/upper-only", b"mine")
-        union.mkdir("/upper-dir")
-        union.create("/upper-dir/x", b"x")
-        union.create("/merged/up", b"up")
-        union.unlink("/deleted")
-        union.unlink("/emptied/gone")
-        union.rmdir("/deleted-dir/inner")
-        union.rmdir("/deleted-dir")
-
-
-def _begin_database(base: Path) -> None:
-    """An upper whose work area has a database uses it, whatever its filesystem could do."""
-    fds = [os.open(base / name, os.O_RDONLY | os.O_DIRECTORY) for name in ("upper", "work")]
-    store = DatabaseStore(fds[1])
-    real = os.fstat(fds[0])
-    store.store(fds[0], real, Facts.of(real))
-    store.close()
-    for fd in fds:
-        os.close(fd)
-
-
-def _tree(base: Path, stored: Stored) -> dict[str, tuple[object, ...]]:
-    with _open(base, stored) as union:
-        return union.tree(numbers=True)
 
 
 @pytest.fixture(scope="module")
@@ -139,27 +23,17 @@ def all_layers(tmp_path_factory: pytest.TempPathFactory) -> dict[Stored, Path]:
     for stored in Stored:
         base = made[stored] = tmp_path_factory.mktemp("crash") / "layers"
         base.mkdir()
-        _make_layers(base, stored)
+        make_layers(base, stored)
     return made
-
-
-def _restore(layers: Path, upper: Path, work: Path) -> None:
-    """Bring upper and work back to what they were; the lower stays the same inodes."""
-    for saved, current in ((upper, layers / "upper"), (work, layers / "work")):
-        shutil.rmtree(current)
-        # cp keeps devices, xattrs, times and hard links, which shutil does not.
-        assert os.spawnlp(os.P_WAIT, "cp", "cp", "-a", str(saved), str(current)) == 0
 
 
 @pytest.mark.parametrize(("name", "stored"), CASES, ids=[f"{name}-{stored.value}" for name, stored in CASES])
 def test_before_or_after(name: str, stored: Stored, all_layers: dict[Stored, Path], tmp_path: Path) -> None:
     operation, layers = OPERATIONS[name], all_layers[stored]
-    saved_upper, saved_work = tmp_path / "upper", tmp_path / "work"
-    for current, saved in ((layers / "upper", saved_upper), (layers / "work", saved_work)):
-        assert os.spawnlp(os.P_WAIT, "cp", "cp", "-a", str(current), str(saved)) == 0
+    save(layers, tmp_path)
 
     def act() -> None:
-        with _open(layers, stored) as union:
+        with opened(layers, stored) as union:
             operation(union)
 
     def without_times(tree: dict[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
@@ -168,20 +42,20 @@ def test_before_or_after(name: str, stored: Stored, all_layers: dict[Stored, Pat
 
     try:
         # Restored first: the database knows copies for what they are, and does not count for them.
-        _restore(layers, saved_upper, saved_work)
-        before = without_times(_tree(layers, stored))
-        _restore(layers, saved_upper, saved_work)
+        restore(layers, tmp_path)
+        before = without_times(tree(layers, stored))
+        restore(layers, tmp_path)
         act()
-        after = without_times(_tree(layers, stored))
+        after = without_times(tree(layers, stored))
         number = 0
         survived = False
         while not survived:
-            _restore(layers, saved_upper, saved_work)
+            restore(layers, tmp_path)
             survived = run_until_change(number, act)
-            now = without_times(_tree(layers, stored))
+            now = without_times(tree(layers, stored))
             if survived or now != before:
                 assert now == after, f"died before change {number}"
             number += 1
         assert number > 1, "the operation changed nothing"
     finally:
-        _restore(layers, saved_upper, saved_work)
+        restore(layers, tmp_path)

@@ -199,18 +199,24 @@ class UnionMachine(RuleBasedStateMachine):
 
     @rule(path=paths)
     def create(self, path: str) -> None:
+        if self.has_parent(path):
+            self.create_both(path)
+
+    def create_both(self, path: str) -> None:
         def plain() -> None:
             fd = os.open(self.plain(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             os.write(fd, b"new")
             os.close(fd)
 
-        if self.has_parent(path):
-            self.both(lambda: self.union.create(path, b"new"), plain)
+        self.both(lambda: self.union.create(path, b"new"), plain)
 
     @rule(path=paths)
     def mkdir(self, path: str) -> None:
         if self.has_parent(path):
-            self.both(lambda: self.union.mkdir(path), lambda: self.plain(path).mkdir(mode=0o755))
+            self.mkdir_both(path)
+
+    def mkdir_both(self, path: str) -> None:
+        self.both(lambda: self.union.mkdir(path), lambda: self.plain(path).mkdir(mode=0o755))
 
     @rule(path=paths)
     def symlink(self, path: str) -> None:
@@ -252,6 +258,33 @@ class UnionMachine(RuleBasedStateMachine):
                 syscalls.AT_FDCWD, bytes(self.plain(source)), syscalls.AT_FDCWD, bytes(self.plain(new)), flags
             ),
         )
+
+    @rule(path=paths, again=st.sampled_from(["directory", "file", "nothing"]), mounted_anew=st.booleans())
+    def remove_tree(self, path: str, again: str, mounted_anew: bool) -> None:
+        """rm -r, and perhaps something new under the same name; then what was removed may not come back."""
+        plain = self.plain(path)
+        if not self.has_parent(path) or not os.path.lexists(plain):
+            return
+        below = os.walk(plain, topdown=False) if not plain.is_symlink() else ()
+        for directory, names, files in below:
+            for name in [*files, *names]:
+                child = os.path.join(directory, name)
+                self._remove(child.removeprefix(str(self.base / "plain")))
+        self._remove(path)
+        self.check()  # now, because plain inode numbers are soon used again
+        if again == "directory":
+            self.mkdir_both(path)
+        elif again == "file":
+            self.create_both(path)
+        if mounted_anew:
+            self.remount()
+
+    def _remove(self, path: str) -> None:
+        plain = self.plain(path)
+        if plain.is_dir() and not plain.is_symlink():
+            self.both(lambda: self.union.rmdir(path), plain.rmdir)
+        else:
+            self.both(lambda: self.union.unlink(path), plain.unlink)
 
     @rule()
     def remount(self) -> None:

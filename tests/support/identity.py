@@ -11,8 +11,16 @@ from collections.abc import Iterator
 def acting_as(uid: int, umask: int = 0o022) -> Iterator[None]:
     """Act as a user whose group has the same number and who has no supplementary groups; 0 stays root.
 
-    Only for who may change ids: root, or the root of a user namespace.
+    Only root, or the root of a user namespace, can act as others; an ordinary user acts as himself.
     """
+    if os.geteuid():
+        assert uid == os.geteuid(), "an ordinary user cannot become another"
+        previous = os.umask(umask)
+        try:
+            yield
+        finally:
+            os.umask(previous)
+        return
     before = os.umask(umask)
     groups = os.getgroups()
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fuseunion.core.attributes import Change
 from fuseunion.core.create import Owner
+from fuseunion.core.descriptors import Descriptors
 from fuseunion.core.identity import IDENTITY, Identity
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.layer import Layer
@@ -19,7 +20,10 @@ from fuseunion.core.union import Union
 from fuseunion.core.work import WorkDirectory
 from fuseunion.options import XattrPermissions
 
-ROOT_OWNER = Owner(os.geteuid(), os.getegid(), 0o022)
+
+def own() -> Owner:
+    """Whoever runs the test makes an object."""
+    return Owner(os.geteuid(), os.getegid(), 0o022)
 
 
 def _open(path: Path) -> int:
@@ -31,9 +35,10 @@ class InProcess:
 
     def __init__(self, union: Union) -> None:
         self.union = union
+        self._told: dict[int, int] = {}
 
     def find(self, path: str) -> Inode:
-        """The inode of a path below the root; FileNotFoundError when there is none."""
+        """The inode of a path below the root, remembered until `forget`; FileNotFoundError when there is none."""
         inode: Inode = self.union.root
         for name in os.fsencode(path).split(b"/"):
             if not name:
@@ -42,8 +47,19 @@ class InProcess:
             below = self.union.lookup(inode, name)
             if below is None:
                 raise FileNotFoundError(2, os.strerror(2), path)
-            inode = below
+            inode = self._remember(below)
         return inode
+
+    def _remember(self, inode: Inode) -> Inode:
+        self.union.remember(inode)
+        self._told[inode.ino] = self._told.get(inode.ino, 0) + 1
+        return inode
+
+    def forget(self) -> None:
+        """Forget every inode, as the kernel does when it drops its caches."""
+        for ino, count in self._told.items():
+            self.union.forget(ino, count)
+        self._told.clear()
 
     def _split(self, path: str) -> tuple[Directory, bytes]:
         parent, _, name = path.rpartition("/")
@@ -51,27 +67,34 @@ class InProcess:
         assert isinstance(directory, Directory)
         return directory, os.fsencode(name)
 
-    def copied(self, path: str, limit: int | None = None) -> Inode:
+    def copied(self, path: str) -> Inode:
+        """The inode of a path, copied up if it is a file."""
         inode = self.find(path)
         if isinstance(inode, File):
-            self._copy(inode, limit)
+            self.copy(inode)
         return inode
 
-    def _copy(self, file: File, limit: int | None = None) -> None:
-        job = self.union.copy_job(file, limit)
+    def copy(self, file: File, change: Change | None = None) -> bool:
+        """Copy a file up; True when the change was made with the copy."""
+        if file.in_upper:
+            return False
+        job = self.union.copy_job(file, change)
         if job is not None:
             try:
                 job.move()
                 job.publish()
             finally:
-                job.abort()
+                job.close()
+        return True
 
     def write(self, path: str, data: bytes, offset: int = 0) -> None:
         file = self.copied(path)
         assert isinstance(file, File)
         handle = self.union.open(file, os.O_RDWR)
-        self.union.write(handle, data, offset)
-        self.union.release_file(handle)
+        try:
+            self.union.write(handle, data, offset)
+        finally:
+            self.union.release_file(handle)
 
     def read(self, path: str) -> bytes:
         file = self.find(path)
@@ -83,23 +106,26 @@ class InProcess:
             self.union.release_file(handle)
 
     def create(self, path: str, data: bytes = b"", mode: int = 0o644) -> None:
-        _, handle = self.union.create(*self._split(path), mode, ROOT_OWNER)
-        self.union.write(handle, data, 0)
-        self.union.release_file(handle)
+        file, handle = self.union.create(*self._split(path), mode, own())
+        self._remember(file)
+        try:
+            self.union.write(handle, data, 0)
+        finally:
+            self.union.release_file(handle)
 
     def mkdir(self, path: str) -> None:
-        self.union.mkdir(*self._split(path), stat.S_IFDIR | 0o755, ROOT_OWNER)
+        self._remember(self.union.mkdir(*self._split(path), stat.S_IFDIR | 0o755, own()))
 
-    def mknod(self, path: str, mode: int, rdev: int = 0, owner: Owner = ROOT_OWNER) -> None:
-        self.union.mknod(*self._split(path), mode, rdev, owner)
+    def mknod(self, path: str, mode: int, rdev: int = 0, owner: Owner | None = None) -> None:
+        self._remember(self.union.mknod(*self._split(path), mode, rdev, owner or own()))
 
     def symlink(self, target: str, path: str) -> None:
-        self.union.symlink(*self._split(path), os.fsencode(target), ROOT_OWNER)
+        self._remember(self.union.symlink(*self._split(path), os.fsencode(target), own()))
 
     def link(self, source: str, path: str) -> None:
         file = self.copied(source)
         assert isinstance(file, File)
-        self.union.link(file, *self._split(path))
+        self._remember(self.union.link(file, *self._split(path)))
 
     def unlink(self, path: str) -> None:
         self.union.unlink(*self._split(path))
@@ -111,12 +137,13 @@ class InProcess:
         sources = [source, target] if flags & 2 else [source]
         for path in sources:
             for file in self.union.trees_to_copy(self.find(path)):
-                self._copy(file)
+                self.copy(file)
         self.union.rename(*self._split(source), *self._split(target), flags)
 
     def setattr(self, path: str, change: Change) -> None:
-        inode = self.copied(path, change.size)
-        self.union.setattr(inode, change)
+        inode = self.find(path)
+        if not isinstance(inode, File) or not self.copy(inode, change):
+            self.union.setattr(inode, change)
 
     def setxattr(self, path: str, name: bytes, value: bytes) -> None:
         self.union.setxattr(self.copied(path), name, value)
@@ -125,10 +152,16 @@ class InProcess:
         directory = self.find(path)
         assert isinstance(directory, Directory)
         handle = self.union.opendir(directory)
-        names = self.union.names(handle, again=True)
-        shown = [os.fsdecode(name) for name in names if self.union.lookup(directory, name) is not None]
-        self.union.release_directory(handle)
-        return sorted(shown)
+        try:
+            shown = []
+            for name in self.union.names(handle, again=True):
+                inode = self.union.lookup(directory, name)
+                if inode is not None:
+                    self._remember(inode)
+                    shown.append(os.fsdecode(name))
+            return sorted(shown)
+        finally:
+            self.union.release_directory(handle)
 
     def tree(self, path: str = "", *, numbers: bool = False) -> dict[str, tuple[object, ...]]:
         """Everything that is seen below a path: kind, mode, owner, content or target, xattrs, link count of files."""
@@ -165,11 +198,15 @@ def in_process(
     identity: Identity = IDENTITY,
 ) -> Iterator[InProcess]:
     """Open a union over existing directories, topmost lower first; closed at the end."""
-    layers = [Layer(_open(path), writable=False, label=str(path)) for path in lowers]
+    descriptors = Descriptors()
+    layers = [Layer(_open(path), writable=False, label=str(path), descriptors=descriptors) for path in lowers]
     for layer in layers:
         layer.ownership = detect(layer.root_fd)
-    top = Layer(_open(upper), writable=True, label=str(upper)) if upper is not None else None
-    area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices) if work is not None else None
+    top = area = None
+    if upper is not None:
+        top = Layer(_open(upper), writable=True, label=str(upper), descriptors=descriptors)
+    if work is not None:
+        area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices, descriptors=descriptors)
     if top is not None and area is not None:
         top.ownership = choose(top.root_fd, store, area.layer.root_fd, [layer.root_fd for layer in layers])
     union = Union(layers, top, area, Settings(umask_pending=True, identity=identity))

@@ -11,6 +11,7 @@ import pyfuse3
 import pytest
 import trio
 
+from fuseunion.core.handle import DirectoryHandle, FileHandle
 from fuseunion.core.state import Settings
 from fuseunion.engines.fuse.operations import Operations
 
@@ -35,6 +36,34 @@ class Broken:
         raise self._error
 
 
+class BrokenFile(FileHandle):
+    """An open file of which nothing works."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("fd", "file", "outsider", "writable"):
+            raise object.__getattribute__(self, "error")
+        return object.__getattribute__(self, name)
+
+
+class BrokenDirectory(DirectoryHandle):
+    """An open directory of which nothing works."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("directory", "names"):
+            raise object.__getattribute__(self, "error")
+        return object.__getattribute__(self, name)
+
+
 class Anything:
     """An argument that has every attribute; stands for contexts, fields and attributes of pyfuse3."""
 
@@ -42,8 +71,13 @@ class Anything:
         return 0
 
 
-def _call(name: str, error: Exception) -> None:
+def _kind(name: str) -> type[BrokenFile | BrokenDirectory]:
+    return BrokenDirectory if "dir" in name else BrokenFile
+
+
+def _call(name: str, error: Exception, kind: type[BrokenFile | BrokenDirectory] | None = None) -> None:
     operations = Operations(Broken(error))  # type: ignore[arg-type]
+    operations._handles[1] = (kind or _kind(name))(error)
     handler = getattr(operations, name)
     count = len(inspect.signature(inspect.unwrap(getattr(Operations, name))).parameters) - 1
     arguments: list[Any] = [1, b"name", b"x", Anything(), Anything(), Anything()][:count]
@@ -77,18 +111,24 @@ def test_every_handler_of_pyfuse3_is_here() -> None:
 def test_a_bug_is_answered_with_eio(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(pyfuse3.FUSEError) as caught:
         _call(name, ValueError("a bug"))
-    if name in ENOSYS:
-        assert caught.value.errno == errno.ENOSYS
-    elif caught.value.errno != errno.EBADF:  # handlers that look for their handle first
-        assert caught.value.errno == errno.EIO
-        assert "a bug" in caplog.text
+    assert caught.value.errno == (errno.ENOSYS if name in ENOSYS else errno.EIO)
+    assert name in ENOSYS or "a bug" in caplog.text
 
 
 @pytest.mark.parametrize("name", [name for name in HANDLERS if name not in ENOSYS | {"forget"}])
 def test_an_os_error_keeps_its_errno(name: str) -> None:
     with pytest.raises(pyfuse3.FUSEError) as caught:
         _call(name, OSError(errno.ENOSPC, "full"))
-    assert caught.value.errno in (errno.ENOSPC, errno.EBADF)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("name", ["read", "write", "release", "fsync", "readdir", "releasedir", "fsyncdir"])
+def test_a_handle_that_is_none(name: str) -> None:
+    """A number that was never given out, or one of the other kind."""
+    for wrong in (BrokenFile, BrokenDirectory):
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            _call(name, OSError(errno.ENOSPC, "full"), wrong)
+        assert caught.value.errno == (errno.ENOSPC if wrong is _kind(name) else errno.EBADF)
 
 
 @pytest.mark.parametrize("name", ["statfs", "getattr"])

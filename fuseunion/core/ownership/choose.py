@@ -41,7 +41,7 @@ def detect(root_fd: int) -> XattrStore | None:
         OSError: EIO and the like from the layer.
     """
     found = _marked(root_fd)
-    return None if found is None else XattrStore(found[0])
+    return None if found is None else XattrStore(found[0], foreign=True)
 
 
 def choose(

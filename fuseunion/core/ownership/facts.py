@@ -13,17 +13,18 @@ after a TYPE. All of these are read. One form is written, that of containers/sto
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
 from typing import Any, NamedTuple, cast
 
+from fuseunion.core.xattrs import malformed
+
 DATABASE_FILE = b"fuseunion.db"
 """The name of the database in a work area; here, so that asking for it does not import sqlite3."""
 
-_VALUE = re.compile(rb"(\d+):(\d+):([0-7]+)(?::(.*))?", re.ASCII | re.DOTALL)
-_DEVICE = re.compile(rb"(block|char)[-:](\d+)[-:](\d+)(?:\D.*)?", re.ASCII | re.DOTALL)
+_VALUE = re.compile(rb"(\d{1,10}):(\d{1,10}):([0-7]{1,11})(?::(.*))?", re.ASCII | re.DOTALL)
+_DEVICE = re.compile(rb"(block|char)[-:](\d{1,8})[-:](\d{1,8})(?:\D.*)?", re.ASCII | re.DOTALL)
 
 _Reduced = tuple[Any, tuple[tuple[int, ...], dict[str, Any]]]
 
@@ -88,10 +89,10 @@ def parse(value: bytes) -> Facts:
     """
     match = _VALUE.fullmatch(value.rstrip(b"\0"))
     if match is None:
-        raise _invalid()
+        raise malformed()
     uid, gid, mode = int(match[1]), int(match[2]), int(match[3], 8)
     if uid >= _ID_LIMIT or gid >= _ID_LIMIT:
-        raise _invalid()
+        raise malformed()
     kind, rdev = _parse_type(match[4]) if match[4] else (0, 0)
     return Facts(uid, gid, mode & 0o7777, kind, rdev)
 
@@ -105,7 +106,7 @@ def _parse_type(text: bytes) -> tuple[int, int]:
             # MKDEV's fields, include/linux/kdev_t.h: 12 and 20 bits.
             if device and int(device[2]) < 2**12 and int(device[3]) < 2**20:
                 return kind, os.makedev(int(device[2]), int(device[3]))
-    raise _invalid()
+    raise malformed()
 
 
 def unparse(facts: Facts) -> bytes:
@@ -132,7 +133,3 @@ def backing_mode(mode: int) -> int:
     if stat.S_ISDIR(mode):
         return stat.S_IFDIR | 0o700 | mode & 0o777
     return stat.S_IFREG | 0o600 | mode & 0o777
-
-
-def _invalid() -> OSError:
-    return OSError(errno.EINVAL, os.strerror(errno.EINVAL))

@@ -22,9 +22,7 @@ from fuseunion.core.ownership.store import OwnershipStore, Where
 _log = logging.getLogger("fuseunion.ownership")
 
 # ENODATA: not stored. EOPNOTSUPP: this object, or a filesystem that takes part in a lower, has no xattrs.
-# EACCES: user.* wants read permission on the object (fs/xattr.c xattr_permission); what a daemon may not read, a
-# foreign lower's file, must still be listed, and shows its real owner.
-_NOT_STORED = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES})
+_NOT_STORED = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 
 
 class XattrStore(OwnershipStore):
@@ -33,11 +31,14 @@ class XattrStore(OwnershipStore):
     Args:
         name: the attribute.
         companion: where the facts of objects go that cannot have it; the store owns it.
+        foreign: the layer is a lower, in which there may be what the daemon may not read: user.* wants read permission
+            on the object (fs/xattr.c xattr_permission). It is listed all the same, and shows its real owner.
     """
 
-    def __init__(self, name: OverrideName, companion: OwnershipStore | None = None) -> None:
+    def __init__(self, name: OverrideName, companion: OwnershipStore | None = None, *, foreign: bool = False) -> None:
         self.name = name
         self.companion = companion
+        self._none = _NOT_STORED | {errno.EACCES} if foreign else _NOT_STORED
         self.label = name if companion is None else f"{name}, {companion.label} for symbolic links"
 
     def _holds(self, st: os.stat_result) -> bool:
@@ -49,7 +50,7 @@ class XattrStore(OwnershipStore):
         try:
             value = getxattr(where, self.name)
         except OSError as error:
-            if error.errno in _NOT_STORED:
+            if error.errno in self._none:
                 return None
             raise
         return codec.parse(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from fuseunion.core.attributes import Change
 from fuseunion.core.inode import File
 from fuseunion.core.union import Union
 
@@ -21,11 +22,14 @@ class CopyUps:
         self._union = union
         self._under_way: dict[int, trio.Event] = {}
 
-    async def done(self, file: File, limit: int | None = None) -> None:
+    async def done(self, file: File, change: Change | None = None) -> bool:
         """Return when the file is in the upper.
 
         Args:
-            limit: copy no more than so many bytes, because the file is about to be truncated to them.
+            change: what the copy-up is for; made to the copy before that is shown.
+
+        Returns:
+            True when the change was made with the copy; else it is still to be made.
 
         Raises:
             OSError: as Union.copy_job and CopyJob.
@@ -35,9 +39,9 @@ class CopyUps:
             if under_way is not None:
                 await under_way.wait()
                 continue
-            job = self._union.copy_job(file, limit)
+            job = self._union.copy_job(file, change)
             if job is None:
-                return
+                return True
             event = self._under_way[file.ino] = trio.Event()
             try:
                 if job.quick:
@@ -46,6 +50,8 @@ class CopyUps:
                     await trio.to_thread.run_sync(job.move)
                 job.publish()
             finally:
-                job.abort()
+                job.close()
                 del self._under_way[file.ino]
                 event.set()
+            return True
+        return False

@@ -22,7 +22,6 @@ import errno
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -123,7 +122,6 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         layers = open_layers(prepared, options)
         os.chdir("/")
         os.umask(0)
-        _raise_file_limit()
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         prepared.on_failure(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
@@ -148,13 +146,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
 
         gc.freeze()
         gc.enable()
-        operations = Operations(
-            union,
-            timeout=options.timeout,
-            trace=options.trace,
-            own_root=mount_point.own_root,
-            device=mount_point.fd,
-        )
+        operations = Operations(union, timeout=options.timeout, trace=options.trace, own_root=mount_point.own_root)
         session.serve(operations, mount_point, on_ready=live, allow_root=options.allow_root)
 
 
@@ -223,8 +215,3 @@ def _redirect_to_null() -> None:
         os.dup2(null, fd)
     if null > 2:
         os.close(null)
-
-
-def _raise_file_limit() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

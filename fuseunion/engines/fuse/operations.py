@@ -11,6 +11,7 @@ Three rules keep the mount alive and right:
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import itertools
 import os
@@ -28,6 +29,7 @@ from fuseunion.core.identity import ShownGid, ShownUid
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.rename import check_flags
 from fuseunion.core.union import Union
+from fuseunion.core.xattrs import MalformedError
 from fuseunion.engines.fuse import questions
 from fuseunion.engines.fuse.boundary import answered, log
 from fuseunion.engines.fuse.copying import CopyUps
@@ -43,6 +45,16 @@ FSYNC_XATTR = questions.FSYNC.encode()
 OWNER_XATTR = b"user.containers.override_stat"
 
 
+class Sent(enum.Enum):
+    """What became of one name of a listing."""
+
+    DONE = enum.auto()
+    NOTHING = enum.auto()
+    """It is hidden, or has gone since the names were taken."""
+    NO_SPACE = enum.auto()
+    """The reply is full."""
+
+
 class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
@@ -51,21 +63,15 @@ class Operations(pyfuse3.Operations):
         timeout: how long the kernel may keep entries and attributes, in seconds.
         trace: log each request.
         own_root: the kernel checks no permissions, and only the mounting user, as root of the tree, can get in.
-        device: the /dev/fuse descriptor that the requests come from.
+
+    Attributes:
+        device: the /dev/fuse descriptor that the requests come from, once there are any.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(
-        self,
-        union: Union,
-        *,
-        timeout: float = 1e9,
-        trace: bool = False,
-        own_root: bool = False,
-        device: int = -1,
-    ) -> None:
+    def __init__(self, union: Union, *, timeout: float = 1e9, trace: bool = False, own_root: bool = False) -> None:
         super().__init__()
         self.union = union
         self.trace = trace
@@ -78,7 +84,7 @@ class Operations(pyfuse3.Operations):
         self._reader = Reader()
         self._handles: dict[int, Handle] = {}
         self._next_fh = itertools.count(1)
-        self._device = device
+        self.device = -1
         # Whoever asks to write out waits for the one before: two at once would be no faster, and take two threads.
         self._writing_out = trio.Lock()
 
@@ -130,6 +136,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         target = self.union.inode(inode)
+        wanted = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
             uid=self._identity.disk_uid(ShownUid(attr.st_uid)) if fields.update_uid else None,
@@ -137,14 +144,24 @@ class Operations(pyfuse3.Operations):
             size=attr.st_size if fields.update_size else None,
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            # chown(2) with -1 for both ids asks for nothing but a new time of change (fs/open.c chown_common).
+            touch=not any((*wanted, fields.update_atime, fields.update_mtime)),
         )
-        if isinstance(target, File) and not change.empty:
-            await self._copy_ups.done(target, change.size)
-            at_risk = change.size is not None and setgid_is_at_risk(self.union.stat(target)[0])
-            if at_risk and self._replies.is_outsider(target, ctx):
-                self.union.drop_setgid(target)
-        self.union.setattr(target, change)
+        if change.size is not None and change.mode is None and isinstance(target, File):
+            change.mode = self._mode_without_setgid(target, ctx)
+        await self._change(target, change)
         return self._replies.attributes(target)
+
+    async def _change(self, target: Inode, change: Change) -> None:
+        """Make a change; one to a file of a lower together with its copy-up."""
+        if not isinstance(target, File) or not await self._copy_ups.done(target, change):
+            self.union.setattr(target, change)
+
+    def _mode_without_setgid(self, file: File, ctx: RequestContext) -> int | None:
+        """The mode of a file after somebody who is not in its group changed its data, if that is another."""
+        mode = self.union.stat(file)[0].st_mode
+        at_risk = setgid_is_at_risk(mode) and self._replies.is_outsider(file, ctx)
+        return mode & ~stat.S_ISGID if at_risk else None
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -217,13 +234,19 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         file = self.union.file(inode)
-        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
-            await self._copy_ups.done(file, 0)
-            outsider = self._replies.is_outsider(file, ctx)
-            self.union.truncate_at_open(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
         handle = self.union.open(file, flags)
-        if handle.writable:
-            handle.drops_setgid = setgid_is_at_risk(self.union.stat(file)[0]) and self._replies.is_outsider(file, ctx)
+        try:
+            if flags & os.O_TRUNC:
+                # Whatever the access mode: the kernel has checked that the caller may write (fs/namei.c may_open).
+                outsider = self._replies.is_outsider(file, ctx)
+                change = self.union.truncation(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
+                await self._change(file, change)
+                if change.mode is not None:
+                    self._mode_changed(file)
+            handle.outsider = handle.writable and self._replies.is_outsider(file, ctx)
+        except BaseException:
+            self.union.release_file(handle)
+            raise
         return FileInfo(fh=self._keep(handle), keep_cache=True)
 
     @answered
@@ -243,7 +266,15 @@ class Operations(pyfuse3.Operations):
         handle = self._file_handle(fh)
         if not handle.file.in_upper:
             await self._copy_ups.done(handle.file)
+        if handle.outsider and self.union.drop_setgid(handle.file):
+            self._mode_changed(handle.file)
         return self.union.write(handle, buf, off)
+
+    @staticmethod
+    def _mode_changed(inode: Inode) -> None:
+        """Tell the kernel that a mode is another, where it does not think of asking: it remembers attributes apart
+        (fs/fuse/inode.c fuse_change_attributes, inval_mask), and stat(1) asks for what it shows."""
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
 
     @answered
     async def flush(self, fh: int) -> None:
@@ -274,30 +305,47 @@ class Operations(pyfuse3.Operations):
         handle = self._directory_handle(fh)
         directory = handle.directory
         names = self.union.names(handle, again=start_id == 0)
+        position = start_id
         for offset, dots, special in ((0, b".", directory), (1, b"..", directory.parent or directory)):
-            if start_id <= offset and not pyfuse3.readdir_reply(
-                token, dots, self._replies.attributes(special), offset + 1
-            ):
-                return
+            if start_id <= offset:
+                if not pyfuse3.readdir_reply(token, dots, self._replies.attributes(special), offset + 1):
+                    return
+                position += 1
         for index in range(max(start_id - 2, 0), len(names)):
-            if not self._send_entry(directory, names[index], token, index + 3):
+            try:
+                sent = self._send_entry(directory, names[index], token, index + 3)
+            except OSError:
+                if position == start_id:
+                    raise
+                return  # what was sent counts; asked for the rest, it is the first thing to fail again
+            if sent is Sent.NO_SPACE:
                 return
+            position += sent is Sent.DONE
 
-    def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> bool:
-        """Send one entry; False when it does not fit any more."""
+    def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> Sent:
+        """Send one entry.
+
+        Raises:
+            OSError: the name cannot be looked up. Only what is hidden may be missing in a listing.
+        """
+        inode: Inode | None = None
         try:
             inode = self.union.lookup(directory, name)
             if inode is None:
-                return True
+                return Sent.NOTHING
             entry = self._replies.attributes(inode)
         except OSError as error:
-            log.warning("%r is left out of a listing: %s", name, error)
-            return True
+            if inode is not None:
+                self.union.release(inode)
+            if not isinstance(error, MalformedError):
+                raise
+            inode, st = self.union.unreadable(directory, name, error)
+            entry = self._replies.unreadable(inode, st)
         if pyfuse3.readdir_reply(token, name, entry, next_id):
             self.union.remember(inode)
-            return True
+            return Sent.DONE
         self.union.release(inode)
-        return False
+        return Sent.NO_SPACE
 
     @answered
     async def releasedir(self, fh: int) -> None:
@@ -307,7 +355,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        fd = self.union.fsync_directory(self._directory_handle(fh).directory)
+        handle = self._directory_handle(fh)
+        fd = self.union.fsync_directory(handle.directory)
         if fd is not None:
             try:
                 await trio.to_thread.run_sync(os.fsync, fd)
@@ -361,7 +410,7 @@ class Operations(pyfuse3.Operations):
         if not self.union.writable:
             return
         async with self._writing_out:
-            await settle(self._device)
+            await settle(self.device)
             await trio.to_thread.run_sync(self.union.sync)
 
     @answered
@@ -383,10 +432,10 @@ class Operations(pyfuse3.Operations):
             await self._copy_ups.done(target)
         self.union.setxattr(target, name, value)
         if name == xattrs.POSIX_ACL_ACCESS and self._replies.is_outsider(target, ctx):
-            self.union.drop_setgid(target)  # fs/posix_acl.c posix_acl_update_mode
+            self.union.drop_setgid(target, always=True)  # fs/posix_acl.c posix_acl_update_mode
         if name == xattrs.POSIX_ACL_ACCESS and self._own_root:
             # Without FUSE_POSIX_ACL the kernel does not know that an ACL changes the mode.
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+            self._mode_changed(target)
 
     async def _restate(self, target: Inode, value: bytes) -> None:
         """Set owner, mode and type at once. The kernel keeps the type of what it knows for ever, so it has to look the
@@ -398,7 +447,7 @@ class Operations(pyfuse3.Operations):
                 with contextlib.suppress(FileNotFoundError):  # the kernel does not know this name
                     await trio.to_thread.run_sync(pyfuse3.invalidate_entry, directory.ino, name)
         else:
-            pyfuse3.invalidate_inode(pyfuse3.InodeT(target.ino), attr_only=True)
+            self._mode_changed(target)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:

@@ -17,6 +17,8 @@ import pyfuse3
 import trio
 
 from fuseunion.engines.fuse.mount import MountPoint
+from fuseunion.engines.fuse.negotiation import Negotiation
+from fuseunion.engines.fuse.operations import Operations
 
 _log = logging.getLogger("fuseunion.session")
 
@@ -31,7 +33,7 @@ _RESTARTS = 1000
 
 
 def serve(
-    operations: pyfuse3.Operations, mount_point: MountPoint, *, on_ready: Callable[[], None], allow_root: bool = False
+    operations: Operations, mount_point: MountPoint, *, on_ready: Callable[[], None], allow_root: bool = False
 ) -> None:
     """Answer requests until the mount has gone.
 
@@ -44,21 +46,24 @@ def serve(
         OSError: the /dev/fuse descriptor failed.
     """
     # Of the mount options libfuse needs the one that it enforces itself; the kernel's were given to mount(2).
-    pyfuse3.init(operations, f"/dev/fd/{mount_point.fd}", {"allow_root"} if allow_root else set())
+    negotiation = Negotiation(mount_point.fd)
+    operations.device = negotiation.served
+    pyfuse3.init(operations, f"/dev/fd/{negotiation.served}", {"allow_root"} if allow_root else set())
     try:
-        trio.run(_main, mount_point, on_ready)
+        trio.run(_main, negotiation, mount_point, on_ready)
     finally:
         pyfuse3.close(unmount=False)
 
 
-async def _main(mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
+async def _main(negotiation: Negotiation, mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
                 on_ready()
-                await _answer_requests()
+                nursery.start_soon(_negotiate, negotiation, nursery.cancel_scope)
+                await _answer_requests(negotiation)
                 nursery.cancel_scope.cancel()
         finally:
             # Whoever unmounts and then finds the process alive signals it (Apptainer, systemd). It is ending already,
@@ -66,16 +71,28 @@ async def _main(mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-async def _answer_requests() -> None:
+async def _negotiate(negotiation: Negotiation, session_scope: trio.CancelScope) -> None:
+    try:
+        await negotiation.run()
+    except OSError as error:
+        if not _is_unmount(error):
+            _log.error("the first exchange with the kernel failed: %s", error)
+        session_scope.cancel()
+
+
+async def _answer_requests(negotiation: Negotiation) -> None:
     """pyfuse3's loop, started again when something outside our handlers breaks it.
 
     Handlers answer every error themselves; what is left are pyfuse3's own checks of what the kernel sends and of what a
     handler returns. The request that broke it stays unanswered, all others and the mount go on.
     """
     for _ in range(_RESTARTS):
+        negotiated = negotiation.done
         try:
             await pyfuse3.main()
-            return
+            if negotiated:
+                return
+            # The descriptor was exchanged beneath it.
         except Exception as error:  # noqa: BLE001 - of a library's inside, known only by what it does to us
             if _is_unmount(error):
                 return

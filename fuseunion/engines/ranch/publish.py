@@ -13,7 +13,7 @@ from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.lookup import lower_is_positive
 from fuseunion.core.realdir import RealDir
-from fuseunion.core.remove import cover_lower_name, directory_gone
+from fuseunion.core.remove import covering_lower_name, directory_gone
 from fuseunion.core.union import Union
 from fuseunion.core.whiteout import is_whiteout
 from fuseunion.engines.ranch import private
@@ -120,14 +120,14 @@ class Publisher:
 
     def _publish(self, directory: Directory, name: bytes, temporary: bytes) -> RealDir:
         upper = copy_up_directory(self._state, directory)
-        cover_lower_name(self._state, directory, name)
         found = upper.stat(name)
         work, whiteouts = self._side.work, self._side.whiteouts
-        if found is None:
-            work.publish(temporary, upper, name)
-        elif is_whiteout(upper, name, found):
-            whiteouts.swap_in(temporary, upper, name, is_directory=False)
-        else:
-            os.rename(temporary, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())
+        with covering_lower_name(self._state, directory, name):
+            if found is None:
+                work.publish(temporary, upper, name)
+            elif is_whiteout(upper, name, found):
+                whiteouts.swap_in(temporary, upper, name, is_directory=False)
+            else:
+                os.rename(temporary, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())
         whiteouts.drop_file_mark(upper, name)
         return upper

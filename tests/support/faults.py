@@ -1,0 +1,63 @@
+"""A system call that fails: run something in which the Nth call to the system answers an error, once.
+
+Every function of os that asks the kernel for something and may fail is counted, and so are the system calls that os
+does not offer. What cannot fail in a way that anybody could act upon is left out: close(2), umask(2), dup(2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fuseunion import syscalls
+
+_OF_OS = (
+    "access", "chmod", "chown", "copy_file_range", "fchmod", "fchown", "fstat", "fsync", "ftruncate", "getxattr",
+    "link", "listdir", "listxattr", "lseek", "lstat", "mkdir", "mknod", "open", "pread", "pwrite", "read", "readlink",
+    "removexattr", "rename", "rmdir", "setxattr", "stat", "symlink", "unlink", "utime", "write",
+)  # fmt: skip
+_OF_OURS = ("birth_time_ns", "ficlone", "name_to_handle_at", "openat2", "renameat2")
+
+
+class Fault:
+    """What was made to fail.
+
+    Attributes:
+        call: the name of the function, or None when there were not so many calls.
+    """
+
+    def __init__(self) -> None:
+        self.call: str | None = None
+
+
+@contextmanager
+def failing(number: int, code: int) -> Iterator[Fault]:
+    """Let call `number` (from 0) of the block fail with an errno."""
+    fault = Fault()
+    left = number
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                fault.call = name
+                raise OSError(code, os.strerror(code))
+            return function(*args, **kwargs)
+
+        return call
+
+    real = [
+        (module, name, getattr(module, name))
+        for module, names in ((os, _OF_OS), (syscalls, _OF_OURS))
+        for name in names
+    ]
+    try:
+        for module, name, function in real:
+            setattr(module, name, counted(name, function))
+        yield fault
+    finally:
+        for module, name, function in real:
+            setattr(module, name, function)
