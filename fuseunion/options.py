@@ -16,6 +16,9 @@ Every word of kernel overlayfs (Documentation/filesystems/overlayfs.rst) and of 
 of three fates: it sets a field of Options; it is accepted in silence, because it asks for what is so anyway or has no
 meaning here (SILENT); or it is unknown or unavailable. The last is an error on the plain command line and one line on
 stderr in the mount-program form, since container engines pass words through that they do not understand themselves.
+
+An error in both forms is what would make another mount than was meant, above all one without its upper: a bad value, a
+layer without one, a layer word that is misspelt, `remount`.
 """
 
 import re
@@ -33,6 +36,9 @@ MAX_ID = 2**32 - 2
 
 
 _Choice = TypeVar("_Choice", bound=Enum)
+
+ACCESS_TIMES = ("atime", "relatime", "strictatime", "diratime", "lazytime")
+"""Words of mount(8) that ask for access times. With `no` before them they ask for what is so anyway."""
 
 IdTriple = tuple[int, int, int]
 """DISK, SHOWN, LEN: the ids disk, disk+1, ... on disk are seen as shown, shown+1, ... in the mount."""
@@ -120,7 +126,9 @@ class Options(NamedTuple):
     suid: bool | None = None
     dev: bool | None = None
     exec: bool = True
-    noatime: bool = True
+    access_times: tuple[str, ...] = ()
+    """The words of mount(8) about access times that ask for another thing than noatime."""
+    static_nlink: bool = False
     timeout: float = DEFAULT_TIMEOUT
     volatile: bool = False
     fsync: bool = True
@@ -133,6 +141,11 @@ class Options(NamedTuple):
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
     ignored: tuple[str, ...] = ()
     """Words of the mount-program form that were not understood, to be reported one line each."""
+
+    @property
+    def wants_access_times(self) -> str:
+        """The words that ask for access times, for a message; empty when none does."""
+        return ", ".join(word for word in self.access_times if word in ACCESS_TIMES)
 
 
 def unescape(text: str) -> str:
@@ -271,6 +284,8 @@ def _path(name: str, value: str) -> str:
     return unescape(value)
 
 
+LAYER_WORDS = ("lowerdir", "upperdir", "workdir")
+
 _FLAGS: dict[str, tuple[str, Any]] = {
     "ro": ("read_only", True),
     "rw": ("read_only", False),
@@ -282,15 +297,12 @@ _FLAGS: dict[str, tuple[str, Any]] = {
     "nodev": ("dev", False),
     "exec": ("exec", True),
     "noexec": ("exec", False),
-    "atime": ("noatime", False),
-    "noatime": ("noatime", True),
     "volatile": ("volatile", True),
     "noacl": ("acl", False),
+    "static_nlink": ("static_nlink", True),
 }
 
 _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "upperdir": ("upper", _path),
-    "workdir": ("work", _path),
     "uidmapping": ("uid_map", lambda name, value: parse_id_map(value, name)),
     "gidmapping": ("gid_map", lambda name, value: parse_id_map(value, name)),
     "squash_to_uid": ("squash_uid", _identity),
@@ -303,15 +315,14 @@ _VALUES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 SILENT = frozenset((
     # what mount(8), fstab and systemd add for themselves
     "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev", "nonempty",
-    "fsname", "subtype", "comment", "sync", "async", "dirsync", "remount", "silent", "loud", "mand", "nomand",
-    "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "diratime", "nodiratime",
-    "iversion", "noiversion", "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+    "fsname", "subtype", "comment", "async", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
+    "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
     # security labels: fuse-overlayfs ignores them too
     "context", "fscontext", "defcontext", "rootcontext",
     # tuning of other implementations
     "kernel_cache", "auto_cache", "big_writes", "max_write", "max_read", "max_readahead", "threaded", "writeback",
     "splice_read", "splice_write", "splice_move", "no_splice_read", "no_splice_write", "no_splice_move",
-    "fast_ino", "static_nlink",
+    "fast_ino",
     # what is so here anyway
     "default_permissions", "userxattr", "index", "xino", "ino32_t", "uuid",
 ))  # fmt: skip
@@ -331,11 +342,11 @@ def apply_words(fields: dict[str, Any], text: str, form: Form) -> list[str]:
 
     Args:
         fields: changed in place; the last word for a field wins.
-        form: decides only how empty lowers are taken.
+        form: a person is told of more mistakes than a program, which has its reasons.
     Returns:
         The words that are unknown or cannot be honoured.
     Raises:
-        UserError: a known word with a bad value, in either form.
+        UserError: a known word with a bad value, in either form, and what else the module says.
     """
     unknown = []
     for name, value in split_words(text):
@@ -343,22 +354,73 @@ def apply_words(fields: dict[str, Any], text: str, form: Form) -> list[str]:
         if value is None and name in _FLAGS:
             key, fixed = _FLAGS[name]
             fields[key] = fixed
+        elif name in LAYER_WORDS:
+            if value is None:
+                raise UserError(f"{name} needs a value: {name}=DIRECTORY")
+            set_layer(fields, name, value, form)
         elif value is not None and name in _VALUES:
             key, convert = _VALUES[name]
             fields[key] = convert(name, value)
-        elif name == "lowerdir" and value is not None:
-            fields["lowers"] = parse_lowers(value, skip_empty=form is Form.MOUNT_PROGRAM)
+        elif name == "remount":
+            raise UserError(
+                "remount: a mount cannot be changed; unmount it (fuseunion umount MERGED) and mount it again with the "
+                "new options"
+            )
         elif name == "squash_to_root" and value is None:
             # squash_to_uid= and squash_to_gid= beat this one wherever they stand (fuse-overlayfs(1)).
             fields["squash_root"] = True
+        elif value is None and name.removeprefix("no") in ACCESS_TIMES:
+            if form is Form.MOUNT_PROGRAM and name in ACCESS_TIMES:
+                # mount(8) and fstab pass what suits any filesystem: they get their mount, and hear that it has none.
+                unknown.append(shown)
+            else:
+                fields["access_times"] = _access_times(fields.get("access_times", ()), name)
         elif name == "fsync" and value is not None:
             fields.update(_fsync(value))
         elif name in _ONLY and value is not None:
             if value not in _ONLY[name]:
                 unknown.append(shown)
         elif name not in SILENT and not name.startswith(("x-", "X-")):
+            _refuse_misspelt(name)
             unknown.append(shown)
     return unknown
+
+
+def set_layer(fields: dict[str, Any], name: str, value: str, form: Form) -> None:
+    """Set the directories of lowerdir=, upperdir= or workdir=.
+
+    Raises:
+        UserError: no value; in the plain form another one than before, since the first would be lost.
+    """
+    given: str | tuple[str, ...]
+    if name == "lowerdir":
+        key, given = "lowers", parse_lowers(value, skip_empty=form is Form.MOUNT_PROGRAM)
+    else:
+        key, given = name.removesuffix("dir"), _path(name, value)
+    if form is Form.PLAIN and fields.get(key, given) != given:
+        remedy = "; several lower directories are one value: LOWER:LOWER" if key == "lowers" else ""
+        raise UserError(f"{name} is given twice, the second time as '{value}'{remedy}")
+    fields[key] = given
+
+
+def _refuse_misspelt(name: str) -> None:
+    """An unknown word that was meant to name a layer: without it the mount would be another."""
+    from difflib import get_close_matches  # only here: most mounts have no unknown words
+
+    written = f"{name}dir" if f"{name}dir" in LAYER_WORDS else name.lower()
+    for meant in get_close_matches(written, LAYER_WORDS, 1, 0.8):
+        raise UserError(f"unknown option '{name}'; did you mean {meant}= ?")
+
+
+def _access_times(words: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """What is asked for after one more word; noatime is the default, and takes back all the others."""
+    if name == "noatime":
+        return ()
+    replaced = {name, name.removeprefix("no") if name.startswith("no") else f"no{name}"}
+    if name in ("relatime", "strictatime"):
+        replaced |= {"relatime", "strictatime"}
+    left = tuple(word for word in words if word not in replaced)
+    return (*left, name) if name in (*ACCESS_TIMES, "nodiratime") else left
 
 
 def _fsync(value: str) -> dict[str, bool]:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -31,10 +32,14 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_NOATIME = 1024
+MS_NODIRATIME = 2048
 MS_BIND = 4096
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MS_POSIXACL = 1 << 16
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+MS_LAZYTIME = 1 << 25
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -96,6 +101,14 @@ def ficlone(target_fd: int, source_fd: int) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2): write the filesystem of the descriptor to disk."""
     _check(_libc.syncfs(fd))
+
+
+def filesystem_type(fd: int) -> int:
+    """fstatfs(2): the f_type of the filesystem of a descriptor, a magic number."""
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.fstatfs(fd, buffer))
+    # A long on most architectures, where the value may be negative; 32 bits are what all the numbers have.
+    return int(struct.unpack_from("=I" if sys.byteorder == "little" else "@l", buffer)[0]) & 0xFFFFFFFF
 
 
 def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:

@@ -34,6 +34,7 @@ from fuseunion.options import (
     parse_injection,
     parse_lowers,
     parse_size,
+    set_layer,
 )
 
 SOURCES = frozenset(("overlay", "overlayfs", "fuseunion", "fuse-overlayfs", "fuse", "none"))
@@ -84,6 +85,8 @@ def parse(arguments: list[str], program: str = "fuseunion") -> Options:
     if unknown and form is Form.PLAIN:
         raise UserError(f"unknown or unavailable option '{unknown[0]}'; see fuseunion --help")
     fields["ignored"] = tuple(unknown)
+    if {"-r", "--read-only"} & {name for name, _ in options} and not fields["read_only"]:
+        raise UserError("--read-only and -o rw contradict each other; leave one of them out")
     _place_operands(fields, operands)
     _check_combination(fields)
     return finish(fields)
@@ -104,14 +107,21 @@ def _scan(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
             following = next(rest, None)
             if following is None:
                 raise UserError(f"{argument} needs a value; see fuseunion --help")
-            options.append((argument, following))
+            options.append((argument, _value(argument, following)))
         elif argument.startswith("--") and equals and name in _WITH_VALUE:
-            options.append((name, value))
+            options.append((name, _value(name, value)))
         elif argument.startswith("-o"):
             options.append(("-o", argument[2:]))
         else:
             options.append((argument, ""))
     return operands, options
+
+
+def _value(name: str, value: str) -> str:
+    """The value of an option. Only -o may have an empty one, which container engines pass."""
+    if not value and name not in ("-o", "--options"):
+        raise UserError(f"the value of {name} is empty; is a variable not set?")
+    return value
 
 
 def _form(words: list[str], operands: list[str], names: set[str], named: bool) -> Form:
@@ -138,7 +148,7 @@ def _apply(fields: dict[str, Any], name: str, value: str) -> list[str]:
     if name in _SWITCHES:
         fields[_SWITCHES[name]] = True
     elif name == "--work":
-        fields["work"] = value
+        set_layer(fields, "workdir", value, Form.PLAIN)
     elif name == "--size":
         fields["size"] = parse_size(value)
     elif name == "--log-file":
@@ -173,6 +183,7 @@ def _place_operands(fields: dict[str, Any], operands: list[str]) -> None:
     """Give each operand its meaning by what the options have left open."""
     if not operands:
         raise UserError("no directories given; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)")
+    _refuse_empty(fields, operands)
     *others, fields["target"] = operands
     no_upper = fields.get("read_only", False) or fields.get("ephemeral", False)
     mount_program = fields["form"] is Form.MOUNT_PROGRAM
@@ -196,12 +207,25 @@ def _place_operands(fields: dict[str, Any], operands: list[str]) -> None:
             fields["read_only"] = True
 
 
+def _refuse_empty(fields: dict[str, Any], operands: list[str]) -> None:
+    """An empty operand is a variable that was not set, and must not mean "none"."""
+    before = ["UPPER", "MERGED"] if "lowers" in fields else ["LOWER", "UPPER", "MERGED"]
+    if fields.get("read_only") or fields.get("ephemeral") or "upper" in fields:
+        before.remove("UPPER")
+    names = ["SOURCE", *before] if len(operands) > len(before) else [*before[: len(operands) - 1], "MERGED"]
+    for name, operand in zip(names, operands, strict=False):
+        if not operand:
+            raise UserError(f"{name} is empty; is a variable not set?")
+
+
 def _check_combination(fields: dict[str, Any]) -> None:
-    if not fields["target"]:
-        raise UserError("MERGED is empty; give an existing directory")
     if fields.get("ephemeral"):
         for key, name in (("upper", "an UPPER directory"), ("work", "--work"), ("read_only", "--read-only")):
             if fields.get(key):
                 raise UserError(f"--ephemeral makes its own upper directory and cannot go with {name}")
+    elif fields.get("work") and "upper" not in fields:
+        raise UserError(
+            f"the work directory '{fields['work']}' is given without an UPPER; give both, or neither to mount read-only"
+        )
     elif fields.get("size"):
         raise UserError("--size limits the upper of --ephemeral and has no meaning without it")

@@ -31,8 +31,12 @@ def run(argv: list[str]) -> int:
     program, *arguments = argv
     try:
         if arguments and arguments[0] in COMMANDS:
-            command = importlib.import_module(COMMANDS[arguments[0]])
-            return int(command.main(arguments[1:]))
+            name, *rest = arguments
+            if "" in rest:
+                # Taken as a path it would be the working directory.
+                number = rest.index("") + 1
+                raise UserError(f"argument {number} of 'fuseunion {name}' is empty; is a variable not set?")
+            return int(importlib.import_module(COMMANDS[name]).main(rest))
         from fuseunion.cli import mount
 
         return mount.main(arguments, program)

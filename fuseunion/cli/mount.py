@@ -33,7 +33,8 @@ Options:
   --log-file FILE       write the daemon's log to FILE instead of syslog
   -f, --foreground      stay in the foreground, log to stderr
   -d, --debug           the same, and trace every request
-  -o OPTION[,OPTION...] options of mount(8), overlayfs and fuse-overlayfs: lowerdir=, upperdir=, workdir=, ro,
+  -o, --options OPTION[,OPTION...]
+                        options of mount(8), overlayfs and fuse-overlayfs: lowerdir=, upperdir=, workdir=, ro,
                         allow_other, volatile, noacl, timeout=, ... (docs/options.md)
   -V, --version         print the version
   -h, --help            print this help

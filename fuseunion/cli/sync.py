@@ -1,23 +1,23 @@
-"""`fuseunion sync MERGED`: write what was changed in a ranch to its UPPER, without taking it down."""
+"""`fuseunion sync MERGED`: everything that was changed is in UPPER and on disk, and the mount or ranch goes on."""
 
 from __future__ import annotations
 
 import os
 
-from fuseunion import mountinfo, syscalls
+from fuseunion import mountinfo
 from fuseunion.cli.progress import Progress
 from fuseunion.cli.takedown import ranch_at
-from fuseunion.engines.fuse import mount
-from fuseunion.engines.kernel import is_ours
+from fuseunion.engines import kernel
+from fuseunion.engines.fuse import mount, questions
 from fuseunion.engines.ranch import corral
 from fuseunion.errors import ExitCode, UserError
 
 HELP = """\
 Usage: fuseunion sync MERGED
 
-Collects what was changed in a ranch (a tree of links) into its UPPER; the ranch stays, and what it shows does not
-change. Files that are being written to are collected as they are. A mount of the other engines has everything in UPPER
-already; there this writes it to disk, like sync -f.
+Writes what was changed in a mount to disk, and returns when it is there; in a volatile mount as well. What was changed
+in a ranch (a tree of links) is first collected into its UPPER; the ranch stays, and what it shows does not change.
+Files that are being written to are taken as they are.
 
 Options:
   -h, --help   print this help
@@ -28,10 +28,10 @@ Example:
 
 
 def main(arguments: list[str]) -> int:
-    """Collect one ranch.
+    """Write out one mount, or collect one ranch.
 
     Raises:
-        UserError: USAGE, LAYERS.
+        UserError: USAGE, LAYERS, FAILURE.
     """
     if "-h" in arguments or "--help" in arguments:
         print(HELP, end="")
@@ -42,14 +42,17 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise UserError("give one directory: fuseunion sync MERGED")
     (given,) = arguments
-    entry = mountinfo.mount_at(os.path.realpath(given))
-    if entry is not None and (entry.fstype == mount.TYPE or is_ours(entry)):
-        fd = os.open(given, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syscalls.syncfs(fd)
-        finally:
-            os.close(fd)
-        return ExitCode.OK
+    path = os.path.realpath(given)
+    entry = mountinfo.mount_at(path)
+    try:
+        if entry is not None and entry.fstype == mount.TYPE:
+            questions.write_out(path, questions.SYNC)
+            return ExitCode.OK
+        if entry is not None and kernel.is_ours(entry):
+            kernel.write_out(path, entry)
+            return ExitCode.OK
+    except OSError as error:
+        raise UserError(f"'{given}' cannot be written to disk: {error.strerror}", ExitCode.FAILURE) from None
     with ranch_at(given) as ranch, Progress("collected") as progress:
         corral.sync(ranch, progress)
     return ExitCode.OK

@@ -1,7 +1,9 @@
 """`fuseunion umount MERGED`: write everything out, unmount, and wait until the daemon has gone.
 
-When it returns 0, everything is on the layers and the upper may be mounted, copied or removed. The daemon tells its
-process id in an extended attribute of the mount's root, so that it can be waited for whoever started it.
+When it returns 0, everything is on disk (but of a volatile mount), and the upper may be mounted, copied or removed. The
+daemon is asked to write out before the mount is taken away, since only then can it say that it failed; what comes after
+that it writes out by itself before it ends. It also tells its process id, so that it can be waited for whoever started
+it (questions.py).
 """
 
 import errno
@@ -9,26 +11,25 @@ import os
 import select
 import subprocess
 import sys
+from typing import NamedTuple
 
-from fuseunion import mountinfo, syscalls
+from fuseunion import mountinfo
 from fuseunion.cli.holders import elsewhere, holders
-from fuseunion.engines.fuse import mount
+from fuseunion.engines.fuse import mount, questions
 from fuseunion.errors import ExitCode, UserError
-
-PID_XATTR = "user.fuseunion.pid"
-"""Virtual attribute of the root of a mount: the daemon's process id, in decimal."""
 
 SOON = 2.0
 """Seconds after which we look for a reason why the daemon goes on."""
 
 PATIENCE = 60.0
-"""Seconds that the daemon may take to write out and to remove its work directory."""
+"""Seconds that the daemon may take to see that its mount has gone, and to remove its work directory."""
 
 HELP = """\
 Usage: fuseunion umount [--lazy] [--discard] MERGED
 
-Writes everything out, unmounts MERGED and waits until its daemon has gone. If the mount is busy, says which processes
-use it and exits with status 4. A mount whose daemon has died ("Transport endpoint is not connected") is removed.
+Writes everything to disk, unmounts MERGED and waits until its daemon has gone; a volatile mount is not written to disk.
+If the mount is busy, says which processes use it and exits with status 4. A mount whose daemon has died ("Transport
+endpoint is not connected") is removed.
 
 Options:
   -l, --lazy   take the mount out of the tree at once; those who use it may go on, and nothing is waited for
@@ -85,9 +86,10 @@ def _umount(given: str, *, lazy: bool, discard: bool) -> None:
         raise UserError(f"'{given}' is mounted by '{entry.fstype}', not by fuseunion; use umount", ExitCode.LAYERS)
     dead = _is_dead(path)
     daemon = None if dead else _open_daemon(path, entry)
+    failed = None
     try:
-        if not dead:
-            _flush(path)
+        if not dead and not lazy:
+            failed = _write_out(path)
         try:
             mount.unmount(path, lazy=lazy)
         except OSError as error:
@@ -101,7 +103,13 @@ def _umount(given: str, *, lazy: bool, discard: bool) -> None:
             _await_end(daemon, given, entry)
     finally:
         if daemon is not None:
-            os.close(daemon)
+            os.close(daemon.pidfd)
+    if failed is not None:
+        raise UserError(
+            f"'{given}' is unmounted, but could not be written to disk: {failed.strerror}; "
+            "what was changed last may be lost",
+            ExitCode.FAILURE,
+        )
 
 
 def _is_dead(path: str) -> bool:
@@ -113,31 +121,49 @@ def _is_dead(path: str) -> bool:
     return False
 
 
-def _flush(path: str) -> None:
-    """syncfs(2): hand dirty pages to the daemon."""
+def _write_out(path: str) -> OSError | None:
+    """Put what was written on disk, as far as this caller may ask for it; the daemon does it again at its end.
+
+    Returns:
+        What went wrong in writing.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:
-        return  # not ours to look into; unmounting flushes as well
-    try:
-        syscalls.syncfs(fd)
-    finally:
-        os.close(fd)
+        questions.write_out(path, questions.FSYNC)
+    except OSError as error:
+        # Not ours to look into; too busy, and so it will be when it is unmounted; a daemon of an older version.
+        return None if error.errno in (errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOSYS) else error
+    return None
 
 
-def _open_daemon(path: str, entry: mountinfo.Mount) -> int | None:
-    """A pidfd of the daemon, or None where it cannot be known (another pid namespace, somebody else's mount)."""
+class _Daemon(NamedTuple):
+    """The process that serves a mount.
+
+    Attributes:
+        pid: in decimal; means this process as long as `pidfd` says that it lives.
+    """
+
+    pidfd: int
+    pid: str
+
+    @property
+    def serves(self) -> bool:
+        """Whether it still has a mount to serve, and is not just writing out."""
+        return _holds(self.pid, mount.DEVICE)
+
+
+def _open_daemon(path: str, entry: mountinfo.Mount) -> _Daemon | None:
+    """The daemon, or None where it cannot be known (another pid namespace, somebody else's mount)."""
     text = _daemon_pid(path) or _daemon_pid_as_owner(path, entry)
     if text is None or not text.isdigit():
         return None
     try:
-        pidfd = os.pidfd_open(int(text))
+        daemon = _Daemon(os.pidfd_open(int(text)), text)
     except OSError:
         return None
     # The number means another process where the daemon runs in another pid namespace: it must hold /dev/fuse.
-    if _holds(text, mount.DEVICE):
-        return pidfd
-    os.close(pidfd)
+    if daemon.serves:
+        return daemon
+    os.close(daemon.pidfd)
     return None
 
 
@@ -158,7 +184,7 @@ def _holds(pid: str, path: str) -> bool:
 
 def _daemon_pid(path: str) -> str | None:
     try:
-        return os.getxattr(path, PID_XATTR).decode("ascii", "replace")
+        return os.getxattr(path, questions.PID).decode("ascii", "replace")
     except OSError:
         return None
 
@@ -176,7 +202,7 @@ def _daemon_pid_as_owner(path: str, entry: mountinfo.Mount) -> str | None:
             "-c",
             "import os, sys; print(os.getxattr(*sys.argv[1:]).decode())",
             path,
-            PID_XATTR,
+            questions.PID,
         ],
         user=int(ids["user_id"]),
         group=int(ids["group_id"]),
@@ -191,18 +217,20 @@ def _daemon_pid_as_owner(path: str, entry: mountinfo.Mount) -> str | None:
     return done.stdout.strip() or None
 
 
-def _await_end(daemon: int, given: str, entry: mountinfo.Mount) -> None:
-    if _wait(daemon, SOON):
+def _await_end(daemon: _Daemon, given: str, entry: mountinfo.Mount) -> None:
+    if _wait(daemon.pidfd, SOON):
         return
     others = ", ".join(map(str, elsewhere(entry.device)))
     if others:
         raise UserError(
             f"'{given}' is unmounted here, but its daemon still serves it to {others}; end that too", ExitCode.BUSY
         )
-    if not _wait(daemon, PATIENCE):
-        raise UserError(
-            f"'{given}' is unmounted, but its daemon is still busy after {PATIENCE:g} seconds", ExitCode.FAILURE
-        )
+    # Writing out may take as long as the disk likes, as with umount(2).
+    while not _wait(daemon.pidfd, PATIENCE):
+        if daemon.serves:
+            raise UserError(
+                f"'{given}' is unmounted, but its daemon is still busy after {PATIENCE:g} seconds", ExitCode.FAILURE
+            )
 
 
 def _wait(pidfd: int, seconds: float) -> bool:

@@ -99,12 +99,12 @@ def stat_of(state: State, inode: Inode) -> os.stat_result:
     return st
 
 
-def nlink_of(inode: Inode, st: os.stat_result) -> int:
+def nlink_of(state: State, inode: Inode, st: os.stat_result) -> int:
     """The count of links to show for an inode whose `stat_of` is `st`."""
     if isinstance(inode, Directory):
         if inode.removed:
             return 0
-        return 1 if inode.is_merged else st.st_nlink
+        return 1 if inode.is_merged or state.settings.static_nlink else st.st_nlink
     assert isinstance(inode, File)
     if inode.group is not None:
         return inode.group.nlink(st.st_nlink if inode.in_upper else None)

@@ -144,7 +144,7 @@ def _end_group(state: State, file: File) -> None:
     """Forget what the link index holds of a file of which no name is left."""
     assert file.group is not None
     try:
-        if nlink_of(file, stat_of(state, file)):
+        if nlink_of(state, file, stat_of(state, file)):
             return
         if file.in_upper:
             file.pin_down()

@@ -30,6 +30,7 @@ class Settings:
         umask_pending: modes of new objects arrive without the caller's umask applied (a mount with MS_POSIXACL),
             so that default ACLs are inherited exactly.
         identity: the id maps.
+        static_nlink: every directory shows one link (fuse-overlayfs(1)).
     """
 
     volatile: bool = False
@@ -37,6 +38,7 @@ class Settings:
     xattrs: bool = True
     umask_pending: bool = False
     identity: Identity = field(default=IDENTITY)
+    static_nlink: bool = False
 
 
 class Upper:

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Generator, Sequence
 
+from fuseunion import syscalls
 from fuseunion.core import attributes, create, remove, rename, xattr_ops
 from fuseunion.core.attributes import Change
 from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, readlink, try_link_name
@@ -137,7 +138,7 @@ class Union:
     def stat(self, inode: Inode) -> tuple[os.stat_result, int]:
         """lstat of an inode, its owner in disk ids, and the count of links to show."""
         st = attributes.stat_of(self.state, inode)
-        return st, attributes.nlink_of(inode, st)
+        return st, attributes.nlink_of(self.state, inode, st)
 
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
@@ -337,6 +338,17 @@ class Union:
         upper = self.state.upper
         if upper is not None and upper.layer.ownership is not None and not self.settings.volatile:
             upper.layer.ownership.sync()
+
+    def sync(self) -> None:
+        """Put everything on disk, of a volatile mount too; may run in any thread.
+
+        Raises:
+            OSError: EIO, ENOSPC, EDQUOT: something that was written before is lost.
+        """
+        upper = self.state.writable().layer
+        if upper.ownership is not None:
+            upper.ownership.sync()
+        syscalls.syncfs(upper.root_fd)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 
-_PREFIXES = (b"trusted.overlay.", b"user.overlay.")
+PREFIXES = (b"trusted.overlay.", b"user.overlay.")
 _FOREIGN = b"user.fuseoverlayfs."
 _ESCAPE = b"overlay."
 
@@ -23,13 +23,14 @@ POSIX_ACL_ACCESS = b"system.posix_acl_access"
 POSIX_ACL_DEFAULT = b"system.posix_acl_default"
 CAPABILITY = b"security.capability"
 
-# Suffixes of the marks (fs/overlayfs/overlayfs.h enum ovl_xattr), and our own one.
+# Suffixes of the marks (fs/overlayfs/overlayfs.h enum ovl_xattr), and our own ones.
 OPAQUE = b"opaque"
 WHITEOUT = b"whiteout"
 REDIRECT = b"redirect"
 METACOPY = b"metacopy"
 ORIGIN = b"origin"
 UNION_ORIGIN = b"fuseunion.origin"
+LOWERS = b"fuseunion.lowers"
 
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -49,7 +50,7 @@ def to_disk(name: bytes) -> bytes:
     Raises:
         OSError: EPERM for the marks of fuse-overlayfs, which a user may not forge.
     """
-    for prefix in _PREFIXES:
+    for prefix in PREFIXES:
         if name.startswith(prefix):
             return prefix + _ESCAPE + name[len(prefix) :]
     if name.startswith(_FOREIGN):
@@ -59,7 +60,7 @@ def to_disk(name: bytes) -> bytes:
 
 def to_shown(name: bytes) -> bytes | None:
     """The name a user sees for one on disk, or None when he must not see it."""
-    for prefix in _PREFIXES:
+    for prefix in PREFIXES:
         if name.startswith(prefix):
             rest = name[len(prefix) :]
             return prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
@@ -100,7 +101,7 @@ def marks(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
     """
     names = listxattr(path, follow=follow)
     found: dict[bytes, bytes] = {}
-    for prefix in (*_PREFIXES, _FOREIGN):
+    for prefix in (*PREFIXES, _FOREIGN):
         for name in names:
             if name.startswith(prefix):
                 suffix = name[len(prefix) :]

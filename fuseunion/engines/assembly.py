@@ -85,8 +85,10 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
     return Layers(lowers, upper, work)
 
 
-def announce(layers: Layers) -> None:
-    """Say in the log whose facts are shown for which layer; called once the log is open."""
+def announce(layers: Layers, prepared: Prepared) -> None:
+    """Say in the log whose facts are shown for which layer, and of exchanged lowers; called once the log is open."""
+    if prepared.exchanged:
+        _log.info("%s", prepared.says_exchanged)
     for layer in (layers.upper, *layers.lowers):
         if layer is not None and layer.ownership is not None:
             _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)
@@ -107,6 +109,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
         xattrs=options.xattrs,
         umask_pending=posix_acl,
         identity=identity(options),
+        static_nlink=options.static_nlink,
     )
     return Union(layers.lowers, layers.upper, layers.work, settings)
 

@@ -11,8 +11,11 @@ line says which and why. Where nothing serves, one line says why not, engine by 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 
+from fuseunion import syscalls
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import Engine, Form, Options, XattrPermissions
 
@@ -22,6 +25,20 @@ _ORDER = {
 }
 
 Start = Callable[[Engine], ExitCode]
+
+
+def missing() -> str | None:
+    """What every engine needs and is not here, for a message; None when nothing is missing.
+
+    Every directory of a layer is opened by openat2(2), beneath the layer's root and without a link on the way.
+    """
+    try:
+        os.close(syscalls.openat2(syscalls.AT_FDCWD, b"/", os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS))
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            return "openat2(2) is missing: Linux 5.6 or newer is needed, and a sandbox that lets it through"
+        return f"openat2(2) is forbidden by a sandbox ({error.strerror}); in docker: --security-opt seccomp=unconfined"
+    return None
 
 
 def order(engine: Engine) -> Sequence[Engine]:
@@ -39,7 +56,19 @@ def refusals(options: Options, engine: Engine) -> list[str]:
         case Engine.RANCH:
             return _ranch_refusals(options)
         case _:
-            return ["it cannot inject files"] if options.ranch.inject else []
+            return _fuse_refusals(options)
+
+
+def _fuse_refusals(options: Options) -> list[str]:
+    wishes = (
+        (options.ranch.inject, "it cannot inject files"),
+        (
+            options.wants_access_times,
+            f"it cannot keep access times ({options.wants_access_times}): reads of what the kernel has cached never "
+            "reach it",
+        ),
+    )
+    return [reason for wish, reason in wishes if wish]
 
 
 def _ranch_refusals(options: Options) -> list[str]:
@@ -56,6 +85,8 @@ def _ranch_refusals(options: Options) -> list[str]:
         (not options.exec, "it cannot forbid to execute (noexec)"),
         (not options.acl, "it cannot leave ACLs out (noacl)"),
         (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
+        (options.wants_access_times, f"it keeps no access times ({options.wants_access_times})"),
+        (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
         (options.target.startswith("/dev/fd/"), "it needs a directory"),
     )
     return [reason for wish, reason in wishes if wish]
@@ -70,6 +101,9 @@ def start(options: Options, start_one: Start, say: Callable[[str], None]) -> Exi
     Raises:
         UserError: UNAVAILABLE with all the reasons; whatever else stops an engine, at once.
     """
+    lacking = missing()
+    if lacking is not None:
+        raise UserError(lacking, ExitCode.UNAVAILABLE)
     reasons: list[str] = []
     for engine in order(options.engine):
         refused = refusals(options, engine)

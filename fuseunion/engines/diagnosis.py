@@ -86,7 +86,11 @@ def _beside(options: Options | None) -> str | None:
 
 
 def _machine() -> Iterator[Finding]:
-    yield Finding("kernel", None, f"Linux {os.uname().release}")
+    release, lacking = f"Linux {os.uname().release}", choose.missing()
+    if lacking is None:
+        yield Finding("kernel", True, release)
+    else:
+        yield Finding("kernel", False, f"{release}: {lacking}", "a kernel from Linux 5.6 on, outside of such a sandbox")
     for package in ("pyfuse3", "trio"):
         found = importlib.util.find_spec(package) is not None
         yield Finding(f"python package {package}", found, "installed" if found else "missing", f"pip install {package}")

@@ -38,6 +38,9 @@ SOURCE = "fuseunion"
 _PAGE = 4095
 """What mount(2) takes as data."""
 
+_VOLATILE = frozenset((b"volatile", b"fsync=volatile"))
+"""How mountinfo shows it; the second on newer kernels."""
+
 _MEANING = frozenset((xattrs.OPAQUE, xattrs.WHITEOUT, xattrs.REDIRECT, xattrs.METACOPY))
 """Marks that change what is shown."""
 
@@ -54,6 +57,7 @@ def refusals(options: Options) -> list[str]:
         (not options.acl, "it cannot leave ACLs out (noacl)"),
         (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
         (not options.fsync and not options.volatile, "it cannot skip fsync alone; use --volatile"),
+        (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
         (options.ranch.inject, "it cannot inject files"),
         (options.target.startswith("/dev/fd/"), "it mounts at a directory"),
     )
@@ -109,6 +113,27 @@ def mount(options: Options) -> None:
 def is_ours(entry: mountinfo.Mount) -> bool:
     """Whether a mount was made here."""
     return entry.fstype == TYPE and entry.source == SOURCE
+
+
+def write_out(path: str, entry: mountinfo.Mount) -> None:
+    """Put what was written to a mount on disk.
+
+    Raises:
+        OSError: what went wrong in writing, which means that something is lost.
+    """
+    _syncfs(path)
+    upper = unescape(entry.option("upperdir") or "")
+    if upper and _VOLATILE & set(entry.raw_options.split(b",")):
+        # syncfs(2) on such a mount does nothing (fs/overlayfs/super.c ovl_sync_fs).
+        _syncfs(upper)
+
+
+def _syncfs(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 def after_umount(entry: mountinfo.Mount) -> None:
@@ -195,8 +220,22 @@ def _flags(options: Options) -> int:
         | (0 if (as_root if options.suid is None else options.suid) else syscalls.MS_NOSUID)
         | (0 if options.dev else syscalls.MS_NODEV)
         | (0 if options.exec else syscalls.MS_NOEXEC)
-        | (syscalls.MS_NOATIME if options.noatime else 0)
+        | _access_time_flags(options)
     )
+
+
+def _access_time_flags(options: Options) -> int:
+    """Access times of the upper; those of a lower are never changed (overlayfs.rst, "Non-standard behavior")."""
+    if not options.wants_access_times:
+        return syscalls.MS_NOATIME
+    flags = {
+        "nodiratime": syscalls.MS_NODIRATIME,
+        "relatime": syscalls.MS_RELATIME,
+        "strictatime": syscalls.MS_STRICTATIME,
+        "lazytime": syscalls.MS_LAZYTIME,
+    }
+    # Without any of these it is relatime (mount(2)).
+    return sum(flags.get(word, 0) for word in options.access_times)
 
 
 # -- what the layers hold --------------------------------------------------------------------------------------------
@@ -218,7 +257,7 @@ def _refuse_marks(prepared: Prepared, prefix: bytes) -> None:
         if found is not None:
             path, mark = found
             where = os.path.join(one.label, os.fsdecode(path))
-            raise _cannot(f"'{where}' carries {mark}, which it would not understand; 'fuseunion flatten' removes such")
+            raise _cannot(f"'{where}' carries {mark}, which it would not understand; the other engines do")
 
 
 def _foreign_mark(root: RealDir, prefix: bytes) -> tuple[bytes, str] | None:

@@ -48,6 +48,12 @@ class _SyslogHandler(logging.Handler):
         syslog.syslog(priority, self.format(record))
 
 
+def tell(message: str) -> None:
+    """One line to the person at the terminal, whatever happens to the log."""
+    line = " ".join(message.splitlines())
+    sys.stderr.write(f"fuseunion: {line}\n".encode("utf-8", "backslashreplace").decode())
+
+
 def to_stderr(*, trace: bool = False) -> None:
     """Write to stderr: warnings, or with `trace` everything."""
     handler = logging.StreamHandler(sys.stderr)

@@ -119,6 +119,25 @@ def refusal(part: Part, path: str, error: OSError, purpose: str = "") -> UserErr
     return UserError(f"{part.value} '{path}' {reason}", ExitCode.LAYERS)
 
 
+def refuse_twice(lowers: list[Place]) -> None:
+    """Refuse a person's list of lowers that names one directory twice: another was meant.
+
+    Raises:
+        UserError: LAYERS, with both paths.
+    """
+    seen: dict[Key, Place] = {}
+    for place in lowers:
+        if place.key is None:
+            continue
+        first = seen.setdefault(place.key, place)
+        if first is not place:
+            raise UserError(
+                f"lower directory '{place.given}' is the same directory as the lower directory '{first.given}'; name "
+                "each once",
+                ExitCode.LAYERS,
+            )
+
+
 def check(lowers: list[Place], upper: Place | None, work: Place | None, merged: Place | None) -> None:
     """Refuse arrangements in which the tree would contain itself.
 

@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 from fuseunion.core.identity import overflow_id
 from fuseunion.core.ownership.facts import DATABASE_FILE
-from fuseunion.engines import in_use, placement, volatile
+from fuseunion.engines import in_use, log, placement, same_lowers, volatile
 from fuseunion.engines.placement import Part, Place, Survey
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import Engine, Options
+from fuseunion.options import Engine, Form, Options
 
 _log = logging.getLogger("fuseunion.setup")
 
@@ -62,15 +62,20 @@ class Prepared:
         target: absolute path of the merged directory, or /dev/fd/N.
         lowers: topmost first.
         upper, work: None for a read-only mount.
+        exchanged: the upper was last mounted over other lowers (same_lowers.py).
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, form: Form) -> None:
         self.target = target
+        self.exchanged = False
+        self._form = form
         self.lowers: list[Opened] = []
         self.upper: Opened | None = None
         self.work: Opened | None = None
+        self._lowers: bytes | None = None
         self._unclaimed = ExitStack()
         self._undo = ExitStack()
+        self._until_live = ExitStack()
         self._end = ExitStack()
 
     def on_end(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -81,18 +86,45 @@ class Prepared:
         """Call this when the mount does not come about."""
         self._undo.callback(callback, *arguments)
 
+    def hold(self, fd: int) -> int:
+        """Keep a descriptor for the undoing; it goes when the mount is live, since a duplicate keeps a lock."""
+        self._until_live.callback(os.close, fd)
+        return fd
+
     def claim(self) -> None:
         """From now on the caller closes the descriptors of the layers."""
         self._unclaimed.pop_all()
 
     def keep(self) -> None:
-        """The mount is live: what was created stays."""
+        """The mount is live: what was created stays, and a person hears of lowers that were exchanged."""
         self._undo.pop_all()
+        self._until_live.close()
+        if self._lowers is None or self.upper is None:
+            return
+        same_lowers.remember(self.upper.fd, self._lowers)
+        if self.exchanged and self._form is Form.PLAIN:
+            log.tell(f"warning: {self.says_exchanged}")
+
+    def compare_lowers(self) -> None:
+        """Compare with the lowers that the upper remembers, and remember these once the mount is live."""
+        assert self.upper is not None
+        self._lowers = same_lowers.identity(opened.fd for opened in self.lowers)
+        self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
+
+    @property
+    def says_exchanged(self) -> str:
+        """What a user is told of exchanged lowers."""
+        assert self.upper is not None
+        return (
+            f"'{self.upper.label}' was last mounted over other lower directories, or in another order; if that is not "
+            "intended, unmount before you change anything"
+        )
 
     def close(self) -> None:
         """The mount has ended, or never came to be. The locks go last, when nothing is touched any more."""
         self._unclaimed.close()
         self._undo.close()
+        self._until_live.close()
         self._end.close()
 
     def opened(self, fd: int, label: str, covered: tuple[bytes, ...] = ()) -> Opened:
@@ -115,11 +147,13 @@ def prepare(options: Options) -> Prepared:
         )
     survey = Survey()
     merged = _merged(survey, options.target)
-    prepared = Prepared(merged.path if merged else options.target)
+    prepared = Prepared(merged.path if merged else options.target, options.form)
     try:
         # A read-only mount with an upper shows it as one more layer, as the kernel does with "ro,upperdir=".
         shown = [options.upper, *options.lowers] if options.upper and options.read_only else options.lowers
         lowers = [survey.place(Part.LOWER, path) for path in shown]
+        if options.form is Form.PLAIN:
+            placement.refuse_twice(lowers)
         for place in lowers:
             fd = placement.open_directory(place)
             prepared.lowers.append(prepared.opened(fd, place.path, merged.way_from(place) if merged else ()))
@@ -192,8 +226,13 @@ def _prepare_upper(
     prepared.on_end(os.close, in_use.lock(work, work_fd))
     in_use.refuse_kernel_overlays(upper, work)
     _judge_work(upper, work, upper_fd, work_fd, default_work)
+    prepared.compare_lowers()
     if default_work:
-        prepared.on_end(_remove_directory, *_parent_of(work), os.dup(work_fd))
+        parent_fd, name = _parent_of(work)
+        own_fd = os.dup(work_fd)
+        for fd in (parent_fd, own_fd):
+            prepared.on_end(os.close, fd)
+        prepared.on_end(_remove_directory, parent_fd, name, own_fd)
 
 
 def default_work_path(upper: str) -> str:
@@ -245,7 +284,8 @@ def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
             ) from None
         else:
             fd = placement.open_directory(place)
-            prepared.on_failure(_remove_directory, *_parent_of(place), os.dup(fd))
+            parent_fd, name = _parent_of(place)
+            prepared.on_failure(_remove_directory, prepared.hold(parent_fd), name, prepared.hold(os.dup(fd)))
             return fd
     return placement.open_directory(place)
 
@@ -264,9 +304,6 @@ def _remove_directory(parent_fd: int, name: str, fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             _log.warning("cannot remove the directory '%s': %s", name, error.strerror)
-    finally:
-        os.close(fd)
-        os.close(parent_fd)
 
 
 def _adopt_attributes(lower_fd: int, upper_fd: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,15 +43,34 @@ def test_no_lower_at_all(caller: Caller, arena: Arena) -> None:
 
 
 def test_an_upper_without_work(caller: Caller, arena: Arena) -> None:
-    """Either it is refused in one line, or a work directory is found by itself; never a half mount."""
+    """The default work directory is used, as on the plain command line, and goes with the mount."""
     lower, merged, upper = arena.lower({"file": File()}), arena.directory("merged"), arena.directory("upper")
-    call = caller.call("-o", f"lowerdir={lower},upperdir={upper}", merged)
-    if call.exit_code:
-        assert_refused(call, arena)
-        return
-    (merged / "new").touch()
-    caller.unmount(merged)
-    assert (upper / "new").exists()
+    before = sorted(os.listdir(arena.root))
+    with caller.mounted(f"lowerdir={lower},upperdir={upper}", merged):
+        (merged / "file").write_bytes(b"changed")
+        assert sorted(os.listdir(arena.root)) == sorted([*before, ".upper.fuseunion-work"])
+    assert (upper / "file").read_bytes() == b"changed"
+    assert sorted(os.listdir(arena.root)) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("uperdir={upper},workdir={work}", "unknown option 'uperdir'; did you mean upperdir= ?"),
+        ("upperdir={upper},wrkdir={work}", "unknown option 'wrkdir'; did you mean workdir= ?"),
+        ("upperdir,workdir={work}", "upperdir needs a value"),
+        ("upperdir=,workdir={work}", "upperdir= is empty"),
+        ("workdir={work}", "is given without an UPPER"),
+        ("remount,ro", "remount: a mount cannot be changed"),
+    ],
+)
+def test_what_would_be_another_mount(caller: Caller, arena: Arena, words: str, says: str) -> None:
+    """A mount without its upper, which looks like success until somebody writes to it, or one over another."""
+    lower, merged = arena.lower({"file": File()}), arena.directory("merged")
+    text = words.format(upper=arena.directory("upper"), work=arena.directory("work"))
+    assert_refused(caller.call("-o", f"lowerdir={lower},{text}", merged), arena, says)
+    assert mount_at(merged) is None
+    assert os.listdir(arena.root / "work") == []
 
 
 @pytest.mark.parametrize("mapping", ["uidmapping=0:1", "uidmapping=:0:1:2:3", "gidmapping=a:b:c"])

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import libc
 from tests.support.arena import Arena
-from tests.support.caller import EXIT_LIMIT, Caller
+from tests.support.caller import EXIT_LIMIT, WRITE_LIMIT, Caller
 from tests.support.layers import File
 from tests.support.mountinfo import mount_at
 from tests.support.waiting import wait_until
@@ -49,8 +49,8 @@ def in_foreground(caller: Caller, options: str) -> Iterator[subprocess.Popen[str
             raise
 
 
-def assert_ended(process: subprocess.Popen[str], arena: Arena) -> None:
-    output, _ = process.communicate(timeout=EXIT_LIMIT)
+def assert_ended(process: subprocess.Popen[str], arena: Arena, limit: float = EXIT_LIMIT) -> None:
+    output, _ = process.communicate(timeout=limit)
     assert (process.returncode, output) == (0, "")
     assert mount_at(arena.root / "merged") is None
 
@@ -65,7 +65,7 @@ def test_ends_with_the_unmount(caller: Caller, arena: Arena) -> None:
         libc.syncfs(descriptor)
         os.close(descriptor)
         libc.umount(str(merged))
-        assert_ended(process, arena)
+        assert_ended(process, arena, WRITE_LIMIT)
 
 
 def test_read_only(caller: Caller, arena: Arena) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import libc
 from tests.support.arena import Arena
-from tests.support.caller import EXIT_LIMIT, Caller
+from tests.support.caller import WRITE_LIMIT, Caller
 from tests.support.layers import File
 
 pytestmark = pytest.mark.actors("root", "userns")
@@ -50,6 +50,6 @@ def test_serves_the_descriptor(caller: Caller, arena: Arena, number: int) -> Non
         assert (merged / "file").read_text() == "x"
         (merged / "file").write_text("y")
         libc.umount(str(merged))
-        output, _ = process.communicate(timeout=EXIT_LIMIT)
+        output, _ = process.communicate(timeout=WRITE_LIMIT)
         assert (process.returncode, output) == (0, "")
     assert (upper / "file").read_text() == "y"

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import processes
 from tests.support.arena import Arena
-from tests.support.caller import Caller
+from tests.support.caller import WRITE_LIMIT, Caller
 from tests.support.layers import File
-from tests.support.mountinfo import mount_at
+from tests.support.mountinfo import mount_at, mounts_under
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.actors("root")
 
@@ -66,10 +68,16 @@ def run(arena: Arena, *command: str | Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def unmount(arena: Arena, merged: Path) -> None:
+    """By umount(8), which does not wait for the daemon."""
+    run(arena, "umount", merged)
+    wait_until(lambda: not processes.with_token(arena.place.token), "the daemon's end", WRITE_LIMIT)
+
+
 def test_mount_fuse3(arena: Arena, layers: Layers, program: str) -> None:
     run(arena, "mount.fuse3", f"{program}#{layers.lower}", layers.merged, "-o", layers.options)
     layers.check()
-    run(arena, "umount", layers.merged)
+    unmount(arena, layers.merged)
 
 
 def test_mount_fuse3_with_a_type(arena: Arena, layers: Layers, program: str) -> None:
@@ -77,13 +85,25 @@ def test_mount_fuse3_with_a_type(arena: Arena, layers: Layers, program: str) -> 
     separate = [word for option in layers.options.split(",") for word in ("-o", option)]
     run(arena, "mount.fuse3", "overlay", layers.merged, *separate, "-o", "writeback=0", "-t", program)
     layers.check()
-    run(arena, "umount", layers.merged)
+    unmount(arena, layers.merged)
 
 
 def test_mount_with_a_type(arena: Arena, layers: Layers, program: str) -> None:
     run(arena, "mount", "-t", f"fuse.{program}", "-o", layers.options, "overlay", layers.merged)
     layers.check()
-    run(arena, "umount", layers.merged)
+    unmount(arena, layers.merged)
+
+
+def test_remount_is_refused(arena: Arena, layers: Layers, program: str) -> None:
+    """mount(8) calls the program for it, which must not mount a second time over the first."""
+    run(arena, "mount", "-t", f"fuse.{program}", "-o", layers.options, "overlay", layers.merged)
+    command = ["mount", "-t", f"fuse.{program}", "-o", f"remount,ro,{layers.options}", "overlay", layers.merged]
+    done = subprocess.run(command, env=arena.place.environment(), capture_output=True, text=True, timeout=20)
+    assert done.returncode != 0
+    assert done.stderr.startswith("fuseunion: remount: a mount cannot be changed; unmount it")
+    assert [mount.target for mount in mounts_under(arena.root)] == [str(layers.merged)]
+    layers.check()
+    unmount(arena, layers.merged)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +121,4 @@ def test_fstab(arena: Arena, layers: Layers, caller: Caller, program: str, line:
     fstab.write_text(line.format(**values) + "\n")
     run(arena, "mount", "--fstab", fstab, layers.merged)
     layers.check()
-    run(arena, "umount", layers.merged)
+    unmount(arena, layers.merged)

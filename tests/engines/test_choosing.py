@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,29 @@ def test_auto_without_fuse_is_kernel(arena: Arena) -> None:
     (merged / "new").write_bytes(b"new")
     run(arena, "umount", merged)
     assert sorted(os.listdir(arena.root)) == ["logs", "lower0", "merged", "upper"]
+
+
+@pytest.mark.actors("root", "userns")
+@pytest.mark.parametrize(
+    ("words", "file", "directory"),
+    [("atime", True, True), ("strictatime,nodiratime", True, False), ("noatime", False, False)],
+)
+def test_access_times(arena: Arena, words: str, file: bool, directory: bool) -> None:
+    """Only overlayfs keeps them, and those of the upper only; so a wish for them leads to the kernel engine."""
+    merged, lower = arena.directory("merged"), _lower(arena)
+    said = run(arena, "-o", words, lower, arena.upper, merged)
+    if words == "noatime":
+        assert (said, _type(merged)) == ("", "fuse.fuseunion")
+    else:
+        assert "the kernel engine is used (not fuse: it cannot keep access times" in said
+        assert _type(merged) == "overlay"
+    (merged / "new").write_bytes(b"new")
+    for path in (merged / "new", merged):
+        os.utime(path, (1, 2))
+    (merged / "new").read_bytes()
+    os.listdir(merged)
+    assert ((merged / "new").stat().st_atime > 1, merged.stat().st_atime > 1) == (file, directory)
+    run(arena, "umount", merged)
 
 
 @pytest.mark.actors("userns")
@@ -131,6 +156,42 @@ def test_an_engine_that_was_named_or_none(arena: Arena) -> None:
     assert sorted(os.listdir(arena.root)) == ["logs", "lower0", "merged"]
 
 
+OPENAT2 = 437
+"""The same on every architecture."""
+
+WITHOUT = """
+import os, sys
+from tests.support import libc
+libc.answer_system_call(int(sys.argv[1]), int(sys.argv[2]))
+os.execv(sys.executable, [sys.executable, "-m", "fuseunion", *sys.argv[3:]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (errno.ENOSYS, "openat2(2) is missing: Linux 5.6 or newer is needed"),
+        (errno.EPERM, "openat2(2) is forbidden by a sandbox (Operation not permitted)"),
+    ],
+)
+def test_without_openat2(arena: Arena, error: int, says: str) -> None:
+    """An old kernel, or a container with an old filter: one line of the mount, a "no" of the doctor."""
+    merged, lower = arena.directory("merged"), _lower(arena)
+
+    def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [arena.place.interpreter.executable, "-c", WITHOUT, str(OPENAT2), str(error), *map(str, arguments)]
+        return subprocess.run(command, env=arena.place.environment(), cwd="/", capture_output=True, text=True)
+
+    for words in ((), ("--engine", "ranch"), ("--read-only",)):
+        done = call(*words, lower, *([] if words == ("--read-only",) else [arena.upper]), merged)
+        assert (done.returncode, done.stderr.count("\n")) == (5, 1)
+        assert done.stderr.startswith(f"fuseunion: {says}")
+    done = call("doctor")
+    assert done.returncode == 5
+    assert f"no  kernel: Linux {os.uname().release}: {says}" in done.stdout
+    assert sorted(os.listdir(arena.root)) == ["logs", "lower0", "merged"]
+
+
 @pytest.mark.actors("root")
 @pytest.mark.parametrize(
     ("engine", "options", "reason"),
@@ -146,6 +207,10 @@ def test_an_engine_that_was_named_or_none(arena: Arena) -> None:
         ("ranch", ["-o", "noacl"], "cannot leave ACLs out"),
         ("ranch", ["-o", "noexec"], "cannot forbid to execute"),
         ("fuse", ["--inject", "/etc/passwd:x"], "cannot inject"),
+        ("fuse", ["-o", "relatime"], "cannot keep access times (relatime)"),
+        ("ranch", ["-o", "strictatime,lazytime"], "keeps no access times (strictatime, lazytime)"),
+        ("ranch", ["-o", "static_nlink"], "static_nlink"),
+        ("kernel", ["-o", "static_nlink"], "static_nlink"),
     ],
 )
 def test_options_that_an_engine_cannot_honour(arena: Arena, engine: str, options: list[str], reason: str) -> None:

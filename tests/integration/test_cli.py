@@ -182,10 +182,10 @@ def test_old_daemon_never_touches_a_newer_mount(arena: Arena) -> None:
 
 
 def test_exits_soon_after_a_plain_unmount(arena: Arena) -> None:
-    """Container engines call umount2 or fusermount3 and give the program a second."""
+    """Container engines call umount2 or fusermount3 and give the program a second; the disk may take longer."""
     lower = arena.lower({"f": File(b"x")})
     merged = arena.directory("merged")
-    run(arena, lower, "upper", merged)
+    run(arena, "--volatile", lower, "upper", merged)
     descriptor = os.pidfd_open(daemon_of(arena))
     subprocess.run(["fusermount3", "-u", str(merged)], check=True)
     ended, _, _ = select.select([descriptor], [], [], 1.0)
@@ -418,6 +418,8 @@ def prepare_refusals(arena: Arena) -> None:
         ("--work /dev/shm/fuseunion-test-work lower upper merged", "is on another filesystem than the upper 'upper'"),
         ("--work foreign lower upper merged", "work directory 'foreign' holds foreign files ('data')"),
         ("--work merged lower upper merged", "work directory 'merged' is the merged directory too"),
+        ("lower:upper:./lower work/u merged", "lower directory './lower' is the same directory as the lower directory"),
+        ("lower:link:lower/inner work/u merged", "lower directory 'lower/inner' is the same directory as the lower"),
     ],
 )
 def test_refused_with_value_and_remedy(arena: Arena, arguments: str, says: str) -> None:
@@ -550,6 +552,18 @@ def test_umount_of_a_dead_mount(arena: Arena) -> None:
 )
 def test_umount_refuses(arena: Arena, arguments: list[str], code: int, says: str) -> None:
     assert says in run(arena, "umount", *arguments, code=code)
+
+
+@ONCE
+@pytest.mark.parametrize("command", ["umount", "sync", "doctor", "promote", "chown"])
+def test_no_command_takes_an_empty_name_for_the_working_directory(arena: Arena, command: str) -> None:
+    lower, merged = arena.lower({}), arena.directory("merged")
+    run(arena, lower, "upper", merged)
+    done = arena.place.fuseunion(command, "", cwd=merged)
+    expected = f"fuseunion: argument 1 of 'fuseunion {command}' is empty; is a variable not set?\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+    assert mount_at(merged) is not None
+    run(arena, "umount", merged)
 
 
 def test_umount_through_a_symbolic_link(arena: Arena) -> None:

@@ -195,3 +195,26 @@ def test_dot_entries(arena: Arena) -> None:
     with arena.mount(lower) as mount:
         listed = subprocess.run(["ls", "-a", "-f", str(mount / "d")], capture_output=True, text=True, check=True)
         assert sorted(listed.stdout.split()) == [".", "..", "f"]
+
+
+def test_links_of_directories(arena: Arena) -> None:
+    """Merged ones show one, the others what they have; with static_nlink all show one (fuse-overlayfs(1))."""
+    lower = arena.lower({"pure/a/f": File(), "pure/b/f": File(), "merged/old/f": File(), "file": File()})
+    for options, static in ((), False), (("static_nlink",), True):
+        with arena.mount(lower, options=options) as mount:
+            for name in ("made/a", "made/b", "merged/new"):
+                (mount / name).mkdir(parents=True, exist_ok=True)
+            if not (mount / "second").exists():
+                (mount / "second").hardlink_to(mount / "file")
+            expected = {
+                "pure": 1 if static else (lower / "pure").stat().st_nlink,
+                "made": 1 if static else (arena.upper / "made").stat().st_nlink,
+                "merged": 1,
+                "file": 2,
+            }
+            assert {name: (mount / name).stat().st_nlink for name in expected} == expected
+            (mount / "gone").mkdir()
+            fd = os.open(mount / "gone", os.O_RDONLY)
+            (mount / "gone").rmdir()
+            assert os.fstat(fd).st_nlink == 0
+            os.close(fd)

@@ -27,6 +27,9 @@ CALL_LIMIT = 20.0
 EXIT_LIMIT = 1.0
 """Seconds in which a daemon must be gone after the unmount (Apptainer sends SIGTERM after one second)."""
 
+WRITE_LIMIT = 30.0
+"""Seconds that it may then go on to write to a disk that others use too, unless the mount was volatile or read-only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -93,12 +96,16 @@ class Caller:
         assert mount_at(target) is None
 
     def await_exit(self, others: set[int]) -> None:
-        """The daemon ends by itself."""
+        """The daemon ends by itself; nothing of the mount is held any more while it writes out."""
 
         def left() -> list[int]:
             return [pid for pid in processes.with_token(self.arena.place.token) if pid not in others]
 
-        wait_until(lambda: not left(), "the daemon to end after the unmount", EXIT_LIMIT)
+        def serving() -> list[int]:
+            return [pid for pid in left() if processes.holds(pid, "/dev/fuse")]
+
+        wait_until(lambda: not serving(), "the daemon to see that it is unmounted", EXIT_LIMIT)
+        wait_until(lambda: not left(), "the daemon to end after the unmount", WRITE_LIMIT)
 
 
 def make_caller(arena: Arena) -> Caller:

@@ -82,6 +82,35 @@ def forbid_new_privileges() -> None:
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
+PR_SET_SECCOMP = 22
+_SECCOMP_MODE_FILTER = 2
+_SECCOMP_RET_ERRNO = 0x00050000
+_SECCOMP_RET_ALLOW = 0x7FFF0000
+# BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K (include/uapi/linux/bpf_common.h)
+_LOAD, _IS, _RETURN = 0x20, 0x15, 0x06
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32))
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint16), ("filter", ctypes.POINTER(_Filter)))
+
+
+def answer_system_call(number: int, error: int) -> None:
+    """This process, and what it starts, gets an errno from a system call, as from an old kernel or in a container."""
+    forbid_new_privileges()
+    filters = (_Filter * 4)(
+        _Filter(_LOAD, 0, 0, 0),  # struct seccomp_data begins with the number
+        _Filter(_IS, 0, 1, number),
+        _Filter(_RETURN, 0, 0, _SECCOMP_RET_ERRNO | error),
+        _Filter(_RETURN, 0, 0, _SECCOMP_RET_ALLOW),
+    )
+    program = _Program(len(filters), filters)
+    _check(_libc.prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
+
+
 _CAPABILITY_VERSION_3 = 0x20080522
 
 

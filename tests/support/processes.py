@@ -52,6 +52,15 @@ def descriptors(pid: int) -> dict[int, str]:
     return found
 
 
+def holds(pid: int, path: str) -> bool:
+    """Whether a process has a file open; False when it has ended."""
+    # Not `descriptors`: the process is one that ends while it is looked at.
+    # EACCES: it is ending, and its memory has gone already (proc(5), ptrace access mode check).
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        return path in descriptors(pid).values()
+    return False
+
+
 def is_path_only(pid: int, fd: int) -> bool:
     """Whether a descriptor was opened with O_PATH: a place in the tree, not an open file."""
     for line in Path("/proc", str(pid), "fdinfo", str(fd)).read_text().splitlines():

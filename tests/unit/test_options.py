@@ -1,6 +1,7 @@
 """The `-o` grammar, the fate of every word, and how operands get their meaning."""
 
 import contextlib
+import re
 
 import pytest
 from hypothesis import given
@@ -100,7 +101,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ("suid", "suid", True),
         ("dev", "dev", True),
         ("noexec", "exec", False),
-        ("atime", "noatime", False),
+        ("static_nlink", "static_nlink", True),
         ("volatile", "volatile", True),
         ("fsync=0", "fsync", False),
         ("fsync=1", "fsync", True),
@@ -129,6 +130,39 @@ def test_word_sets_its_field_in_both_forms(word: str, field: str, value: object,
     assert options.ignored == ()
 
 
+@pytest.mark.parametrize("word", ["noatime", "norelatime", "nostrictatime", "nolazytime"])
+def test_no_access_times_is_what_is_so(word: str) -> None:
+    assert parse(["-o", word, "/l", "/u", "/m"]) == Options(target="/m", lowers=("/l",), upper="/u")
+    assert mount_program(f"lowerdir=/l,{word}").ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("atime", ("atime",)),
+        ("relatime,lazytime", ("relatime", "lazytime")),
+        ("relatime,strictatime", ("strictatime",)),
+        ("strictatime,relatime", ("relatime",)),
+        ("atime,nodiratime", ("atime", "nodiratime")),
+        ("nodiratime,diratime", ("diratime",)),
+        ("strictatime,nostrictatime", ()),
+        ("atime,lazytime,noatime", ()),
+        ("noatime,relatime", ("relatime",)),
+    ],
+)
+def test_access_times_of_a_person(words: str, left: tuple[str, ...]) -> None:
+    """The last word wins."""
+    options = parse(["-o", words, "/l", "/u", "/m"])
+    assert options.access_times == left
+    assert options.wants_access_times == ", ".join(word for word in left if word != "nodiratime")
+
+
+@pytest.mark.parametrize("word", ["atime", "relatime", "strictatime", "diratime", "lazytime"])
+def test_a_mount_program_says_that_there_are_no_access_times(word: str) -> None:
+    options = mount_program(f"lowerdir=/l,{word}")
+    assert (options.ignored, options.access_times) == ((word,), ())
+
+
 def test_specific_squash_beats_squash_to_root_in_any_order() -> None:
     for words in ("squash_to_root,squash_to_uid=5", "squash_to_uid=5,squash_to_root"):
         options = mount_program(f"lowerdir=/l,{words}")
@@ -141,7 +175,10 @@ def test_silent_words_are_accepted_with_and_without_a_value(word: str) -> None:
         assert parse(["-o", text, "/l", "/u", "/m"]) == Options(target="/m", lowers=("/l",), upper="/u")
 
 
-@pytest.mark.parametrize("word", ["bogus", "bogus=1", "redirect_dir=on", "metacopy=on", "timeout", "plugins=x", "-x"])
+@pytest.mark.parametrize(
+    "word",
+    ["bogus", "bogus=1", "sync", "dirsync", "atime=1", "redirect_dir=on", "metacopy=on", "timeout", "plugins=x", "-x"],
+)
 def test_what_is_not_understood(word: str) -> None:
     assert mount_program(f"lowerdir=/l,{word},noacl").ignored == (word,)
     with pytest.raises(UserError, match=word):
@@ -165,6 +202,20 @@ def test_what_is_not_understood(word: str) -> None:
         "xattr_permissions=3",
         "upperdir=",
         "workdir=",
+        "upperdir",
+        "workdir",
+        "lowerdir",
+        "remount",
+        "remount,ro",
+        "uperdir=/u",
+        "upperdirs=/u",
+        "upper=/u",
+        "upper_dir=/u",
+        "UPPERDIR=/u",
+        "wokrdir=/w",
+        "work-dir=/w",
+        "loverdir=/l2",
+        "lowerdir+=/l2",
     ],
 )
 def test_a_bad_value_is_refused_in_both_forms(word: str) -> None:
@@ -172,7 +223,23 @@ def test_a_bad_value_is_refused_in_both_forms(word: str) -> None:
         with pytest.raises(UserError) as raised:
             parse(arguments)
         assert raised.value.exit_code is ExitCode.USAGE
-        assert word.split("=")[0] in raised.value.message
+        assert re.split("[=,]", word)[0] in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("uperdir=/u", "upperdir="), ("wrokdir", "workdir="), ("lowerdir+=/l", "lowerdir=")]
+)
+def test_a_misspelt_layer_is_never_ignored(word: str, meant: str) -> None:
+    """Without its upper the mount would be read-only."""
+    for arguments in (["-o", f"lowerdir=/l,{word}", "/m"], ["-o", word, "/l", "/u", "/m"]):
+        with pytest.raises(UserError) as raised:
+            parse(arguments)
+        assert raised.value.message == f"unknown option '{word.partition('=')[0]}'; did you mean {meant} ?"
+
+
+@pytest.mark.parametrize("word", [*sorted(SILENT), "writeback=1", "frobnicate", "datadir=/d", "worker", "directory=/d"])
+def test_other_words_are_no_misspelt_layers(word: str) -> None:
+    assert mount_program(f"lowerdir=/l,{word}").lowers == ("/l",)
 
 
 def test_id_map_counts_its_numbers() -> None:
@@ -273,6 +340,29 @@ def test_plain_forms() -> None:
         (["--ephemeral", "--read-only", "/l", "/m"], "--ephemeral"),
         (["--ephemeral", "--work", "/w", "/l", "/m"], "--ephemeral"),
         (["/l", "/u", ""], "MERGED is empty"),
+        ([""], "MERGED is empty"),
+        (["/l", "", "/m"], "UPPER is empty; is a variable not set?"),
+        (["", "/u", "/m"], "LOWER is empty"),
+        (["", "/m"], "LOWER is empty"),
+        (["--read-only", "", "/m"], "LOWER is empty"),
+        (["--ephemeral", "", "/m"], "LOWER is empty"),
+        (["-o", "upperdir=/u", "", "/m"], "LOWER is empty"),
+        (["-o", "lowerdir=/l", "", "/m"], "UPPER is empty"),
+        (["-o", "lowerdir=/l,upperdir=/u", "", "/m"], "SOURCE is empty"),
+        (["-o", "lowerdir=/l,upperdir=/u", ""], "MERGED is empty"),
+        (["--work", "", "/l", "/u", "/m"], "the value of --work is empty"),
+        (["--work=", "/l", "/u", "/m"], "the value of --work is empty"),
+        (["--log-file", "", "/l", "/u", "/m"], "the value of --log-file is empty"),
+        (["--copy=", "/l", "/u", "/m"], "the value of --copy is empty"),
+        (["--size", "", "--ephemeral", "/l", "/m"], "the value of --size is empty"),
+        (["-o", "lowerdir=/l,workdir=/w", "/m"], "work directory '/w' is given without an UPPER"),
+        (["overlay", "/m", "-o", "lowerdir=/l,workdir=/w"], "work directory '/w' is given without an UPPER"),
+        (["--read-only", "--work", "/w", "/l", "/m"], "work directory '/w' is given without an UPPER"),
+        (["--read-only", "-o", "rw", "/l", "/u", "/m"], "--read-only and -o rw contradict"),
+        (["--ephemeral", "-o", "ro", "/l", "/m"], "--ephemeral"),
+        (["-o", "lowerdir=/a", "-o", "lowerdir=/b", "/u", "/m"], "lowerdir is given twice, the second time as '/b'"),
+        (["-o", "upperdir=/a,upperdir=/b", "/l", "/m"], "upperdir is given twice"),
+        (["--work", "/a", "-o", "workdir=/b", "/l", "/u", "/m"], "workdir is given twice"),
     ],
 )
 def test_usage_errors(arguments: list[str], says: str) -> None:

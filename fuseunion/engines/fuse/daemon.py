@@ -7,11 +7,15 @@
     wait for one report                          /dev/null on 0-2, close what was inherited
            <---------------------- b"+" -------  about to take the first request
     statvfs(MERGED): an answer from the child
-    exit 0                                       serve ... unmounted: close layers, remove the work directory, exit
+    exit 0                                       serve ... unmounted: close layers, remove the work directory, let go
+                                                 of the locks, put the upper on disk, exit
 
 The locks and the layers' descriptors pass over the fork. A failure in the child comes back as the report, so that the
 one line on stderr and the exit code are the parent's, and the child undoes what was made. Nothing of the child keeps
 the parent's stderr or session: a container engine waits until both have gone.
+
+Putting the upper on disk can take as long as the disk likes, and container engines mount the same upper again at once.
+So it comes when nothing is held any more but a descriptor to do it with.
 """
 
 import errno
@@ -23,6 +27,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from fuseunion import syscalls
 from fuseunion.engines import log
 from fuseunion.engines.assembly import announce, build_union, open_layers
 from fuseunion.engines.fuse import mount
@@ -103,7 +108,7 @@ def _child(prepared: Prepared, options: Options, writer: int, detach: Callable[[
 
 def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> None:
     """Build, mount and serve until unmounted; undoes everything on failure."""
-    with ExitStack() as stack:
+    with ExitStack() as last, ExitStack() as stack:
         stack.callback(prepared.close)
         # Nothing of what start-up makes is garbage: looking for some would take 5 ms now, and time at every later look.
         gc.disable()
@@ -119,22 +124,45 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         os.umask(0)
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
-        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
+        prepared.on_failure(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
         stored = (layers.upper or layers.lowers[0]).ownership is not None
         mount_point = mount.mount(prepared.target, _mount_flags(options, own_root=stored))
         stack.callback(mount_point.unmount)
         union = build_union(layers, options, posix_acl=mount_point.posix_acl)
         stack.callback(union.close)
 
+        to_sync = -1
+        if layers.upper is not None and not union.settings.volatile:
+            # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)).
+            to_sync = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.upper.root_fd)
+            last.callback(os.close, to_sync)
+
         def live() -> None:
+            if layers.upper is not None and to_sync >= 0:
+                last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
             ready()
-            announce(layers)
+            announce(layers, prepared)
 
         gc.freeze()
         gc.enable()
         operations = Operations(union, timeout=options.timeout, trace=options.trace, own_root=mount_point.own_root)
         session.serve(operations, mount_point, on_ready=live, allow_root=options.allow_root)
+
+
+def _write_out(fd: int, label: str) -> None:
+    """Put the filesystem of an upper on disk, after its mount has ended.
+
+    Raises:
+        UserError: FAILURE, which a daemon in the background can only log.
+    """
+    try:
+        syscalls.syncfs(fd)
+    except OSError as error:
+        raise UserError(
+            f"upper '{label}' cannot be written to disk: {error.strerror}; what was changed last may be lost",
+            ExitCode.FAILURE,
+        ) from None
 
 
 def _mount_flags(options: Options, *, own_root: bool) -> mount.MountFlags:
@@ -144,7 +172,6 @@ def _mount_flags(options: Options, *, own_root: bool) -> mount.MountFlags:
         suid=options.suid,
         dev=options.dev,
         exec=options.exec,
-        noatime=options.noatime,
         posix_acl=options.acl,
         own_root=own_root,
     )

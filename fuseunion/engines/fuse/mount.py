@@ -48,7 +48,6 @@ class MountFlags(NamedTuple):
     suid: bool | None = None
     dev: bool | None = None
     exec: bool = True
-    noatime: bool = True
     posix_acl: bool = False
     """Ask for modes without the umask applied; only mount(2) can."""
     own_root: bool = False
@@ -177,7 +176,7 @@ def _mount_directly(target: str, flags: MountFlags) -> int:
         | (0 if _default(flags.suid, as_root) else syscalls.MS_NOSUID)
         | (0 if flags.dev else syscalls.MS_NODEV)
         | (0 if flags.exec else syscalls.MS_NOEXEC)
-        | (syscalls.MS_NOATIME if flags.noatime else 0)
+        | syscalls.MS_NOATIME  # a read would make the kernel forget the attributes (fs/fuse/dir.c)
         | (syscalls.MS_POSIXACL if flags.posix_acl else 0)
     )
     fd = _open_device()
@@ -202,11 +201,9 @@ def _mount_through_helper(target: str, flags: MountFlags, *, own_root: bool) -> 
         options.append("default_permissions")
     options.append("ro" if flags.read_only else "rw")
     # fusermount3 forces nosuid and nodev on an ordinary user; to ask for the opposite is an error there.
-    options += ["nosuid", "nodev"]
+    options += ["nosuid", "nodev", "noatime"]
     if not flags.exec:
         options.append("noexec")
-    if flags.noatime:
-        options.append("noatime")
     if flags.allow_other:
         options.append("allow_other")
     ours, theirs = socket.socketpair()

@@ -30,13 +30,16 @@ from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.rename import check_flags
 from fuseunion.core.union import Union
 from fuseunion.core.xattrs import MalformedError
+from fuseunion.engines.fuse import questions
 from fuseunion.engines.fuse.boundary import answered, log
 from fuseunion.engines.fuse.copying import CopyUps
 from fuseunion.engines.fuse.reader import Reader
 from fuseunion.engines.fuse.replies import Replies
+from fuseunion.engines.fuse.settle import settle
 
-# Read by `fuseunion umount` on the root of the mount, to wait for the daemon's end; never listed.
-PID_XATTR = b"user.fuseunion.pid"
+PID_XATTR = questions.PID.encode()
+SYNC_XATTR = questions.SYNC.encode()
+FSYNC_XATTR = questions.FSYNC.encode()
 
 # What the owner of a mount without permission checks may set, although it is never shown (Operations._restate).
 OWNER_XATTR = b"user.containers.override_stat"
@@ -60,6 +63,9 @@ class Operations(pyfuse3.Operations):
         timeout: how long the kernel may keep entries and attributes, in seconds.
         trace: log each request.
         own_root: the kernel checks no permissions, and only the mounting user, as root of the tree, can get in.
+
+    Attributes:
+        device: the /dev/fuse descriptor that the requests come from, once there are any.
     """
 
     supports_dot_lookup = False
@@ -78,6 +84,9 @@ class Operations(pyfuse3.Operations):
         self._reader = Reader()
         self._handles: dict[int, Handle] = {}
         self._next_fh = itertools.count(1)
+        self.device = -1
+        # Whoever asks to write out waits for the one before: two at once would be no faster, and take two threads.
+        self._writing_out = trio.Lock()
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -387,9 +396,22 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if inode == pyfuse3.ROOT_INODE and name == PID_XATTR:
-            return b"%d" % os.getpid()
+        if inode == pyfuse3.ROOT_INODE:
+            if name == PID_XATTR:
+                return b"%d" % os.getpid()
+            if name == SYNC_XATTR or (name == FSYNC_XATTR and not self.union.settings.volatile):
+                await self._write_out()
+                return b""
+            if name == FSYNC_XATTR:
+                return b""
         return self.union.getxattr(self.union.inode(inode), name)
+
+    async def _write_out(self) -> None:
+        if not self.union.writable:
+            return
+        async with self._writing_out:
+            await settle(self.device)
+            await trio.to_thread.run_sync(self.union.sync)
 
     @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:

@@ -18,11 +18,12 @@ import trio
 
 from fuseunion.engines.fuse.mount import MountPoint
 from fuseunion.engines.fuse.negotiation import Negotiation
+from fuseunion.engines.fuse.operations import Operations
 
 _log = logging.getLogger("fuseunion.session")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""They end the mount; blocked by the caller until the loop is there to take them."""
+"""They end the mount; blocked by the caller until the loop is there to take them, and blocked again at the end."""
 
 _GRACE = 2.0
 """Seconds that requests under way get after a signal."""
@@ -32,7 +33,7 @@ _RESTARTS = 1000
 
 
 def serve(
-    operations: pyfuse3.Operations, mount_point: MountPoint, *, on_ready: Callable[[], None], allow_root: bool = False
+    operations: Operations, mount_point: MountPoint, *, on_ready: Callable[[], None], allow_root: bool = False
 ) -> None:
     """Answer requests until the mount has gone.
 
@@ -46,6 +47,7 @@ def serve(
     """
     # Of the mount options libfuse needs the one that it enforces itself; the kernel's were given to mount(2).
     negotiation = Negotiation(mount_point.fd)
+    operations.device = negotiation.served
     pyfuse3.init(operations, f"/dev/fd/{negotiation.served}", {"allow_root"} if allow_root else set())
     try:
         trio.run(_main, negotiation, mount_point, on_ready)
@@ -56,12 +58,17 @@ def serve(
 async def _main(negotiation: Negotiation, mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
-            on_ready()
-            nursery.start_soon(_negotiate, negotiation, nursery.cancel_scope)
-            await _answer_requests(negotiation)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
+                on_ready()
+                nursery.start_soon(_negotiate, negotiation, nursery.cancel_scope)
+                await _answer_requests(negotiation)
+                nursery.cancel_scope.cancel()
+        finally:
+            # Whoever unmounts and then finds the process alive signals it (Apptainer, systemd). It is ending already,
+            # and has work directory and upper to leave in order.
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 async def _negotiate(negotiation: Negotiation, session_scope: trio.CancelScope) -> None:

@@ -1,0 +1,43 @@
+"""What a command asks the daemon of a mount: virtual attributes of the mount's root, which are never listed.
+
+An attribute reaches the daemon from every place where the mount can be used, whoever started it, and the kernel lets
+nobody else ask. `syncfs(2)` and signals do not: the kernel keeps the one to itself (fs/fuse/inode.c fuse_sync_fs), and
+the other needs the daemon's process id.
+"""
+
+import errno
+import os
+
+from fuseunion import syscalls
+
+PID = "user.fuseunion.pid"
+"""The daemon's process id, in decimal."""
+
+SYNC = "user.fuseunion.sync"
+"""Put everything on disk; answered, with an empty value, when it is there. On a volatile mount too."""
+
+FSYNC = "user.fuseunion.fsync"
+"""The same, but as fsync(2) does: nothing on a volatile mount."""
+
+
+def write_out(path: str, question: str) -> None:
+    """Put what was written to a mount on disk.
+
+    Args:
+        path: the root of the mount.
+        question: SYNC or FSYNC.
+    Raises:
+        OSError: what went wrong in writing, which means that something is lost; EACCES or EPERM where the caller may
+            not use the mount; EBUSY where it is used so much that there is no end to what is to be written.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Hands dirty pages of mapped files to the daemon, that is, queues them.
+        syscalls.syncfs(fd)
+        os.getxattr(fd, question)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            raise OSError(errno.ENOSYS, "its daemon is of an older version, which cannot be asked for it") from None
+        raise
+    finally:
+        os.close(fd)
