@@ -74,8 +74,8 @@ class CopyJob:
             OSError: ENOSPC, EDQUOT, EIO; EPERM or EINVAL when owner or attributes cannot be kept.
         """
         shared = copy_data.copy(self._source, self._target, self.size, self._st.st_size)
+        self._mark_origin()  # before the mode, which may take the permission to write attributes
         _clothe(self._state, self._lower, self._source, self._target, self._facts)
-        self._mark_origin()
         metadata.copy_times(self._target, self._st)
         if self.size and not shared and not self._state.settings.volatile:
             os.fsync(self._target)
@@ -112,10 +112,10 @@ class CopyJob:
 
 def _clothe(state: State, lower: Layer, source: bytes | int, target: bytes | int, facts: Facts) -> None:
     """Owner, mode and xattrs of a finished copy that is still in work."""
-    upper = state.writable().layer
-    metadata.give_owner(target, facts, upper, state.settings.identity)
-    metadata.copy_xattrs(source, target, lower, upper)
-    metadata.give_mode(target, facts, upper)
+    upper, optional = state.writable().layer, state.settings.owner_optional
+    given = metadata.give_owner(target, facts, upper, state.settings.identity, optional=optional)
+    metadata.copy_xattrs(source, target, lower, upper, optional=optional)
+    metadata.give_mode(target, given, upper)
 
 
 def publish(state: State, file: File, temporary: bytes, lower_st: os.stat_result) -> None:

@@ -30,6 +30,8 @@ class Settings:
         umask_pending: modes of new objects arrive without the caller's umask applied (a mount with MS_POSIXACL),
             so that default ACLs are inherited exactly.
         identity: the id maps.
+        owner_optional: what is copied up gets as much of its owner as the user can give (metadata.chown), and is never
+            refused for the rest. For trees whose owner nobody expects to be kept, as a ranch's.
     """
 
     volatile: bool = False
@@ -37,6 +39,7 @@ class Settings:
     xattrs: bool = True
     umask_pending: bool = False
     identity: Identity = field(default=IDENTITY)
+    owner_optional: bool = False
 
 
 class Upper:

@@ -82,11 +82,12 @@ def announce(layers: Layers) -> None:
             _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)
 
 
-def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
+def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_optional: bool = False) -> Union:
     """Make the union.
 
     Args:
         posix_acl: the kernel leaves the umask to us.
+        owner_optional: copies get as much of their owner as can be given.
     Raises:
         OSError: a layer cannot be read.
         UserError: USAGE, for id maps that are none.
@@ -97,6 +98,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
         xattrs=options.xattrs,
         umask_pending=posix_acl,
         identity=identity(options),
+        owner_optional=owner_optional,
     )
     return Union(layers.lowers, layers.upper, layers.work, settings)
 
