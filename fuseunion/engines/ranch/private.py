@@ -1,7 +1,7 @@
 """Private copies: a file of a layer becomes a file of the farm, and may later turn out to be unchanged.
 
 A user without privileges cannot keep a foreign owner, nor then its set-id bits. So what a copy has to look like to
-count as unchanged is what this user could make of it.
+count as unchanged is what its maker could make of it (owners.py).
 """
 
 from __future__ import annotations
@@ -9,73 +9,141 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from fuseunion.core import copy_data, xattrs
-from fuseunion.core.identity import overflow_id
+from fuseunion.core.inode import Directory
+from fuseunion.core.metadata import attempts, known_entries, mode_kept
+from fuseunion.core.ownership import Facts
 from fuseunion.core.realdir import RealDir
+from fuseunion.engines.ranch.owners import Owners, same_attributes
 
 _BLOCK = 1 << 20
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 _REFUSED = frozenset({errno.EPERM, errno.EINVAL, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EOVERFLOW})
+_ACLS = (xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT)
 TEMPORARY = b".fuseunion-new-"
 """What the names of unfinished objects in a farm begin with."""
 
+Owner = tuple[int, int]
+"""A user and a group to give."""
 
-def copy_file(source: int, target: int) -> None:
-    """Copy data, attributes and times of a regular file.
 
+Place = bytes | int
+"""A path, which is not followed, or a descriptor, O_PATH or not."""
+
+
+def proc_fd(fd: int) -> bytes:
+    """A path that has to be followed to what a descriptor holds (proc(5))."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def place_of(directory: Directory) -> Place:
+    """Where the attributes of a directory of the union are read."""
+    try:
+        return directory.top.fd()
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return directory.proc_path()  # something is mounted there
+
+
+def owner_of(st: os.stat_result) -> Owner:
+    """Who owns an object."""
+    return st.st_uid, st.st_gid
+
+
+def copy_file(source: int, target: int, st: os.stat_result, owner: Owner) -> None:
+    """Copy data, attributes, mode and times of a regular file, and give the copy to `owner`.
+
+    Args:
+        st: of the source, before somebody was lent the permission to read it.
     Raises:
         OSError: EIO, ENOSPC, EDQUOT.
     """
-    st = os.fstat(source)
     copy_data.copy(source, target, st.st_size, st.st_size)
     match_xattrs(source, target)
-    dress(b"/proc/self/fd/%d" % target, st, follow=True)
+    dress(target, st, owner)
 
 
-def dress(path: bytes, st: os.stat_result, *, follow: bool = False) -> None:
-    """Give an object the owner, the mode and the times of another, as far as the user may.
-
-    Args:
-        path: of the object; a link at its end is followed only with `follow`.
-    """
-    owned = _chown(path, st, follow)
-    if not stat.S_ISLNK(st.st_mode):
-        mode = stat.S_IMODE(st.st_mode)
-        os.chmod(path, mode if owned or stat.S_ISDIR(st.st_mode) else mode & ~_SET_ID)
-    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=follow)
-
-
-def _chown(path: bytes, st: os.stat_result, follow: bool) -> bool:
-    for uid in (st.st_uid, -1):
+def dress(place: Place, st: os.stat_result, owner: Owner) -> None:
+    """Give an object to `owner`, as far as the user may, and the mode and the times of another."""
+    path, follow = _reach(place)
+    for uid, gid in attempts(*owner):
         try:
-            os.chown(path, uid, st.st_gid, follow_symlinks=follow)
+            os.chown(path, uid, gid, follow_symlinks=follow)
+            break
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
-        else:
-            return uid != -1
-    return False
+    if not stat.S_ISLNK(st.st_mode):
+        os.chmod(path, mode_kept(Facts.of(st), os.stat(path, follow_symlinks=follow)))
+    os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=follow)
 
 
-def same_file(one: RealDir, name: bytes, other: RealDir, other_name: bytes) -> bool:
+def _reach(place: Place) -> tuple[bytes, bool]:
+    """A path, and whether it has to be followed."""
+    return (proc_fd(place), True) if isinstance(place, int) else (place, False)
+
+
+@contextmanager
+def legible(real: RealDir, name: bytes | None = None) -> Iterator[None]:
+    """Lend the user the permission to read what he closed to himself in the farm or in UPPER.
+
+    Args:
+        real: a directory of his.
+        name: a regular file in it.
+    """
+    with ExitStack() as stack:
+        if real.layer.writable and os.geteuid() != 0:
+            stack.enter_context(_lent(os.dup(real.fd()), 0o500))
+            if name is not None:
+                stack.enter_context(_lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd()), 0o400))
+        yield
+
+
+@contextmanager
+def _lent(fd: int, rights: int) -> Iterator[None]:
+    """Give the user rights on what a descriptor holds, if it is his, for a while; closes the descriptor."""
+    try:
+        st = os.fstat(fd)
+        mode = stat.S_IMODE(st.st_mode)
+        if mode & rights == rights or st.st_uid != os.geteuid():
+            yield
+            return
+        os.chmod(proc_fd(fd), mode | rights)
+        try:
+            yield
+        finally:
+            os.chmod(proc_fd(fd), mode)
+    finally:
+        os.close(fd)
+
+
+def same_file(made: RealDir, made_name: bytes, real: RealDir, name: bytes, owners: Owners | None) -> bool:
     """Whether a private copy equals a regular file of a layer.
 
     Raises:
         OSError: one of them cannot be read.
     """
-    a, b = one.stat(name), other.stat(other_name)
-    if a is None or b is None or not (stat.S_ISREG(a.st_mode) and stat.S_ISREG(b.st_mode)):
-        return False
-    if (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino):
-        return True
-    if a.st_size != b.st_size or not same_attributes(a, b):
-        return False
-    if not same_xattrs(one.proc_path(name), other.proc_path(other_name)):
-        return False
-    first = one.open(name, os.O_RDONLY)
+    with legible(made), legible(real):
+        a, b = made.stat(made_name), real.stat(name)
+        if a is None or b is None or not (stat.S_ISREG(a.st_mode) and stat.S_ISREG(b.st_mode)):
+            return False
+        if os.path.samestat(a, b):
+            return True
+        if a.st_size != b.st_size or not same_attributes(a, b, owners):
+            return False
+        with legible(made, made_name), legible(real, name):
+            if not same_xattrs(made.proc_path(made_name), real.proc_path(name)):
+                return False
+            return _same_data(made.open(made_name, os.O_RDONLY), real, name)
+
+
+def _same_data(first: int, real: RealDir, name: bytes) -> bool:
+    """Whether a descriptor, which is closed, and a file hold the same."""
     try:
-        second = other.open(other_name, os.O_RDONLY)
+        second = real.open(name, os.O_RDONLY)
         try:
             while block := os.read(first, _BLOCK):
                 if block != _read_exactly(second, len(block)):
@@ -87,54 +155,32 @@ def same_file(one: RealDir, name: bytes, other: RealDir, other_name: bytes) -> b
         os.close(first)
 
 
-def same_attributes(made: os.stat_result, original: os.stat_result) -> bool:
-    """Whether mode, owner and time of a copy are what the user could keep of the original's."""
-    if stat.S_IFMT(made.st_mode) != stat.S_IFMT(original.st_mode) or not _same_time(made, original):
-        return False
-    mode, wanted = stat.S_IMODE(made.st_mode), stat.S_IMODE(original.st_mode)
-    kept = made.st_uid == original.st_uid and made.st_gid == original.st_gid
-    if not kept and not stat.S_ISDIR(made.st_mode):
-        wanted &= ~_SET_ID
-        mode &= ~_SET_ID
-    if mode != wanted:
-        return False
-    # Only who may give files away can have changed their owner; an original's owner without a number here is unknown.
-    return kept or os.geteuid() != 0 or _unmapped(original)
-
-
-def _unmapped(st: os.stat_result) -> bool:
-    return st.st_uid == overflow_id("uid") or st.st_gid == overflow_id("gid")
-
-
-def _same_time(made: os.stat_result, original: os.stat_result) -> bool:
-    """Equal times, or equal as far as the farm's filesystem keeps them (microseconds, seconds)."""
-    a, b = made.st_mtime_ns, original.st_mtime_ns
-    return a == b or any(a % unit == 0 and b // unit == a // unit for unit in (1_000, 1_000_000_000))
-
-
-def same_xattrs(made: bytes, original: bytes) -> bool:
-    """Whether the attributes that any user can copy are equal. Paths are not followed."""
+def same_xattrs(made: Place, original: Place) -> bool:
+    """Whether the attributes that any user can copy are equal."""
     return _comparable(made) == _comparable(original)
 
 
-def _comparable(where: bytes | int) -> dict[bytes, bytes]:
-    """The attributes of an object that this user can give to another; a path is not followed."""
+def _comparable(place: Place) -> dict[bytes, bytes]:
+    """The attributes of an object that this user can give to another."""
+    path, follow = _reach(place)
     found: dict[bytes, bytes] = {}
     try:
-        names = xattrs.listxattr(where)
-    except PermissionError:
+        names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=follow)]
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
         return found
     prefixes = (b"user.", b"system.posix_acl_", *((xattrs.CAPABILITY, b"trusted.") if os.geteuid() == 0 else ()))
     for name in names:
         if not name.startswith(prefixes) or name.startswith(b"user.fuseunion.") or xattrs.is_private(name):
             continue
         try:
-            found[name] = (
-                os.getxattr(where, name) if isinstance(where, int) else os.getxattr(where, name, follow_symlinks=False)
-            )
+            value = os.getxattr(path, name, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.EACCES, errno.EPERM, errno.EOVERFLOW):
                 raise
+        else:
+            found[name] = known_entries(value) if name in _ACLS else value
     return found
 
 
@@ -153,16 +199,16 @@ def open_up(directory: RealDir) -> None:
     fd = directory.fd()
     mode = stat.S_IMODE(os.fstat(fd).st_mode)
     if mode & 0o700 != 0o700:
-        os.chmod(b"/proc/self/fd/%d" % fd, mode | 0o700)
+        os.chmod(proc_fd(fd), mode | 0o700)
 
 
-def put_copy(source: int, target: RealDir, name: bytes) -> None:
+def put_copy(source: int, st: os.stat_result, target: RealDir, name: bytes, owner: Owner) -> None:
     """Put a private copy of an open regular file into a farm; what has the name is replaced by one rename."""
     temporary = TEMPORARY + name[:200]
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     fd = os.open(temporary, flags, 0o600, dir_fd=target.fd())
     try:
-        copy_file(source, fd)
+        copy_file(source, fd, st, owner)
     except BaseException:
         os.unlink(temporary, dir_fd=target.fd())
         raise
@@ -171,35 +217,21 @@ def put_copy(source: int, target: RealDir, name: bytes) -> None:
     os.rename(temporary, name, src_dir_fd=target.fd(), dst_dir_fd=target.fd())
 
 
-def match_xattrs(source: bytes | int, target: bytes | int) -> None:
-    """Make the attributes that this user can give equal: set, change and remove. Paths are not followed.
+def match_xattrs(source: Place, target: Place) -> None:
+    """Make the attributes that this user can give equal: set, change and remove.
 
     Raises:
         OSError: ENOSPC and the like; what the target's filesystem does not take is left out.
     """
     wanted, present = _comparable(source), _comparable(target)
-    follow: dict[str, bool] = {} if isinstance(target, int) else {"follow_symlinks": False}
+    path, follow = _reach(target)
     for name in present.keys() - wanted.keys():
-        os.removexattr(target, name, **follow)
+        os.removexattr(path, name, follow_symlinks=follow)
     for name, value in wanted.items():
         if present.get(name) == value:
             continue
         try:
-            os.setxattr(target, name, value, **follow)
+            os.setxattr(path, name, value, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
-
-
-def owner_differs(made: os.stat_result, original: os.stat_result) -> bool:
-    """Whether somebody changed the owner of a copy, as far as this user could."""
-    same = made.st_uid == original.st_uid and made.st_gid == original.st_gid
-    return not same and os.geteuid() == 0 and not _unmapped(original)
-
-
-def with_owner(st: os.stat_result, owner: os.stat_result) -> os.stat_result:
-    """A stat result with the owner of another."""
-    fields = list(st)
-    fields[4], fields[5] = owner.st_uid, owner.st_gid
-    extra = {name: getattr(st, name) for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")}
-    return os.stat_result(fields, extra)

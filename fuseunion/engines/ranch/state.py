@@ -29,6 +29,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from fuseunion.engines.ranch.owners import Owners
 from fuseunion.engines.setup import ranch_path
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import LinkStyle
@@ -67,6 +68,7 @@ class Record:
         depth: how many levels of directories are real; None for all.
         injected: (path in the ranch, target of the link) of every link that --inject made.
         merged_mode: of the plain MERGED before it became a farm.
+        owners: who made the farm; None in a record that an older version wrote.
     """
 
     phase: Phase
@@ -82,6 +84,7 @@ class Record:
     allow_writable_lower: bool = False
     volatile: bool = False
     merged_mode: int = 0o755
+    owners: Owners | None = None
 
 
 def beside(upper: str) -> Path:
@@ -162,6 +165,7 @@ def read(path: Path) -> Record | None:
     try:
         if fields.pop("version") != VERSION:
             raise KeyError("version")
+        owners = fields.get("owners")
         return Record(
             **{
                 **fields,
@@ -171,6 +175,7 @@ def read(path: Path) -> Record | None:
                 "lowers": tuple(fields["lowers"]),
                 "copies": tuple(fields["copies"]),
                 "injected": tuple((path, target) for path, target in fields["injected"]),
+                "owners": Owners(**{**owners, "groups": tuple(owners["groups"])}) if owners is not None else None,
             }
         )
     except (KeyError, TypeError, ValueError, AttributeError):
