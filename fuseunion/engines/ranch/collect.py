@@ -34,11 +34,12 @@ from fuseunion.core.union import Union
 from fuseunion.core.whiteout import is_device
 from fuseunion.engines.ranch import marker, private
 from fuseunion.engines.ranch.build import Patterns, names_in
+from fuseunion.engines.ranch.compare import Comparison, Name, identity
 from fuseunion.engines.ranch.descend import Step, run
-from fuseunion.engines.ranch.links import Links, Target
+from fuseunion.engines.ranch.links import Links, Target, Targets
 from fuseunion.engines.ranch.owners import Owners, changed, same_attributes
 from fuseunion.engines.ranch.publish import Publisher
-from fuseunion.engines.ranch.several import Name, Several, identity
+from fuseunion.engines.ranch.several import Several
 from fuseunion.errors import ExitCode, UserError
 
 _log = logging.getLogger("fuseunion.ranch")
@@ -89,8 +90,7 @@ class Collector:
     ) -> None:
         self._union = union
         self._farm = farm
-        self._links = links
-        self._layers = layers
+        self._targets = Targets(links, layers, farm.layer)
         self._injected = injected
         self._above_injected = {
             path[:end] for path in injected for end in range(len(path)) if path[end : end + 1] == b"/"
@@ -99,12 +99,10 @@ class Collector:
         self._report = report
         self._publisher = Publisher(union, farm, keep=keep)
         self._count = 0
-        self._copies = Patterns(copies)
+        self._comparison = Comparison(union, farm.layer, self._targets, Patterns(copies), owners)
         self._owners = owners
         self._mine = owners or Owners.mine()
         self._several = Several(union, self._publisher, self._put)
-        # Which object of the farm goes on as which file of the union, where that has several names.
-        self._heirs: dict[tuple[int, int], tuple[int, int]] = {}
 
     def collect(self) -> None:
         """Do it.
@@ -147,7 +145,7 @@ class Collector:
         inode = self._union.lookup(directory, name)
         if inode is not None:
             self._union.remember(inode)
-        target = self._target(source, name, st)
+        target = self._targets.target(source, name, st)
         below: tuple[Directory, RealDir] | None = None
         walk = visit.walk
         if stat.S_ISDIR(st.st_mode):
@@ -156,11 +154,11 @@ class Collector:
         elif (
             target is not None
             and (st.st_nlink < 2 or isinstance(inode, Directory))
-            and self._in_own_place(inode, target)
+            and self._targets.in_own_place(inode, target)
         ):
             pass  # the usual case
-        elif target is not None and self._is_link_to_directory(target):
-            real = self._real(target)
+        elif target is not None and self._targets.is_directory(target):
+            real = self._targets.real(target)
             self._check_readable(real.parent, real.name, os.R_OK | os.X_OK, way)
             below, walk = (self._make(visit, name, inode), real), way
         else:
@@ -181,10 +179,9 @@ class Collector:
         found = self._find(visit, name, st, target, way)
         if found is None:
             return
-        if target is not None and inode is None and self._was_covered(visit, name, found):
+        if target is not None and inode is None and self._was_covered(visit, name, target, found):
             inode = self._union.lookup(visit.directory, name)
-        own = target is not None and self._in_own_place(inode, target)
-        shown = isinstance(inode, File) and (own or self._equal(inode, found, (st.st_dev, st.st_ino)))
+        shown = isinstance(inode, File) and self._comparison.is_shown(inode, found, st, target)
         if shown and st.st_nlink < 2:
             return
         check_storable(name, found.st, way)
@@ -204,7 +201,7 @@ class Collector:
         """The object that a name of the farm, or of a layer, stands for; None when that is gone."""
         if target is None:
             return Name(way, visit.source, name, st)
-        source, source_name = self._real(Target(target.layer, target.names[:-1])), target.names[-1]
+        source, source_name = self._targets.place(target)
         found = source.stat(source_name)
         if found is None:
             # Somebody changed the lower beneath the ranch: there is nothing left to keep, nor to hide.
@@ -223,10 +220,10 @@ class Collector:
                 raise
             raise _stuck(found.way, "is a device, which you may not make") from None
 
-    def _was_covered(self, visit: _Visit, name: bytes, found: Name) -> bool:
+    def _was_covered(self, visit: _Visit, name: bytes, target: Target, found: Name) -> bool:
         """Uncover the file that a link stands for, if an earlier collecting, when the link was elsewhere, hid it."""
         lower = lower_name(self._union.state, visit.directory, name)
-        if lower is None or not os.path.samestat(lower[1], found.st):
+        if lower is None or not os.path.samestat(lower[1], found.st) or found.way != target.path:
             return False
         self._uncover(visit, name)
         return True
@@ -235,51 +232,6 @@ class Collector:
         self._open_up(visit.directory)
         self._publisher.uncover(visit.directory, name)
         visit.changed = True
-
-    def _equal(self, file: File, found: Name, object_id: tuple[int, int] | None = None) -> bool:
-        """Whether a file of the union is what an object of the farm, or of a layer, is.
-
-        Args:
-            object_id: the object goes on as that file, if no other does.
-        """
-        st = found.st
-        if file.kind != stat.S_IFMT(st.st_mode):
-            return False
-        place = file.location()
-        assert place is not None, "a name led to it"
-        theirs = self._union.stat(file)[0]
-        made, original = (found.source, found.name), place
-        made_st, original_st = st, theirs
-        if found.source.layer is not self._farm.layer:
-            # What UPPER holds was made after the layer.
-            made, original, made_st, original_st = original, made, original_st, made_st
-        if stat.S_ISREG(st.st_mode):
-            try:
-                same = private.same_file(*made, *original, self._owners)
-            except PermissionError:
-                return False  # a file that this user cannot have copied
-        else:
-            with private.legible(place[0]):
-                same = same_attributes(made_st, original_st, self._owners) and self._same_special(file, found, place)
-        return same and (object_id is None or self._is_heir(file, found.way, object_id))
-
-    def _same_special(self, file: File, found: Name, place: tuple[RealDir, bytes]) -> bool:
-        if stat.S_ISLNK(found.st.st_mode):
-            same = os.readlink(found.name, dir_fd=found.source.fd()) == self._union.readlink(file)
-        else:
-            same = found.st.st_rdev == self._union.stat(file)[0].st_rdev
-        return same and private.same_xattrs(found.source.proc_path(found.name), place[0].proc_path(place[1]))
-
-    def _is_heir(self, file: File, way: bytes, object_id: tuple[int, int]) -> bool:
-        """Whether an object of the farm is the one that goes on as a file of the union with several names.
-
-        The names of a file that were one object when the ranch was built, and are two now, were separated by the user.
-        Names that were promoted one by one were never one object.
-        """
-        if self._union.stat(file)[1] < 2:
-            return True
-        was_one = file.in_upper or not stat.S_ISREG(file.kind) or self._copies.match(way)
-        return not was_one or self._heirs.setdefault(identity(file), object_id) == object_id
 
     def _check_readable(self, source: RealDir | None, name: bytes, rights: int, way: bytes) -> None:
         """Refuse what has to be copied from a layer and may not be read.
@@ -291,44 +243,6 @@ class Collector:
             return
         if not os.access(name, rights, dir_fd=source.fd(), effective_ids=True, follow_symlinks=False):
             raise _stuck(way, "stands for what you may not read, so that it cannot be copied")
-
-    def _target(self, source: RealDir, name: bytes, st: os.stat_result) -> Target | None:
-        if source.layer is not self._farm.layer or not stat.S_ISLNK(st.st_mode):
-            return None
-        target = self._links.read(os.readlink(name, dir_fd=source.fd()))
-        return target if target is not None and target.layer in self._layers else None
-
-    def _in_own_place(self, inode: Inode | None, target: Target) -> bool:
-        """Whether a link stands for what the union shows there."""
-        if isinstance(inode, Directory):
-            layers = inode.layers()
-            return len(layers) == 1 and self._names(layers[0]) == target
-        if not isinstance(inode, File):
-            return False
-        place = inode.location()
-        if place is None:
-            return False
-        above = self._names(place[0])
-        return above.layer == target.layer and (*above.names, place[1]) == target.names
-
-    def _names(self, real: RealDir) -> Target:
-        names = []
-        node = real
-        while node.parent is not None:
-            names.append(node.name)
-            node = node.parent
-        label = next((label for label, layer in self._layers.items() if layer is real.layer), "")
-        return Target(label, tuple(reversed(names)))
-
-    def _real(self, target: Target) -> RealDir:
-        real = self._layers[target.layer].root
-        for name in target.names:
-            real = real.child(name)
-        return real
-
-    def _is_link_to_directory(self, target: Target) -> bool:
-        st = self._real(Target(target.layer, target.names[:-1])).stat(target.names[-1])
-        return st is not None and stat.S_ISDIR(st.st_mode)
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -401,12 +315,12 @@ class Collector:
         st = farm.stat(name)
         if st is None:
             return False
-        target = self._target(farm, name, st)
+        target = self._targets.target(farm, name, st)
         if target is not None:
-            return self._in_own_place(inode, target)
+            return self._targets.in_own_place(inode, target)
         if isinstance(inode, Directory):
             return stat.S_ISDIR(st.st_mode)
-        return isinstance(inode, File) and self._equal(inode, Name(b"", farm, name, st))
+        return isinstance(inode, File) and self._comparison.equal(inode, Name(b"", farm, name, st))
 
     def _attributes(self, visit: _Visit, st: os.stat_result) -> None:
         """Take over mode, owner, times (those in `st`) and attributes of a directory where they differ, or where

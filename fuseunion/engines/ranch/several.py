@@ -12,43 +12,14 @@ So a name that nobody touched keeps the file what it is for names that the farm 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.inode import Directory, File
-from fuseunion.core.realdir import RealDir
 from fuseunion.core.union import Union
 from fuseunion.core.work import opened, times_kept
+from fuseunion.engines.ranch.compare import Name, identity
 from fuseunion.engines.ranch.publish import Publisher
-
-Identity = tuple[int, int]
-"""Device and number of the object that a file of the union is on disk."""
-
-
-def identity(file: File) -> Identity:
-    """Which file of the union this is."""
-    found = file.disk_id or file.lower_id
-    assert found is not None, "it lies somewhere"
-    return found
-
-
-@dataclass(slots=True)
-class Name:
-    """One name, and the object that it stands for.
-
-    Attributes:
-        way: its path from MERGED.
-        source, name, st: where the object lies, and its lstat.
-        shows: the file of the union that has the name and equals the object.
-    """
-
-    way: bytes
-    source: RealDir
-    name: bytes
-    st: os.stat_result
-    shows: Identity | None = None
 
 
 class Several:
