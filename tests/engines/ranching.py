@@ -112,21 +112,24 @@ def _of_directory(root: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str
 
 
 def _facts(path: bytes, st: os.stat_result, target: str, stack: contextlib.ExitStack) -> Facts:
-    """Args: stack: gives back, at the end, the permissions that were lent in order to look."""
+    """Args: stack: gives directories back, at the end, the permissions that they did not have."""
     kind, mode = tree.KINDS[stat.S_IFMT(st.st_mode)], stat.S_IMODE(st.st_mode)
-    rights = {"dir": 0o500, "file": 0o400}.get(kind, 0)
-    if st.st_uid == os.geteuid() and mode & rights != rights:
-        os.chmod(path, mode | rights)
-        stack.callback(os.chmod, _held(path, stack), mode)
-    content = target
-    if kind == "file":
-        readable = os.access(path, os.R_OK, effective_ids=True)
-        content = Path(os.fsdecode(path)).read_text() if readable else "not for us"
-    shown = tuple(
-        (name, value)
-        for name, value in tree.xattrs(path)
-        if not name.startswith(("trusted.", "security.", "user.overlay.", "user.fuseunion."))
-    )
+    with contextlib.ExitStack() as soon:
+        rights = {"dir": 0o500, "file": 0o400}.get(kind, 0)
+        if st.st_uid == os.geteuid() and mode & rights != rights:
+            end = stack if kind == "dir" else soon
+            held = _held(path, end)
+            os.chmod(held, mode | rights)
+            end.callback(os.chmod, held, mode)
+        content = target
+        if kind == "file":
+            readable = os.access(path, os.R_OK, effective_ids=True)
+            content = Path(os.fsdecode(path)).read_text() if readable else "not for us"
+        shown = tuple(
+            (name, value)
+            for name, value in tree.xattrs(path)
+            if not name.startswith(("trusted.overlay.", "security.", "user.overlay.", "user.fuseunion."))
+        )
     return Facts(kind, 0 if kind == "symlink" else mode, st.st_uid, st.st_gid, content, shown, st.st_mtime_ns)
 
 
@@ -143,3 +146,17 @@ def _grouped(found: Iterator[tuple[str, object, Facts]]) -> dict[str, Facts]:
     for path in sorted(facts):
         first.setdefault(facts[path][0], path)
     return {path: one._replace(links=first[key]) for path, (key, one) in sorted(facts.items())}
+
+
+def raw(upper: Path) -> dict[bytes, tuple[object, ...]]:
+    """What lies in UPPER itself, but for times of access and the like."""
+    return {path: tuple(getattr(entry, field) for field in tree.SEEN) for path, entry in tree.snapshot(upper).items()}
+
+
+def differences(expected: dict[str, Facts], found: dict[str, Facts]) -> str:
+    """One line for each name that is not as it was expected; empty when all are."""
+    return "\n".join(
+        f"{path}: {found.get(path)}, expected {expected.get(path)}"
+        for path in sorted(expected.keys() | found.keys())
+        if expected.get(path) != found.get(path)
+    )

@@ -17,6 +17,7 @@ are the core's; only the links live here.
     collect.py    from a changed tree to UPPER
     compare.py    whether there is anything to collect
     several.py    objects with several names
+    ledger.py     permissions that collecting lends itself in a farm
     publish.py    the single changes of UPPER
     dismantle.py  removing a tree of links
     corral.py     a whole ranch: create, go on, sync, take down

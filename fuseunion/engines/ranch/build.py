@@ -18,6 +18,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.readdir import candidates
@@ -211,17 +212,14 @@ class Builder:
             raise _in_the_way(way)
         if self._link_first(st, farm, name) or farm.stat(name) is not None:
             return
-        with private.legible(*place):
+        with ExitStack() as stack:
             try:
-                source = place[0].open(place[1], os.O_RDONLY)
+                source = stack.enter_context(private.reading(*place))
             except PermissionError:
                 raise UserError(
                     f"'{os.fsdecode(way)}' may not be read by you and so not be copied", ExitCode.LAYERS
                 ) from None
-            try:
-                private.put_copy(source, st, farm, name, self._owners.of(st))
-            finally:
-                os.close(source)
+            private.put_copy(source, st, farm, name, self._owners.of(st))
 
     def _link_first(self, st: os.stat_result, farm: RealDir, name: bytes) -> bool:
         """Make one more name of an object that was made under another name before, if that can be done."""

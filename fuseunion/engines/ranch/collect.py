@@ -36,6 +36,7 @@ from fuseunion.engines.ranch import marker, private
 from fuseunion.engines.ranch.build import Patterns, names_in
 from fuseunion.engines.ranch.compare import Comparison, Name, identity
 from fuseunion.engines.ranch.descend import Step, run
+from fuseunion.engines.ranch.ledger import Ledger
 from fuseunion.engines.ranch.links import Links, Target, Targets
 from fuseunion.engines.ranch.owners import Owners, changed, same_attributes
 from fuseunion.engines.ranch.publish import Publisher
@@ -66,6 +67,7 @@ class Collector:
 
     Args:
         layers: by the label that links use.
+        ledger: keeps what has to be lent in the farm.
         injected: path in the farm and text of each link that was put there at creation and belongs to no layer.
         merged: identity of MERGED where it lies inside a lower.
         copies: what --copy named.
@@ -80,6 +82,7 @@ class Collector:
         farm: RealDir,
         links: Links,
         layers: dict[str, Layer],
+        ledger: Ledger,
         *,
         injected: dict[bytes, bytes],
         merged: tuple[int, int] | None = None,
@@ -90,6 +93,7 @@ class Collector:
     ) -> None:
         self._union = union
         self._farm = farm
+        self._ledger = ledger
         self._targets = Targets(links, layers, farm.layer)
         self._injected = injected
         self._above_injected = {
@@ -111,6 +115,7 @@ class Collector:
             UserError: LAYERS for a name that an overlay cannot hold.
             OSError: ENOSPC and the like; what was collected stays collected.
         """
+        self._ledger.settle()
         run(self._directory(self._union.root, self._farm, b""))
         self._several.finish()
 
@@ -118,7 +123,7 @@ class Collector:
         """Make a directory of the union like one of the farm, or of a layer."""
         visit = _Visit(directory, source, path, walk)
         before, as_it_is = directory.upper, os.fstat(source.fd())
-        with private.legible(source):
+        with self._ledger.lent(source):
             names = [name for name in source.names() if not self._is_ours(source, name)]
             self._remove_missing(visit, set(names))
             for name in names:

@@ -25,6 +25,7 @@ from fuseunion.engines.ranch import aside, dismantle, inject, marker
 from fuseunion.engines.ranch.build import Builder
 from fuseunion.engines.ranch.collect import Collector
 from fuseunion.engines.ranch.guard import Guard
+from fuseunion.engines.ranch.ledger import Ledger
 from fuseunion.engines.ranch.links import Links
 from fuseunion.engines.ranch.owners import Owners
 from fuseunion.engines.ranch.state import Mode, Phase, Ranch, Record, beside, opened, read
@@ -360,6 +361,7 @@ def _collect(ranch: Ranch, *, keep: bool, report: Report) -> None:
             farm.root,
             view.links,
             view.layers,
+            Ledger(ranch.path, farm.root),
             injected={os.fsencode(path): os.fsencode(text) for path, text in ranch.record.injected},
             merged=view.merged,
             copies=ranch.record.copies,

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from fuseunion.core import copy_data, xattrs
 from fuseunion.core.inode import Directory
@@ -53,16 +54,49 @@ def owner_of(st: os.stat_result) -> Owner:
     return st.st_uid, st.st_gid
 
 
-def copy_file(source: int, target: int, st: os.stat_result, owner: Owner) -> None:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A regular file that is being read.
+
+    Attributes:
+        fd: a descriptor of it.
+        attributes: those that this user can give to another file.
+    """
+
+    fd: int
+    attributes: dict[bytes, bytes]
+
+
+@contextmanager
+def reading(real: RealDir, name: bytes) -> Iterator[Reading]:
+    """Open a regular file; a permission that has to be lent for that is given back before this returns.
+
+    Raises:
+        OSError: EACCES for a file that is not the user's, or lies in a lower.
+    """
+    with legible(real, name):
+        fd = real.open(name, os.O_RDONLY)
+        try:
+            found = Reading(fd, _comparable(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+    try:
+        yield found
+    finally:
+        os.close(fd)
+
+
+def copy_file(source: Reading, target: int, st: os.stat_result, owner: Owner) -> None:
     """Copy data, attributes, mode and times of a regular file, and give the copy to `owner`.
 
     Args:
-        st: of the source, before somebody was lent the permission to read it.
+        st: of the source, before the permission to read it was lent.
     Raises:
         OSError: EIO, ENOSPC, EDQUOT.
     """
-    copy_data.copy(source, target, st.st_size, st.st_size)
-    match_xattrs(source, target)
+    copy_data.copy(source.fd, target, st.st_size, st.st_size)
+    _set_xattrs(target, source.attributes)
     dress(target, st, owner)
 
 
@@ -95,7 +129,7 @@ def legible(real: RealDir, name: bytes | None = None) -> Iterator[None]:
         name: a regular file in it.
     """
     with ExitStack() as stack:
-        if real.layer.writable and os.geteuid() != 0:
+        if real.layer.writable:
             stack.enter_context(_lent(os.dup(real.fd()), 0o500))
             if name is not None:
                 stack.enter_context(_lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd()), 0o400))
@@ -106,9 +140,8 @@ def legible(real: RealDir, name: bytes | None = None) -> Iterator[None]:
 def _lent(fd: int, rights: int) -> Iterator[None]:
     """Give the user rights on what a descriptor holds, if it is his, for a while; closes the descriptor."""
     try:
-        st = os.fstat(fd)
-        mode = stat.S_IMODE(st.st_mode)
-        if mode & rights == rights or st.st_uid != os.geteuid():
+        mode = lacking(fd, rights)
+        if mode is None:
             yield
             return
         os.chmod(proc_fd(fd), mode | rights)
@@ -118,6 +151,13 @@ def _lent(fd: int, rights: int) -> Iterator[None]:
             os.chmod(proc_fd(fd), mode)
     finally:
         os.close(fd)
+
+
+def lacking(fd: int, rights: int) -> int | None:
+    """The mode of what a descriptor holds, if it is the user's and denies him some of the rights."""
+    st = os.fstat(fd)
+    mode = stat.S_IMODE(st.st_mode)
+    return mode if mode & rights != rights and os.geteuid() == st.st_uid != 0 else None
 
 
 def same_file(made: RealDir, made_name: bytes, real: RealDir, name: bytes, owners: Owners | None) -> bool:
@@ -134,25 +174,15 @@ def same_file(made: RealDir, made_name: bytes, real: RealDir, name: bytes, owner
             return True
         if a.st_size != b.st_size or not same_attributes(a, b, owners):
             return False
-        with legible(made, made_name), legible(real, name):
-            if not same_xattrs(made.proc_path(made_name), real.proc_path(name)):
-                return False
-            return _same_data(made.open(made_name, os.O_RDONLY), real, name)
+        with reading(made, made_name) as one, reading(real, name) as other:
+            return one.attributes == other.attributes and _same_data(one.fd, other.fd)
 
 
-def _same_data(first: int, real: RealDir, name: bytes) -> bool:
-    """Whether a descriptor, which is closed, and a file hold the same."""
-    try:
-        second = real.open(name, os.O_RDONLY)
-        try:
-            while block := os.read(first, _BLOCK):
-                if block != _read_exactly(second, len(block)):
-                    return False
-            return True
-        finally:
-            os.close(second)
-    finally:
-        os.close(first)
+def _same_data(first: int, second: int) -> bool:
+    while block := os.read(first, _BLOCK):
+        if block != _read_exactly(second, len(block)):
+            return False
+    return True
 
 
 def same_xattrs(made: Place, original: Place) -> bool:
@@ -202,7 +232,7 @@ def open_up(directory: RealDir) -> None:
         os.chmod(proc_fd(fd), mode | 0o700)
 
 
-def put_copy(source: int, st: os.stat_result, target: RealDir, name: bytes, owner: Owner) -> None:
+def put_copy(source: Reading, st: os.stat_result, target: RealDir, name: bytes, owner: Owner) -> None:
     """Put a private copy of an open regular file into a farm; what has the name is replaced by one rename."""
     temporary = TEMPORARY + name[:200]
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
@@ -223,7 +253,11 @@ def match_xattrs(source: Place, target: Place) -> None:
     Raises:
         OSError: ENOSPC and the like; what the target's filesystem does not take is left out.
     """
-    wanted, present = _comparable(source), _comparable(target)
+    _set_xattrs(target, _comparable(source))
+
+
+def _set_xattrs(target: Place, wanted: dict[bytes, bytes]) -> None:
+    present = _comparable(target)
     path, follow = _reach(target)
     for name in present.keys() - wanted.keys():
         os.removexattr(path, name, follow_symlinks=follow)

@@ -133,11 +133,8 @@ class _Promoter:
         key = (found.st_dev, found.st_ino)
         if several and self._link_copy(self._copied.setdefault(key, (directory, name)), directory, name):
             return
-        source = place.open(target.names[-1], os.O_RDONLY)
-        try:
+        with private.reading(place, target.names[-1]) as source:
             private.put_copy(source, found, directory, name, self._owners.of(found))
-        finally:
-            os.close(source)
 
     @staticmethod
     def _link_copy(first: tuple[RealDir, bytes], directory: RealDir, name: bytes) -> bool:

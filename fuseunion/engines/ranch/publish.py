@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import ExitStack
 
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.inode import Directory, File, Inode
@@ -144,12 +143,9 @@ class Publisher:
 
     def _copy_data(self, source: RealDir, name: bytes, st: os.stat_result, owner: Owner, temporary: bytes) -> None:
         work = self._side.work
-        with private.legible(source, name), ExitStack() as stack:
-            reader = source.open(name, os.O_RDONLY)
-            stack.callback(os.close, reader)
+        with private.reading(source, name) as reader:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             writer = os.open(temporary, flags, 0o600, dir_fd=work.tmp.fd())
-            stack.callback(os.close, writer)
             try:
                 private.copy_file(reader, writer, st, owner)
                 if not self._state.settings.volatile:
@@ -157,6 +153,8 @@ class Publisher:
             except BaseException:
                 work.unlink(temporary)
                 raise
+            finally:
+                os.close(writer)
 
     def _publish(self, directory: Directory, name: bytes, temporary: bytes) -> None:
         """Show an object from work, which is removed if that fails."""

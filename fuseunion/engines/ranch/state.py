@@ -4,6 +4,7 @@
         state.json     the Record below, replaced by one rename
         lower/0, 1...  the lowers, topmost first, and lower/upper: bind mounts, or links to them (aside.py)
         farm/          the tree of links, where it is mounted over MERGED; without mounts MERGED itself is the farm
+        lent           permissions that a killed collecting had lent itself in the farm (ledger.py)
 
 The phases say what may be done to the farm after a crash:
 
@@ -39,6 +40,7 @@ MODE = 0o711
 """Of the state directory: whoever may see MERGED has to follow its links, which lead through here."""
 
 RECORD = "state.json"
+LENT = "lent"
 
 
 class Phase(Enum):
@@ -142,7 +144,7 @@ class Ranch:
 
     def remove(self) -> None:
         """Forget the ranch; its farm and what is aside must be gone."""
-        for name in (RECORD, f"{RECORD}.new"):
+        for name in (RECORD, f"{RECORD}.new", LENT):
             (self.path / name).unlink(missing_ok=True)
         os.rmdir(self.path)
 
