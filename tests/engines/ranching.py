@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import stat
@@ -12,12 +13,14 @@ from typing import NamedTuple
 
 import pytest
 
+from fuseunion.cli.main import run as command
 from fuseunion.core.inode import Directory
 from fuseunion.core.inode import File as UnionFile
 from tests.engines.shown import run
 from tests.support import tree
 from tests.support.actor import Role
 from tests.support.arena import Arena
+from tests.support.crash import run_until_change
 from tests.support.inprocess import InProcess, in_process
 from tests.support.layers import File, Name, Node, Symlink
 
@@ -28,6 +31,17 @@ LOWER: dict[Name, Node] = {
     "dir/sub/link": Symlink(target="three"),
     "other/four": File(b"4"),
 }
+
+for module in (
+    "cli.doctor",
+    "cli.mount",
+    "cli.promote",
+    "cli.sync",
+    "cli.takedown",
+    "cli.umount",
+    "engines.ranch.corral",
+):
+    importlib.import_module(f"fuseunion.{module}")  # so that the forks below need not import them one by one
 
 everybody = pytest.mark.actors("root", "userns", "denied")
 with_mounts = pytest.mark.actors("root", "userns")
@@ -44,6 +58,27 @@ def ranch(arena: Arena, *arguments: str | Path) -> Path:
 def is_link(path: Path) -> bool:
     """Whether a path is a link of a ranch."""
     return path.is_symlink() and ".fuseunion-ranch/lower/" in os.readlink(path)
+
+
+def forked(*arguments: str | Path) -> int:
+    """Run a command in a fork, which takes much less time than an interpreter of its own; returns its exit status."""
+    child = os.fork()
+    if child == 0:
+        status = 125
+        try:
+            status = _command(arguments)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run_until_killed(number: int, *arguments: str | Path) -> bool:
+    """Run a command in a fork that dies before its change `number` (tests/support/crash.py); True when it did not."""
+    return run_until_change(number, lambda: None if _command(arguments) == 0 else os._exit(125))
+
+
+def _command(arguments: tuple[str | Path, ...]) -> int:
+    return command(["fuseunion", *map(str, arguments)])
 
 
 class Facts(NamedTuple):

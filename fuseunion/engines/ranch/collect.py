@@ -219,7 +219,8 @@ class Collector:
         ours = found.source.layer is self._farm.layer
         owner = private.owner_of(found.st) if ours else self._mine.of(found.st)
         try:
-            self._publisher.put(directory, name, found.source, found.name, found.st, owner)
+            with self._ledger.lent_from_above(found.source):
+                self._publisher.put(directory, name, found.source, found.name, found.st, owner)
         except PermissionError:
             if not (stat.S_ISBLK(found.st.st_mode) or stat.S_ISCHR(found.st.st_mode)):
                 raise
@@ -289,7 +290,7 @@ class Collector:
         """Whether the ranch made a directory, and for this place."""
         if farm.layer is not self._farm.layer:
             return False
-        with private.legible(farm):
+        with self._ledger.lent(farm):
             try:
                 return os.getxattr(private.proc_fd(farm.fd()), marker.MADE) == marker.made(way)
             except OSError:
@@ -302,7 +303,7 @@ class Collector:
         """
         if self._is_marked(farm, way):
             return False
-        with private.legible(farm):
+        with self._ledger.lent(farm):
             names = set(farm.names())
             lost = False
             for name in names_in(directory, self._merged):

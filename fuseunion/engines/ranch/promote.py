@@ -16,11 +16,12 @@ from fuseunion.core.layer import Layer
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import Settings
 from fuseunion.core.union import Union
-from fuseunion.core.work import opened, times_kept
+from fuseunion.core.work import times_kept
 from fuseunion.engines.ranch import aside, corral, dismantle, private
 from fuseunion.engines.ranch.build import Builder
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.guard import Guard
+from fuseunion.engines.ranch.ledger import WRITE, Ledger
 from fuseunion.engines.ranch.links import Links, Target
 from fuseunion.engines.ranch.owners import Owners
 from fuseunion.engines.ranch.state import Mode, Ranch
@@ -68,6 +69,8 @@ class _Promoter:
         self._ranch = ranch
         self._farm = farm
         self._links = Links(ranch.path, ranch.record.merged, ranch.record.links, {})
+        self._ledger = Ledger(ranch.path, farm.root)
+        self._ledger.settle()
         self._report = report
         self._count = 0
         self._owners = corral.known_owners(ranch.record) or Owners.mine()
@@ -113,7 +116,7 @@ class _Promoter:
         self._report(self._count)
         found, place = self._open(target)
         try:
-            with opened(directory), times_kept(directory):
+            with self._ledger.lent(directory, WRITE), times_kept(directory):
                 if stat.S_ISDIR(found.st_mode):
                     self._expand(directory, name, target, place, way)
                 elif stat.S_ISREG(found.st_mode):
@@ -136,13 +139,12 @@ class _Promoter:
         with private.reading(place, target.names[-1]) as source:
             private.put_copy(source, found, directory, name, self._owners.of(found))
 
-    @staticmethod
-    def _link_copy(first: tuple[RealDir, bytes], directory: RealDir, name: bytes) -> bool:
+    def _link_copy(self, first: tuple[RealDir, bytes], directory: RealDir, name: bytes) -> bool:
         if first == (directory, name):
             return False
         temporary = private.TEMPORARY + name[:200]
         dismantle.remove(directory, temporary)  # of a command that was killed
-        with private.legible(first[0]):
+        with self._ledger.lent_from_above(first[0]):
             try:
                 os.link(first[1], temporary, src_dir_fd=first[0].fd(), dst_dir_fd=directory.fd(), follow_symlinks=False)
             except OSError:
