@@ -141,13 +141,16 @@ def _of_directory(root: Path, stack: contextlib.ExitStack) -> Iterator[tuple[str
         full = os.fsencode(f"{root}{path}")
         st = os.lstat(full)
         target = os.fsdecode(os.readlink(full)) if stat.S_ISLNK(st.st_mode) else ""
-        yield path, st.st_ino, _facts(full, st, target, stack)
+        yield path, st.st_ino, _facts(full, st, target, stack, "user.fuseunion.")
         if stat.S_ISDIR(st.st_mode):
             pending += [f"{path}/{os.fsdecode(name)}" for name in os.listdir(full)]
 
 
-def _facts(path: bytes, st: os.stat_result, target: str, stack: contextlib.ExitStack) -> Facts:
-    """Args: stack: gives directories back, at the end, the permissions that they did not have."""
+def _facts(path: bytes, st: os.stat_result, target: str, stack: contextlib.ExitStack, own_marks: str = "-") -> Facts:
+    """Args:
+    stack: gives directories back, at the end, the permissions that they did not have.
+    own_marks: what the names of a ranch's marks begin with, where there may be some.
+    """
     kind, mode = tree.KINDS[stat.S_IFMT(st.st_mode)], stat.S_IMODE(st.st_mode)
     with contextlib.ExitStack() as soon:
         rights = {"dir": 0o500, "file": 0o400}.get(kind, 0)
@@ -163,7 +166,7 @@ def _facts(path: bytes, st: os.stat_result, target: str, stack: contextlib.ExitS
         shown = tuple(
             (name, value)
             for name, value in tree.xattrs(path)
-            if not name.startswith(("trusted.overlay.", "security.", "user.overlay.", "user.fuseunion."))
+            if not name.startswith(("trusted.overlay.", "security.", "user.overlay.", own_marks))
         )
     return Facts(kind, 0 if kind == "symlink" else mode, st.st_uid, st.st_gid, content, shown, st.st_mtime_ns)
 

@@ -33,8 +33,8 @@ from fuseunion.core.realdir import RealDir
 from fuseunion.core.union import Union
 from fuseunion.core.whiteout import is_device
 from fuseunion.engines.ranch import marker, private
-from fuseunion.engines.ranch.build import Patterns, names_in
-from fuseunion.engines.ranch.compare import Comparison, Name, identity
+from fuseunion.engines.ranch.build import names_in
+from fuseunion.engines.ranch.compare import Comparison, Name, lineage
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.ledger import Ledger
 from fuseunion.engines.ranch.links import Links, Target, Targets
@@ -70,7 +70,6 @@ class Collector:
         ledger: keeps what has to be lent in the farm.
         injected: path in the farm and text of each link that was put there at creation and belongs to no layer.
         merged: identity of MERGED where it lies inside a lower.
-        copies: what --copy named.
         owners: who made the farm, where that can be told.
         keep: the farm lives on.
         report: told after each object how many were looked at.
@@ -86,7 +85,6 @@ class Collector:
         *,
         injected: dict[bytes, bytes],
         merged: tuple[int, int] | None = None,
-        copies: tuple[str, ...] = (),
         owners: Owners | None = None,
         keep: bool = False,
         report: Callable[[int], None] = lambda count: None,
@@ -103,10 +101,10 @@ class Collector:
         self._report = report
         self._publisher = Publisher(union, farm, keep=keep)
         self._count = 0
-        self._comparison = Comparison(union, farm.layer, self._targets, Patterns(copies), owners)
+        self._comparison = Comparison(union, farm, self._targets, owners)
         self._owners = owners
         self._mine = owners or Owners.mine()
-        self._several = Several(union, self._publisher, self._put)
+        self._several = Several(union, self._publisher, self._put, self._comparison.goes_on)
 
     def collect(self) -> None:
         """Do it.
@@ -186,14 +184,16 @@ class Collector:
             return
         if target is not None and inode is None and self._was_covered(visit, name, target, found):
             inode = self._union.lookup(visit.directory, name)
-        shown = isinstance(inode, File) and self._comparison.is_shown(inode, found, st, target)
-        if shown and st.st_nlink < 2:
+        if isinstance(inode, File) and self._comparison.equal(inode, found, target):
+            found.shows = lineage(inode)
+        if st.st_nlink > 1 or (isinstance(inode, File) and self._union.stat(inode)[1] > 1):
+            found.claimant = self._comparison.claimant(found, st, target, visit.walk)
+        if st.st_nlink < 2 and isinstance(inode, File) and self._comparison.is_shown(inode, found):
             return
         check_storable(name, found.st, way)
-        if not shown and stat.S_ISREG(found.st.st_mode):
+        if found.shows is None and stat.S_ISREG(found.st.st_mode):
             self._check_readable(found.source, found.name, os.R_OK, way)
         if st.st_nlink > 1:
-            found.shows = identity(inode) if shown and isinstance(inode, File) else None
             self._several.add((visit.walk, st.st_dev, st.st_ino), st.st_nlink, found)
             return
         self._open_up(visit.directory)
@@ -291,10 +291,7 @@ class Collector:
         if farm.layer is not self._farm.layer:
             return False
         with self._ledger.lent(farm):
-            try:
-                return os.getxattr(private.proc_fd(farm.fd()), marker.MADE) == marker.made(way)
-            except OSError:
-                return False
+            return marker.is_made(private.proc_fd(farm.fd()), way)
 
     def _replaced(self, directory: Directory, farm: RealDir, way: bytes) -> bool:
         """Whether a directory was put in the place of one that the ranch had made.

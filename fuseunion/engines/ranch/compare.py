@@ -9,34 +9,51 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion.core.inode import File
-from fuseunion.core.layer import Layer
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.union import Union
-from fuseunion.engines.ranch import private
-from fuseunion.engines.ranch.build import Patterns
+from fuseunion.engines.ranch import marker, private
 from fuseunion.engines.ranch.links import Target, Targets
 from fuseunion.engines.ranch.owners import Owners, same_attributes
 
-Identity = tuple[int, int]
-"""Device and number of the object that a file of the union is on disk."""
+
+class Claimant(NamedTuple):
+    """Who may go on as a file of the union that has several names.
+
+    Attributes:
+        original: for what the ranch made: the inode number of what it was made of; a link in its own place and every
+            private copy of its file are one.
+        object: for anything else: the inode number of the object itself.
+        walk: of an object beneath a link to a directory: the path of that.
+    """
+
+    original: int | None = None
+    object: int = 0
+    walk: bytes = b""
 
 
-def identity(file: File) -> Identity:
-    """Which file of the union this is."""
-    found = file.disk_id or file.lower_id
+Lineage = bytes | tuple[int, int]
+
+
+def lineage(file: File) -> Lineage:
+    """What a file of the union and its copy-up have in common, and no other file has."""
+    if file.group is not None:
+        return file.group.key
+    found = (file.link_key if file.disk_id is None else None) or file.disk_id or file.lower_id
     assert found is not None, "it lies somewhere"
     return found
 
 
 @dataclass(slots=True)
 class Name:
-    """One name, and the object that it stands for.
+    """One name in the farm, and the object that it stands for.
 
     Attributes:
         way: its path from MERGED.
         source, name, st: where the object lies, and its lstat.
+        claimant: as what it may go on, where there are several names.
         shows: the file of the union that has the name and equals the object.
     """
 
@@ -44,43 +61,67 @@ class Name:
     source: RealDir
     name: bytes
     st: os.stat_result
-    shows: Identity | None = None
+    claimant: Claimant | None = None
+    shows: Lineage | None = None
 
 
 class Comparison:
     """Compares the files of one union with the objects of one farm.
 
     Args:
-        copies: what --copy named.
+        farm: the farm's root.
         owners: who made the farm, where that can be told.
     """
 
-    def __init__(self, union: Union, farm: Layer, targets: Targets, copies: Patterns, owners: Owners | None) -> None:
+    def __init__(self, union: Union, farm: RealDir, targets: Targets, owners: Owners | None) -> None:
         self._union = union
-        self._farm = farm
+        self._farm = farm.layer
         self._targets = targets
-        self._copies = copies
         self._owners = owners
-        # Which object of the farm goes on as which file of the union, where that has several names.
-        self._heirs: dict[Identity, Identity] = {}
+        self._has_marks = marker.is_made(private.proc_fd(farm.fd()), b"")
+        # Who goes on as which file of the upper, where that has several names.
+        self._heirs: dict[Lineage, Claimant] = {}
 
-    def is_shown(self, file: File, found: Name, st: os.stat_result, target: Target | None) -> bool:
-        """Whether a file of the union is what its name in the farm stands for, and that alone.
+    def claimant(self, found: Name, st: os.stat_result, target: Target | None, walk: bytes) -> Claimant:
+        """As what the object of a name may go on.
 
         Args:
-            st: lstat of the name in the farm.
+            st: lstat of the name.
+            target: of a link.
+            walk: as Claimant.walk.
+        """
+        if target is not None:
+            return Claimant(found.st.st_ino) if found.way == target.path else Claimant(object=st.st_ino)
+        if stat.S_ISREG(st.st_mode) and found.source.layer is self._farm:
+            with private.legible(found.source, found.name):
+                return Claimant(marker.copied_from(found.source.proc_path(found.name), st), st.st_ino)
+        return Claimant(None, st.st_ino, walk)
+
+    def is_shown(self, file: File, found: Name) -> bool:
+        """Whether a file of the union, whose name it is, is what the name has in the farm."""
+        return found.shows is not None and (found.claimant is None or self.goes_on(file, found.claimant))
+
+    def goes_on(self, file: File, claimant: Claimant) -> bool:
+        """Whether an object of the farm goes on as a file of the union that it equals.
+
+        The names of a file are one object in the farm, or what the ranch made of it; anything else was put there by
+        the user and is a file of its own, however equal.
+        """
+        st, nlink = self._union.stat(file)
+        if nlink < 2:
+            return True
+        if not file.in_upper and stat.S_ISREG(file.kind):
+            return not self._has_marks or claimant.original == st.st_ino
+        return self._heirs.setdefault(lineage(file), claimant) == claimant
+
+    def equal(self, file: File, found: Name, target: Target | None = None) -> bool:
+        """Whether a file of the union is, or equals, what a name in the farm, or of a layer, stands for.
+
+        Args:
             target: of a link.
         """
         if target is not None and self._targets.in_own_place(file, target):
             return True
-        if not self.equal(file, found):
-            return False
-        # In its own place a link may show the copy that was made for another name of its file.
-        own = target is not None and found.way == target.path
-        return own or self._is_heir(file, found.way, (st.st_dev, st.st_ino))
-
-    def equal(self, file: File, found: Name) -> bool:
-        """Whether a file of the union equals an object of the farm, or of a layer."""
         st, theirs = found.st, self._union.stat(file)[0]
         if file.kind != stat.S_IFMT(st.st_mode):
             return False
@@ -103,14 +144,3 @@ class Comparison:
             else:
                 same = st.st_rdev == theirs.st_rdev
             return same and private.same_xattrs(found.source.proc_path(found.name), place[0].proc_path(place[1]))
-
-    def _is_heir(self, file: File, way: bytes, object_id: Identity) -> bool:
-        """Whether an object of the farm is the one that goes on as a file of the union with several names.
-
-        The names of a file that were one object when the ranch was built, and are two now, were separated by the user.
-        Names that were promoted one by one were never one object.
-        """
-        if self._union.stat(file)[1] < 2:
-            return True
-        was_one = file.in_upper or not stat.S_ISREG(file.kind) or self._copies.match(way)
-        return not was_one or self._heirs.setdefault(identity(file), object_id) == object_id

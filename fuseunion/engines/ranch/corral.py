@@ -364,7 +364,6 @@ def _collect(ranch: Ranch, *, keep: bool, report: Report) -> None:
             Ledger(ranch.path, farm.root),
             injected={os.fsencode(path): os.fsencode(text) for path, text in ranch.record.injected},
             merged=view.merged,
-            copies=ranch.record.copies,
             owners=known_owners(ranch.record),
             keep=keep,
             report=report,

@@ -18,6 +18,7 @@ from fuseunion.core.inode import Directory
 from fuseunion.core.metadata import attempts, known_entries, mode_kept
 from fuseunion.core.ownership import Facts
 from fuseunion.core.realdir import RealDir
+from fuseunion.engines.ranch import marker
 from fuseunion.engines.ranch.owners import Owners, same_attributes
 
 _BLOCK = 1 << 20
@@ -233,11 +234,17 @@ def open_up(directory: RealDir) -> None:
 
 
 def put_copy(source: Reading, st: os.stat_result, target: RealDir, name: bytes, owner: Owner) -> None:
-    """Put a private copy of an open regular file into a farm; what has the name is replaced by one rename."""
+    """Put a private copy of an open regular file into a farm; what has the name is replaced by one rename.
+
+    Args:
+        st: of the file, before the permission to read it was lent.
+    """
     temporary = TEMPORARY + name[:200]
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     fd = os.open(temporary, flags, 0o600, dir_fd=target.fd())
     try:
+        if st.st_nlink > 1:
+            marker.mark_copy(fd, st)
         copy_file(source, fd, st, owner)
     except BaseException:
         os.unlink(temporary, dir_fd=target.fd())

@@ -17,7 +17,7 @@ from fuseunion.core.realdir import RealDir
 from fuseunion.core.remove import cover_lower_name, directory_gone, name_gone
 from fuseunion.core.union import Union
 from fuseunion.core.whiteout import is_whiteout
-from fuseunion.engines.ranch import private
+from fuseunion.engines.ranch import marker, private
 from fuseunion.engines.ranch.private import Owner
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -76,8 +76,8 @@ class Publisher:
             OSError: ENOSPC, EDQUOT; EPERM for a device that the user may not make.
         """
         temporary = self._side.work.new_name()
-        linked = source.layer is self._farm and not self._keep and self._link(source, source_name, temporary)
-        if not linked:
+        ours = source.layer is self._farm and not self._keep and not marker.has_copy_mark(source.proc_path(source_name))
+        if not (ours and self._link(source, source_name, temporary)):
             self._copy(source, source_name, st, owner, temporary)
         self._publish(directory, name, temporary)
 

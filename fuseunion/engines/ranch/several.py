@@ -18,7 +18,7 @@ from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.union import Union
 from fuseunion.core.work import opened, times_kept
-from fuseunion.engines.ranch.compare import Name, identity
+from fuseunion.engines.ranch.compare import Claimant, Name, lineage
 from fuseunion.engines.ranch.publish import Publisher
 
 
@@ -27,12 +27,20 @@ class Several:
 
     Args:
         put: puts an object under a name.
+        goes_on: whether an object may go on as a file of the union.
     """
 
-    def __init__(self, union: Union, publisher: Publisher, put: Callable[[Directory, bytes, Name], None]) -> None:
+    def __init__(
+        self,
+        union: Union,
+        publisher: Publisher,
+        put: Callable[[Directory, bytes, Name], None],
+        goes_on: Callable[[File, Claimant], bool],
+    ) -> None:
         self._union = union
         self._publisher = publisher
         self._put = put
+        self._goes_on = goes_on
         self._waiting: dict[tuple[bytes, int, int], list[Name]] = {}
 
     def add(self, key: tuple[bytes, int, int], count: int, name: Name) -> None:
@@ -48,37 +56,34 @@ class Several:
             self._settle(self._waiting.popitem()[1])
 
     def _settle(self, names: list[Name]) -> None:
-        if names[0].shows is not None and all(name.shows == names[0].shows for name in names):
-            return
         file = self._heir(names)
-        for name in names:
-            file = self._lead(name, file)
+        if file is None or any(name.shows != lineage(file) for name in names):
+            for name in names:
+                file = self._lead(name, file)
         if file is not None:
             self._union.forget(file.ino, 1)
 
     def _heir(self, names: list[Name]) -> File | None:
-        """The file that goes on as the object: rather one of the upper, which need not be copied."""
+        """The file that goes on as the object, remembered: rather one of the upper, which need not be copied."""
+        claimants = [name.claimant for name in names if name.claimant is not None]
+        claimant = max(claimants, key=lambda claimant: claimant.original is not None)
         heir: File | None = None
-        for name in names:
-            if name.shows is None:
-                continue
-            directory, last = self._directory(name.way)
-            file = self._union.lookup(directory, last)
+        for shown in {name.shows: name for name in names if name.shows is not None}.values():
+            file = self._union.lookup(*self._place(shown.way))
             assert isinstance(file, File), "it was seen there"
             self._union.remember(file)
-            if heir is not None:
-                heir, file = (file, heir) if file.in_upper and not heir.in_upper else (heir, file)
+            if self._goes_on(file, claimant) and (heir is None or (file.in_upper and not heir.in_upper)):
+                heir, file = file, heir
+            if file is not None:
                 self._union.forget(file.ino, 1)
-            else:
-                heir = file
         return heir
 
     def _lead(self, name: Name, file: File | None) -> File:
         """Make a name lead to a file of the union, which is put there if there is none; returns it, remembered."""
-        directory, last = self._directory(name.way)
+        directory, last = self._place(name.way)
         with self._union.state.table.held(directory):
             found = self._union.lookup(directory, last)
-            if file is not None and isinstance(found, File) and identity(found) == identity(file):
+            if file is not None and isinstance(found, File) and lineage(found) == lineage(file):
                 return file
             upper = copy_up_directory(self._union.state, directory)
             with opened(upper), times_kept(upper):
@@ -94,7 +99,7 @@ class Several:
                 return made
             return file
 
-    def _directory(self, way: bytes) -> tuple[Directory, bytes]:
+    def _place(self, way: bytes) -> tuple[Directory, bytes]:
         """The directory of the union that holds a name, and the name in it."""
         *above, last = way.split(b"/")
         directory = self._union.root
