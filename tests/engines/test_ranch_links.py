@@ -172,6 +172,25 @@ def test_names_that_were_separated(arena: Arena) -> None:
     assert groups["/dir/two"] == ["/dir/two"] and groups["/dir/three"] == ["/dir/three", "/one"]
 
 
+@pytest.mark.actors("root", "userns")
+def test_names_that_were_separated_from_links(arena: Arena) -> None:
+    """The same where the other names are links, and where the file was copied up for another name meanwhile."""
+    lower = arena.lower(LOWER | {"single": File(b"single")})
+    merged = ranch(arena, lower)
+    _cp_p(merged / "dir/two")
+    for name in ("single", "one"):
+        os.link(merged / name, merged / f"0{name}", follow_symlinks=False)
+    run(arena, "sync", merged)
+    _cp_p(merged / "0single")
+    _cp_p(merged / "0one")
+    run(arena, "promote", merged, "dir/three")
+    run(arena, "umount", merged)
+    groups = _groups(arena, lower)
+    for name in ("/dir/two", "/0single", "/single", "/0one"):
+        assert groups[name] == [name]
+    assert groups["/dir/three"] == ["/dir/three", "/one"], "what was promoted and not changed is what it was"
+
+
 def test_symbolic_links_and_fifos_of_the_lower(arena: Arena) -> None:
     """They are made in the ranch with all their names, so that a change is one of all."""
     lower = arena.lower(LOWER)

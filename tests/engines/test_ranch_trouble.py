@@ -48,7 +48,9 @@ def test_closed_directories_when_collecting_is_killed(arena: Arena) -> None:
     lower = arena.lower({"dir/file": File()})
     for number in itertools.count():
         root = arena.directory(f"{number}")
-        merged, upper = arena.directory(f"{number}/merged"), root / "upper"
+        merged, upper = arena.directory(f"{number}/merged"), arena.directory(f"{number}/upper")
+        (upper / "kept").write_text("kept")
+        (upper / "kept").chmod(0o200)
         assert forked("--engine", "ranch", "--copy", "*", lower, upper, merged) == 0
         (merged / "dir/sub").mkdir()
         (merged / "dir/sub/new").write_text("new")
@@ -62,7 +64,7 @@ def test_closed_directories_when_collecting_is_killed(arena: Arena) -> None:
         if (root / ".upper.fuseunion-ranch").exists():
             assert forked("umount", merged) == 0, number
         found = of_union(lower, upper)
-        for path in ("/dir", "/dir/sub", "/dir/sub/new"):
+        for path in ("/dir", "/dir/sub", "/dir/sub/new", "/kept"):
             assert found[path] == expected[path], number
         assert os.listdir(merged) == []
     assert number > 10

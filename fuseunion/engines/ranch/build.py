@@ -60,7 +60,7 @@ class Builder:
         self._links = links
         self._depth = depth
         self._owners = owners
-        self._patterns = Patterns(copies)
+        self._patterns = _Patterns(copies)
         self._guard = guard
         self._merged = merged
         self._report = report
@@ -219,7 +219,7 @@ class Builder:
                 raise UserError(
                     f"'{os.fsdecode(way)}' may not be read by you and so not be copied", ExitCode.LAYERS
                 ) from None
-            private.put_copy(source, st, farm, name, self._owners.of(st))
+            private.put_copy(source, st, farm, name, self._owners.of(st), marked=st.st_nlink > 1)
 
     def _link_first(self, st: os.stat_result, farm: RealDir, name: bytes) -> bool:
         """Make one more name of an object that was made under another name before, if that can be done."""
@@ -255,15 +255,12 @@ def _make_directory(farm: RealDir, name: bytes, way: bytes) -> None:
             raise _in_the_way(way) from None
 
 
-class Patterns:
-    """Which paths --copy names."""
-
+class _Patterns:
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self._names = _compile(pattern for pattern in patterns if "/" not in pattern)
         self._paths = _compile(pattern.strip("/") for pattern in patterns if "/" in pattern)
 
     def match(self, way: bytes) -> bool:
-        """Whether it names this one."""
         if self._names is None and self._paths is None:
             return False
         path = os.fsdecode(way)

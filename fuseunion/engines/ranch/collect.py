@@ -99,9 +99,9 @@ class Collector:
         }
         self._merged = merged
         self._report = report
-        self._publisher = Publisher(union, farm, keep=keep)
+        self._publisher = Publisher(union, farm, ledger, keep=keep)
         self._count = 0
-        self._comparison = Comparison(union, farm, self._targets, owners)
+        self._comparison = Comparison(union, farm, ledger, self._targets, owners)
         self._owners = owners
         self._mine = owners or Owners.mine()
         self._several = Several(union, self._publisher, self._put, self._comparison.goes_on)

@@ -15,6 +15,7 @@ from fuseunion.core.inode import File
 from fuseunion.core.realdir import RealDir
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch import marker, private
+from fuseunion.engines.ranch.ledger import Ledger
 from fuseunion.engines.ranch.links import Target, Targets
 from fuseunion.engines.ranch.owners import Owners, same_attributes
 
@@ -70,12 +71,14 @@ class Comparison:
 
     Args:
         farm: the farm's root.
+        ledger: keeps what has to be lent in the farm.
         owners: who made the farm, where that can be told.
     """
 
-    def __init__(self, union: Union, farm: RealDir, targets: Targets, owners: Owners | None) -> None:
+    def __init__(self, union: Union, farm: RealDir, ledger: Ledger, targets: Targets, owners: Owners | None) -> None:
         self._union = union
         self._farm = farm.layer
+        self._ledger = ledger
         self._targets = targets
         self._owners = owners
         self._has_marks = marker.is_made(private.proc_fd(farm.fd()), b"")
@@ -93,7 +96,7 @@ class Comparison:
         if target is not None:
             return Claimant(found.st.st_ino) if found.way == target.path else Claimant(object=st.st_ino)
         if stat.S_ISREG(st.st_mode) and found.source.layer is self._farm:
-            with private.legible(found.source, found.name):
+            with self._ledger.legible(found.source, found.name):
                 return Claimant(marker.copied_from(found.source.proc_path(found.name), st), st.st_ino)
         return Claimant(None, st.st_ino, walk)
 
@@ -110,9 +113,16 @@ class Comparison:
         st, nlink = self._union.stat(file)
         if nlink < 2:
             return True
-        if not file.in_upper and stat.S_ISREG(file.kind):
-            return not self._has_marks or claimant.original == st.st_ino
+        if stat.S_ISREG(file.kind) and (file.group is not None or not file.in_upper):
+            return not self._has_marks or claimant.original == st.st_ino or self._is_copied_up(file, claimant.original)
         return self._heirs.setdefault(lineage(file), claimant) == claimant
+
+    def _is_copied_up(self, file: File, original: int | None) -> bool:
+        """Whether a file of the upper is the copy-up of the file of a lower with this inode number."""
+        if original is None or file.group is None:
+            return False
+        state = self._union.state
+        return any(state.numbers.number(lower.st_dev, original) == file.group.number for lower in state.lowers)
 
     def equal(self, file: File, found: Name, target: Target | None = None) -> bool:
         """Whether a file of the union is, or equals, what a name in the farm, or of a layer, stands for.
@@ -132,7 +142,7 @@ class Comparison:
             here = (found.source, found.name)
             made, original = (here, place) if ours else (place, here)
             try:
-                return private.same_file(*made, *original, self._owners)
+                return private.same_file(*made, *original, self._owners, self._ledger.legible)
             except PermissionError:
                 return False  # a file that this user cannot have copied
         made_st, original_st = (st, theirs) if ours else (theirs, st)

@@ -18,10 +18,8 @@ from fuseunion.core.realdir import RealDir
 from fuseunion.engines.ranch import private
 from fuseunion.engines.ranch.state import LENT
 
-READ = 0o500
-"""To list and search a directory."""
-WRITE = 0o700
-"""To make names in it as well."""
+WRITE_DIRECTORY = 0o700
+"""What an owner needs to make names in a directory."""
 
 
 class Ledger:
@@ -38,15 +36,47 @@ class Ledger:
         self._count = 0
 
     @contextmanager
-    def lent(self, directory: RealDir, rights: int = READ) -> Iterator[None]:
+    def lent(self, directory: RealDir, rights: int = private.READ_DIRECTORY) -> Iterator[None]:
         """Lend the user rights on a directory of his; other layers than the farm stay as they are."""
-        fd = os.dup(directory.fd())
+        if directory.layer is not self._farm.layer:
+            yield
+            return
+        with self._lent(os.dup(directory.fd()), rights, _way(directory)):
+            yield
+
+    @contextmanager
+    def lent_from_above(self, directory: RealDir) -> Iterator[None]:
+        """The same for a directory and all above it, where nobody is going through these."""
+        above = [directory] if directory.layer is self._farm.layer else []
+        while above and (parent := above[-1].parent) is not None:
+            above.append(parent)
+        with ExitStack() as stack:
+            for real in reversed(above):
+                stack.enter_context(self.lent(real))
+            yield
+
+    @contextmanager
+    def legible(self, real: RealDir, name: bytes | None = None) -> Iterator[None]:
+        """As private.legible, for the farm and for UPPER."""
+        if real.layer is not self._farm.layer:
+            with private.legible(real, name):
+                yield
+            return
+        with self.lent(real), ExitStack() as stack:
+            if name is not None:
+                fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd())
+                stack.enter_context(self._lent(fd, private.READ_FILE, [*_way(real), name]))
+            yield
+
+    @contextmanager
+    def _lent(self, fd: int, rights: int, names: list[bytes]) -> Iterator[None]:
+        """Lend rights on what a descriptor, which is closed in the end, holds."""
         try:
-            mode = private.lacking(fd, rights) if directory.layer is self._farm.layer else None
+            mode = private.lacking(fd, rights)
             if mode is None:
                 yield
                 return
-            self._note(mode, mode | rights, directory)
+            self._note(mode, mode | rights, names)
             self._count += 1
             os.chmod(private.proc_fd(fd), mode | rights)
             try:
@@ -59,25 +89,9 @@ class Ledger:
         finally:
             os.close(fd)
 
-    @contextmanager
-    def lent_from_above(self, directory: RealDir) -> Iterator[None]:
-        """The same for a directory and all above it, where nobody is going through these."""
-        above = [directory]
-        while (parent := above[-1].parent) is not None:
-            above.append(parent)
-        with ExitStack() as stack:
-            for real in reversed(above):
-                stack.enter_context(self.lent(real))
-            yield
-
-    def _note(self, mode: int, lent: int, directory: RealDir) -> None:
-        names: list[str] = []
-        node = directory
-        while node.parent is not None:
-            names.append(os.fsdecode(node.name))
-            node = node.parent
+    def _note(self, mode: int, lent: int, names: list[bytes]) -> None:
         with open(self._path, "a", encoding="ascii") as file:
-            file.write(json.dumps([mode, lent, names[::-1]]) + "\n")
+            file.write(json.dumps([mode, lent, [os.fsdecode(name) for name in names]]) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -94,17 +108,24 @@ class Ledger:
                 continue  # killed while it was written, and so before anything was lent
             try:
                 self._give_back(mode, lent, [os.fsencode(name) for name in names])
-            except PermissionError:
-                continue  # what it lies in was closed again, and that comes after
+            except OSError:
+                continue  # the user moved it, or what it lies in was closed again, and that comes after
         self._path.unlink()
 
     def _give_back(self, mode: int, lent: int, names: list[bytes]) -> None:
+        *above, last = names or [b"."]
         directory = self._farm
-        for name in names:
-            st = directory.stat(name)
-            if st is None or not stat.S_ISDIR(st.st_mode):
-                return  # the user moved it
+        for name in above:
             directory = directory.child(name)
-        fd = directory.fd()
-        if stat.S_IMODE(os.fstat(fd).st_mode) == lent:
-            os.chmod(private.proc_fd(fd), mode)
+        st = directory.stat(last)
+        if st is not None and stat.S_IMODE(st.st_mode) == lent and not stat.S_ISLNK(st.st_mode):
+            os.chmod(last, mode, dir_fd=directory.fd())
+
+
+def _way(directory: RealDir) -> list[bytes]:
+    names: list[bytes] = []
+    node = directory
+    while node.parent is not None:
+        names.append(node.name)
+        node = node.parent
+    return names[::-1]

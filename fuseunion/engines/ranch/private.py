@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from fuseunion.core import copy_data, xattrs
@@ -24,6 +24,8 @@ from fuseunion.engines.ranch.owners import Owners, same_attributes
 _BLOCK = 1 << 20
 _REFUSED = frozenset({errno.EPERM, errno.EINVAL, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EOVERFLOW})
 _ACLS = (xattrs.POSIX_ACL_ACCESS, xattrs.POSIX_ACL_DEFAULT)
+READ_FILE, READ_DIRECTORY = 0o400, 0o500
+"""What an owner needs for that."""
 TEMPORARY = b".fuseunion-new-"
 """What the names of unfinished objects in a farm begin with."""
 
@@ -68,14 +70,18 @@ class Reading:
     attributes: dict[bytes, bytes]
 
 
+Legible = Callable[[RealDir, bytes | None], AbstractContextManager[None]]
+"""Lends the user the permission to read what he closed to himself: a directory, and a regular file in it."""
+
+
 @contextmanager
-def reading(real: RealDir, name: bytes) -> Iterator[Reading]:
+def reading(real: RealDir, name: bytes, lend: Legible | None = None) -> Iterator[Reading]:
     """Open a regular file; a permission that has to be lent for that is given back before this returns.
 
     Raises:
         OSError: EACCES for a file that is not the user's, or lies in a lower.
     """
-    with legible(real, name):
+    with (lend or legible)(real, name):
         fd = real.open(name, os.O_RDONLY)
         try:
             found = Reading(fd, _comparable(fd))
@@ -131,9 +137,9 @@ def legible(real: RealDir, name: bytes | None = None) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if real.layer.writable:
-            stack.enter_context(_lent(os.dup(real.fd()), 0o500))
+            stack.enter_context(_lent(os.dup(real.fd()), READ_DIRECTORY))
             if name is not None:
-                stack.enter_context(_lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd()), 0o400))
+                stack.enter_context(_lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd()), READ_FILE))
         yield
 
 
@@ -161,13 +167,21 @@ def lacking(fd: int, rights: int) -> int | None:
     return mode if mode & rights != rights and os.geteuid() == st.st_uid != 0 else None
 
 
-def same_file(made: RealDir, made_name: bytes, real: RealDir, name: bytes, owners: Owners | None) -> bool:
+def same_file(
+    made: RealDir,
+    made_name: bytes,
+    real: RealDir,
+    name: bytes,
+    owners: Owners | None,
+    lend: Legible | None = None,
+) -> bool:
     """Whether a private copy equals a regular file of a layer.
 
     Raises:
         OSError: one of them cannot be read.
     """
-    with legible(made), legible(real):
+    lend = lend or legible
+    with lend(made, None), lend(real, None):
         a, b = made.stat(made_name), real.stat(name)
         if a is None or b is None or not (stat.S_ISREG(a.st_mode) and stat.S_ISREG(b.st_mode)):
             return False
@@ -175,7 +189,7 @@ def same_file(made: RealDir, made_name: bytes, real: RealDir, name: bytes, owner
             return True
         if a.st_size != b.st_size or not same_attributes(a, b, owners):
             return False
-        with reading(made, made_name) as one, reading(real, name) as other:
+        with reading(made, made_name, lend) as one, reading(real, name, lend) as other:
             return one.attributes == other.attributes and _same_data(one.fd, other.fd)
 
 
@@ -233,17 +247,18 @@ def open_up(directory: RealDir) -> None:
         os.chmod(proc_fd(fd), mode | 0o700)
 
 
-def put_copy(source: Reading, st: os.stat_result, target: RealDir, name: bytes, owner: Owner) -> None:
+def put_copy(source: Reading, st: os.stat_result, target: RealDir, name: bytes, owner: Owner, *, marked: bool) -> None:
     """Put a private copy of an open regular file into a farm; what has the name is replaced by one rename.
 
     Args:
         st: of the file, before the permission to read it was lent.
+        marked: the copy tells which file it is of.
     """
     temporary = TEMPORARY + name[:200]
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     fd = os.open(temporary, flags, 0o600, dir_fd=target.fd())
     try:
-        if st.st_nlink > 1:
+        if marked:
             marker.mark_copy(fd, st)
         copy_file(source, fd, st, owner)
     except BaseException:

@@ -21,7 +21,7 @@ from fuseunion.engines.ranch import aside, corral, dismantle, private
 from fuseunion.engines.ranch.build import Builder
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.guard import Guard
-from fuseunion.engines.ranch.ledger import WRITE, Ledger
+from fuseunion.engines.ranch.ledger import WRITE_DIRECTORY, Ledger
 from fuseunion.engines.ranch.links import Links, Target
 from fuseunion.engines.ranch.owners import Owners
 from fuseunion.engines.ranch.state import Mode, Ranch
@@ -116,7 +116,7 @@ class _Promoter:
         self._report(self._count)
         found, place = self._open(target)
         try:
-            with self._ledger.lent(directory, WRITE), times_kept(directory):
+            with self._ledger.lent(directory, WRITE_DIRECTORY), times_kept(directory):
                 if stat.S_ISDIR(found.st_mode):
                     self._expand(directory, name, target, place, way)
                 elif stat.S_ISREG(found.st_mode):
@@ -130,14 +130,14 @@ class _Promoter:
     ) -> None:
         """Put a private copy in the place of a link; names of one file that are promoted together stay one file.
 
-        As long as they are in their own places: a link elsewhere may be the copy of a link.
+        As long as they are in their own places: a link elsewhere is a copy.
         """
-        several = found.st_nlink > 1 and way == b"/".join(target.names)
+        several = found.st_nlink > 1 and way == target.path
         key = (found.st_dev, found.st_ino)
         if several and self._link_copy(self._copied.setdefault(key, (directory, name)), directory, name):
             return
         with private.reading(place, target.names[-1]) as source:
-            private.put_copy(source, found, directory, name, self._owners.of(found))
+            private.put_copy(source, found, directory, name, self._owners.of(found), marked=several)
 
     def _link_copy(self, first: tuple[RealDir, bytes], directory: RealDir, name: bytes) -> bool:
         if first == (directory, name):

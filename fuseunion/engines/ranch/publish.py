@@ -18,6 +18,7 @@ from fuseunion.core.remove import cover_lower_name, directory_gone, name_gone
 from fuseunion.core.union import Union
 from fuseunion.core.whiteout import is_whiteout
 from fuseunion.engines.ranch import marker, private
+from fuseunion.engines.ranch.ledger import Ledger
 from fuseunion.engines.ranch.private import Owner
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -28,14 +29,16 @@ class Publisher:
 
     Args:
         farm: the farm's root; its files may be linked instead of copied.
+        ledger: keeps what has to be lent in the farm.
         keep: the farm lives on, so that nothing may be linked.
     """
 
-    def __init__(self, union: Union, farm: RealDir, *, keep: bool) -> None:
+    def __init__(self, union: Union, farm: RealDir, ledger: Ledger, *, keep: bool) -> None:
         self._union = union
         self._state = union.state
         self._side = union.state.writable()
         self._farm = farm.layer
+        self._ledger = ledger
         self._keep = keep
 
     def remove(self, directory: Directory, name: bytes, inode: Inode) -> None:
@@ -143,7 +146,7 @@ class Publisher:
 
     def _copy_data(self, source: RealDir, name: bytes, st: os.stat_result, owner: Owner, temporary: bytes) -> None:
         work = self._side.work
-        with private.reading(source, name) as reader:
+        with private.reading(source, name, self._ledger.legible) as reader:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             writer = os.open(temporary, flags, 0o600, dir_fd=work.tmp.fd())
             try:
