@@ -233,6 +233,7 @@ def test_every_change(arena: Arena, synced: bool) -> None:
     (merged / "new").write_text("new")
     merged.chmod(0o711)
     os.setxattr(merged, "user.mine", b"root")
+    _give(merged)
     _touch(merged, 7)
     expected = of_directory(merged)
     if synced:

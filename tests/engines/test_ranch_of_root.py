@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -198,3 +200,28 @@ def test_moved_away_and_back(arena: Arena, lower: Path) -> None:
     found = of_union(lower, arena.upper)
     assert found["/dir/sub/deep"].content == "deep" and found["/two"].links == "/one"
     assert not [path for path in arena.upper.rglob("*") if not path.is_dir()]
+
+
+@pytest.mark.actors("user")
+def test_collected_outside_of_its_namespace(arena: Arena, lower: Path) -> None:
+    """Where the numbers of owners mean something else: nothing counts as changed for that."""
+    arena.guard(lower)
+    merged = arena.directory("merged")
+    make = arena.place.interpreter.command("--engine", "ranch", *map(str, (lower, arena.upper, merged)))
+    subprocess.run(
+        [
+            "unshare",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-ec",
+            f"{shlex.join(make)}; cd {merged}; echo new >dir/sub/new",
+        ],
+        env=arena.place.environment(),
+        cwd="/",
+        check=True,
+    )
+    assert os.listdir(merged) == [], "the mounts have gone with the namespace"
+    run(arena, "doctor", "--repair", arena.upper)
+    names = sorted(str(path.relative_to(arena.upper)) for path in arena.upper.rglob("*"))
+    assert names == ["dir", "dir/sub", "dir/sub/new"]

@@ -334,7 +334,7 @@ class Collector:
             return
         if not visit.changed and same_attributes(st, theirs, self._owners):
             with private.legible(directory.top):
-                if private.same_xattrs(source.fd(), private.place_of(directory)):
+                if private.same_xattrs(source.fd(), private.place_of(directory), self._owners):
                     return
         upper = copy_up_directory(self._union.state, directory)
         private.open_up(upper)  # attributes need permissions

@@ -153,4 +153,5 @@ class Comparison:
                 same = os.readlink(found.name, dir_fd=found.source.fd()) == self._union.readlink(file)
             else:
                 same = st.st_rdev == theirs.st_rdev
-            return same and private.same_xattrs(found.source.proc_path(found.name), place[0].proc_path(place[1]))
+            one, other = found.source.proc_path(found.name), place[0].proc_path(place[1])
+            return same and private.same_xattrs(one, other, self._owners)

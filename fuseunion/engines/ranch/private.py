@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from fuseunion.core import copy_data, xattrs
+from fuseunion.core import acl, copy_data, xattrs
 from fuseunion.core.inode import Directory
 from fuseunion.core.metadata import attempts, known_entries, mode_kept
 from fuseunion.core.ownership import Facts
@@ -190,7 +190,7 @@ def same_file(
         if a.st_size != b.st_size or not same_attributes(a, b, owners):
             return False
         with reading(made, made_name, lend) as one, reading(real, name, lend) as other:
-            return one.attributes == other.attributes and _same_data(one.fd, other.fd)
+            return _equal(one.attributes, other.attributes, owners) and _same_data(one.fd, other.fd)
 
 
 def _same_data(first: int, second: int) -> bool:
@@ -200,9 +200,24 @@ def _same_data(first: int, second: int) -> bool:
     return True
 
 
-def same_xattrs(made: Place, original: Place) -> bool:
+def same_xattrs(made: Place, original: Place, owners: Owners | None) -> bool:
     """Whether the attributes that any user can copy are equal."""
-    return _comparable(made) == _comparable(original)
+    return _equal(_comparable(made), _comparable(original), owners)
+
+
+def _equal(made: dict[bytes, bytes], original: dict[bytes, bytes], owners: Owners | None) -> bool:
+    """Where nobody can tell whose the ids of the farm are, entries of ACLs for other users and groups do not count."""
+    if made == original or owners is not None:
+        return made == original
+    return _without_names(made) == _without_names(original)
+
+
+def _without_names(attributes: dict[bytes, bytes]) -> dict[bytes, object]:
+    named = (acl.Tag.USER, acl.Tag.GROUP)
+    return {
+        name: [entry for entry in acl.parse(value) if entry.tag not in named] if name in _ACLS else value
+        for name, value in attributes.items()
+    }
 
 
 def _comparable(place: Place) -> dict[bytes, bytes]:
