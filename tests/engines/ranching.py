@@ -7,6 +7,7 @@ import importlib
 import os
 import shutil
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,10 @@ for module in (
     "engines.ranch.corral",
 ):
     importlib.import_module(f"fuseunion.{module}")  # so that the forks below need not import them one by one
+
+CAPABILITY = "security.capability"
+MAY_BIND = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+"""Its value for a file that may bind low ports (linux/capability.h, vfs_cap_data)."""
 
 everybody = pytest.mark.actors("root", "userns", "denied")
 with_mounts = pytest.mark.actors("root", "userns")
@@ -166,7 +171,7 @@ def _facts(path: bytes, st: os.stat_result, target: str, stack: contextlib.ExitS
         shown = tuple(
             (name, value)
             for name, value in tree.xattrs(path)
-            if not name.startswith(("trusted.overlay.", "security.", "user.overlay.", own_marks))
+            if name == CAPABILITY or not name.startswith(("trusted.overlay.", "security.", "user.overlay.", own_marks))
         )
     return Facts(kind, 0 if kind == "symlink" else mode, st.st_uid, st.st_gid, content, shown, st.st_mtime_ns)
 

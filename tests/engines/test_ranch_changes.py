@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.ranching import differences, of_directory, of_union, ranch, raw
+from tests.engines.ranching import CAPABILITY, MAY_BIND, differences, of_directory, of_union, ranch, raw
 from tests.engines.shown import run
 from tests.support.acl import ACCESS, DEFAULT, with_named_user
 from tests.support.actor import Role
@@ -134,6 +134,14 @@ def attributes_of_a_link(d: Path) -> None:
         os.setxattr(d / "link", "trusted.mine", b"value", follow_symlinks=False)
     except PermissionError:
         pass  # for root alone
+
+
+@change
+def capabilities(d: Path) -> None:
+    try:
+        os.setxattr(d / "script", CAPABILITY, MAY_BIND)
+    except PermissionError:
+        pass  # for root alone, also that of a namespace
 
 
 @change

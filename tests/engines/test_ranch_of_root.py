@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.engines.killing import kill_at
-from tests.engines.ranching import Facts, is_link, of_union
+from tests.engines.ranching import CAPABILITY, MAY_BIND, Facts, is_link, of_union
 from tests.engines.shown import run
-from tests.support.acl import DEFAULT, with_named_user
+from tests.support.acl import ACCESS, DEFAULT, with_named_user
 from tests.support.actor import Role
 from tests.support.arena import Arena
 from tests.support.layers import Device, Dir, File, Link, Name, Node, Symlink, build
 from tests.support.user import OTHER_GROUP
 
 pytestmark = [pytest.mark.root, pytest.mark.actors("user", "denied", "userns", "lone")]
-
-CAPABLE = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
-"""security.capability of a file that may bind low ports (linux/capability.h, vfs_cap_data)."""
 
 LOWER: dict[Name, Node] = {
     "dir/file": File(b"file", mode=0o644),
@@ -36,10 +32,11 @@ LOWER: dict[Name, Node] = {
     "closed": Dir(mode=0o555),
     "closed/file": File(b"closed", mode=0o444),
     "acl": Dir(mode=0o755, xattrs={DEFAULT: with_named_user(12345, group=7)}),
-    "acl/file": File(b"", mode=0o644),
+    "acl/file": File(b"acl", mode=0o644, xattrs={ACCESS: with_named_user(12345, perm=4, owner=6, group=4, other=4)}),
     "read-only": File(b"read-only", mode=0o444),
     "root-runs": File(b"root-runs", mode=0o6755),
-    "able": File(b"able", mode=0o555, xattrs={"security.capability": CAPABLE}),
+    "able": File(b"able", mode=0o555, xattrs={CAPABILITY: MAY_BIND}),
+    "also-able": File(b"able", mode=0o6555, xattrs={CAPABILITY: MAY_BIND}),
     "one": File(b"several", mode=0o444, xattrs={"user.mine": b"value"}),
     "two": Link(target="one"),
     "secret": File(b"secret", mode=0o600),
@@ -64,6 +61,10 @@ def _ranch(arena: Arena, lower: Path, *arguments: str) -> Path:
 
 def _is_own(facts: Facts) -> bool:
     return (facts.uid, facts.gid) == (os.geteuid(), os.getegid())
+
+
+def _entries(facts: Facts, name: str) -> int:
+    return len(dict(facts.xattrs)[name]) // 8
 
 
 def _moved(name: str) -> str:
@@ -95,8 +96,8 @@ def _check(arena: Arena, lower: Path) -> None:
         assert found["/shared/new"].gid == OTHER_GROUP
     else:
         assert _is_own(found["/shared"]) and found["/shared"].mode == 0o775
-    entries = len(dict(found["/acl"].xattrs)[DEFAULT]) // 8
-    assert entries == (5 if arena.actor.role is Role.USER else 4), "the entry for an id without a number is left out"
+    # The entry for an id without a number is left out.
+    assert _entries(found["/acl"], DEFAULT) == (5 if arena.actor.role is Role.USER else 4)
 
 
 def test_umount(arena: Arena, lower: Path) -> None:
@@ -134,7 +135,7 @@ def test_what_is_elsewhere(arena: Arena, lower: Path) -> None:
     for name in ("dir/file", "read-only", "root-runs", "able", "fifo", "link", "shared/file"):
         os.rename(merged / name, merged / "dir/sub" / _moved(name))
     os.rename(merged / "closed", merged / "closed-moved")
-    for name in ("one", "dir/sub/deep"):
+    for name in ("one", "dir/sub/deep", "acl/file", "also-able"):
         os.link(merged / name, merged / f"{name}-linked", follow_symlinks=False)
     run(arena, "umount", merged)
     found = of_union(lower, arena.upper)
@@ -146,7 +147,11 @@ def test_what_is_elsewhere(arena: Arena, lower: Path) -> None:
     assert moved("read-only").mode == 0o444
     assert moved("root-runs").mode == 0o755
     assert moved("able").content == "able"
-    assert "security.capability" not in os.listxattr(arena.upper / "dir/sub" / _moved("able"))
+    # The root of a namespace may give capabilities that count in it.
+    in_namespace = arena.actor.in_namespace
+    assert (
+        (CAPABILITY in dict(moved("able").xattrs)) == (CAPABILITY in dict(found["/also-able"].xattrs)) == in_namespace
+    )
     assert moved("fifo").kind == "fifo" and moved("fifo").mode == 0o644
     assert moved("link").content == "dir/file"
     assert moved("shared/file").gid == (OTHER_GROUP if OTHER_GROUP in os.getgroups() else os.getegid())
@@ -154,6 +159,9 @@ def test_what_is_elsewhere(arena: Arena, lower: Path) -> None:
     assert found["/dir/sub/deep-linked"].links == "/dir/sub/deep"
     assert found["/one-linked"].links == found["/two"].links == "/one"
     assert found["/one"].mode == 0o444 and found["/one"].xattrs == (("user.mine", b"value"),)
+    assert found["/also-able-linked"].links == "/also-able" and found["/also-able"].mode == 0o555
+    assert found["/acl/file-linked"].links == "/acl/file"
+    assert _entries(found["/acl/file"], ACCESS) == (5 if arena.actor.role is Role.USER else 4)
     assert all(_is_own(found[name]) for name in ("/one", "/two", "/dir/sub/deep-linked", "/closed-moved"))
 
 

@@ -103,13 +103,13 @@ def copy_file(source: Reading, target: int, st: os.stat_result, owner: Owner) ->
         OSError: EIO, ENOSPC, EDQUOT.
     """
     copy_data.copy(source.fd, target, st.st_size, st.st_size)
-    _set_xattrs(target, source.attributes)
-    dress(target, st, owner)
+    dress(target, st, owner, source.attributes)
 
 
-def dress(place: Place, st: os.stat_result, owner: Owner) -> None:
-    """Give an object to `owner`, as far as the user may, and the mode and the times of another."""
+def dress(place: Place, st: os.stat_result, owner: Owner, attributes: dict[bytes, bytes] | None = None) -> None:
+    """Give an object to `owner`, as far as the user may, and the mode, the times and perhaps attributes of another."""
     path, follow = _reach(place)
+    # First, because chown(2) clears set-id bits and capabilities.
     for uid, gid in attempts(*owner):
         try:
             os.chown(path, uid, gid, follow_symlinks=follow)
@@ -117,6 +117,8 @@ def dress(place: Place, st: os.stat_result, owner: Owner) -> None:
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
+    if attributes is not None:
+        _set_xattrs(place, attributes)
     if not stat.S_ISLNK(st.st_mode):
         os.chmod(path, mode_kept(Facts.of(st), os.stat(path, follow_symlinks=follow)))
     os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=follow)
