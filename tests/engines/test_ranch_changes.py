@@ -181,6 +181,16 @@ def closed_directories_in_one_another(d: Path) -> None:
 
 
 @change
+def one_file_in_two_closed_directories(d: Path) -> None:
+    (d / "dir/new").write_text("new")
+    os.link(d / "dir/new", d / "empty/new")
+    os.link(d / "file", d / "dir/sub/z")
+    os.link(d / "file", d / "empty/0")
+    for name in ("dir/sub", "dir", "empty"):
+        (d / name).chmod(0)
+
+
+@change
 def a_directory_in_the_place_of_a_file_and_back(d: Path) -> None:
     (d / "file").unlink()
     (d / "file").mkdir()

@@ -27,6 +27,7 @@ LOWER: dict[Name, Node] = {
     "dir/sub/other": File(b"other", mode=0o644),
     "shared": Dir(mode=0o2775, gid=OTHER_GROUP),
     "shared/file": File(b"shared", mode=0o644, gid=OTHER_GROUP),
+    "shared/also": File(b"shared", mode=0o644, gid=OTHER_GROUP),
     "special": Dir(mode=0o7755),
     "special/file": File(b"", mode=0o644),
     "closed": Dir(mode=0o555),
@@ -135,7 +136,7 @@ def test_what_is_elsewhere(arena: Arena, lower: Path) -> None:
     for name in ("dir/file", "read-only", "root-runs", "able", "fifo", "link", "shared/file"):
         os.rename(merged / name, merged / "dir/sub" / _moved(name))
     os.rename(merged / "closed", merged / "closed-moved")
-    for name in ("one", "dir/sub/deep", "acl/file", "also-able"):
+    for name in ("one", "dir/sub/deep", "acl/file", "also-able", "shared/also"):
         os.link(merged / name, merged / f"{name}-linked", follow_symlinks=False)
     run(arena, "umount", merged)
     found = of_union(lower, arena.upper)
@@ -154,7 +155,8 @@ def test_what_is_elsewhere(arena: Arena, lower: Path) -> None:
     )
     assert moved("fifo").kind == "fifo" and moved("fifo").mode == 0o644
     assert moved("link").content == "dir/file"
-    assert moved("shared/file").gid == (OTHER_GROUP if OTHER_GROUP in os.getgroups() else os.getegid())
+    group = OTHER_GROUP if OTHER_GROUP in os.getgroups() else os.getegid()
+    assert moved("shared/file").gid == found["/shared/also"].gid == found["/shared/also-linked"].gid == group
     assert found["/closed-moved"].mode == 0o555 and found["/closed-moved/file"].content == "closed"
     assert found["/dir/sub/deep-linked"].links == "/dir/sub/deep"
     assert found["/one-linked"].links == found["/two"].links == "/one"
