@@ -179,7 +179,7 @@ class Collector:
         self, visit: _Visit, name: bytes, inode: Inode | None, st: os.stat_result, target: Target | None, way: bytes
     ) -> None:
         """Bring one name of a file in, unless it is there already."""
-        found = self._find(visit, name, st, target, way)
+        found = self._find(visit.source, name, st, target, way)
         if found is None:
             return
         if target is not None and inode is None and self._was_covered(visit, name, target, found):
@@ -202,10 +202,10 @@ class Collector:
         self._put(visit.directory, name, found)
         visit.changed = True
 
-    def _find(self, visit: _Visit, name: bytes, st: os.stat_result, target: Target | None, way: bytes) -> Name | None:
+    def _find(self, farm: RealDir, name: bytes, st: os.stat_result, target: Target | None, way: bytes) -> Name | None:
         """The object that a name of the farm, or of a layer, stands for; None when that is gone."""
         if target is None:
-            return Name(way, visit.source, name, st)
+            return Name(way, farm, name, st)
         source, source_name = self._targets.place(target)
         found = source.stat(source_name)
         if found is None:
@@ -319,11 +319,10 @@ class Collector:
         if st is None:
             return False
         target = self._targets.target(farm, name, st)
-        if target is not None:
-            return self._targets.in_own_place(inode, target)
         if isinstance(inode, Directory):
-            return stat.S_ISDIR(st.st_mode)
-        return isinstance(inode, File) and self._comparison.equal(inode, Name(b"", farm, name, st))
+            return stat.S_ISDIR(st.st_mode) or (target is not None and self._targets.is_directory(target))
+        found = self._find(farm, name, st, target, name)
+        return found is not None and isinstance(inode, File) and self._comparison.equal(inode, found, target)
 
     def _attributes(self, visit: _Visit, st: os.stat_result) -> None:
         """Take over mode, owner, times (those in `st`) and attributes of a directory where they differ, or where
