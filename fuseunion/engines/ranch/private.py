@@ -32,7 +32,6 @@ TEMPORARY = b".fuseunion-new-"
 Owner = tuple[int, int]
 """A user and a group to give."""
 
-
 Place = bytes | int
 """A path, which is not followed, or a descriptor, O_PATH or not."""
 
@@ -183,16 +182,18 @@ def same_file(
         OSError: one of them cannot be read.
     """
     lend = lend or legible
-    with lend(made, None), lend(real, None):
-        a, b = made.stat(made_name), real.stat(name)
-        if a is None or b is None or not (stat.S_ISREG(a.st_mode) and stat.S_ISREG(b.st_mode)):
-            return False
-        if os.path.samestat(a, b):
-            return True
-        if a.st_size != b.st_size or not same_attributes(a, b, owners):
-            return False
-        with reading(made, made_name, lend) as one, reading(real, name, lend) as other:
-            return _equal(one.attributes, other.attributes, owners) and _same_data(one.fd, other.fd)
+    with ExitStack() as opened:
+        with lend(made, None), lend(real, None):
+            a, b = made.stat(made_name), real.stat(name)
+            if a is None or b is None or not (stat.S_ISREG(a.st_mode) and stat.S_ISREG(b.st_mode)):
+                return False
+            if os.path.samestat(a, b):
+                return True
+            if a.st_size != b.st_size or not same_attributes(a, b, owners):
+                return False
+            one = opened.enter_context(reading(made, made_name, lend))
+            other = opened.enter_context(reading(real, name, lend))
+        return _equal(one.attributes, other.attributes, owners) and _same_data(one.fd, other.fd)
 
 
 def _same_data(first: int, second: int) -> bool:
@@ -300,11 +301,12 @@ def _set_xattrs(target: Place, wanted: dict[bytes, bytes]) -> None:
     path, follow = _reach(target)
     for name in present.keys() - wanted.keys():
         os.removexattr(path, name, follow_symlinks=follow)
-    for name, value in wanted.items():
-        if present.get(name) == value:
+    # The access ACL last: it may take the write permission that the attributes of a user need.
+    for name in sorted(wanted, key=xattrs.POSIX_ACL_ACCESS.__eq__):
+        if present.get(name) == wanted[name]:
             continue
         try:
-            os.setxattr(path, name, value, follow_symlinks=follow)
+            os.setxattr(path, name, wanted[name], follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
