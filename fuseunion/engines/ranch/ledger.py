@@ -38,11 +38,13 @@ class Ledger:
     @contextmanager
     def lent(self, directory: RealDir, rights: int = private.READ_DIRECTORY) -> Iterator[None]:
         """Lend the user rights on a directory of his; other layers than the farm stay as they are."""
-        if directory.layer is not self._farm.layer:
+        ours = directory.layer is self._farm.layer
+        mode = private.lacking(os.fstat(directory.fd()), rights) if ours else None
+        if mode is None:
             yield
-            return
-        with self._lent(os.dup(directory.fd()), rights, _way(directory)):
-            yield
+        else:
+            with self._lent(os.dup(directory.fd()), mode, rights, _way(directory)):
+                yield
 
     @contextmanager
     def lent_from_above(self, directory: RealDir) -> Iterator[None]:
@@ -58,36 +60,32 @@ class Ledger:
     @contextmanager
     def legible(self, real: RealDir, name: bytes | None = None) -> Iterator[None]:
         """As private.legible, for the farm and for UPPER."""
+        if os.geteuid() == 0:
+            yield
+            return
         if real.layer is not self._farm.layer:
             with private.legible(real, name):
                 yield
             return
-        with self.lent(real), ExitStack() as stack:
-            if name is not None:
-                fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd())
-                stack.enter_context(self._lent(fd, private.READ_FILE, [*_way(real), name]))
-            yield
+        with self.lent(real):
+            mode = None if name is None else private.lacking(real.stat(name), private.READ_FILE)
+            if name is None or mode is None:
+                yield
+            else:
+                with self._lent(private.hold(real, name), mode, private.READ_FILE, [*_way(real), name]):
+                    yield
 
     @contextmanager
-    def _lent(self, fd: int, rights: int, names: list[bytes]) -> Iterator[None]:
-        """Lend rights on what a descriptor, which is closed in the end, holds."""
+    def _lent(self, fd: int, mode: int, rights: int, names: list[bytes]) -> Iterator[None]:
+        self._note(mode, mode | rights, names)
+        self._count += 1
         try:
-            mode = private.lacking(fd, rights)
-            if mode is None:
+            with private.lent(fd, mode, mode | rights):
                 yield
-                return
-            self._note(mode, mode | rights, names)
-            self._count += 1
-            os.chmod(private.proc_fd(fd), mode | rights)
-            try:
-                yield
-            finally:
-                os.chmod(private.proc_fd(fd), mode)
-                self._count -= 1
-                if not self._count:
-                    self._path.unlink()
         finally:
-            os.close(fd)
+            self._count -= 1
+            if not self._count:
+                self._path.unlink()
 
     def _note(self, mode: int, lent: int, names: list[bytes]) -> None:
         with open(self._path, "a", encoding="ascii") as file:

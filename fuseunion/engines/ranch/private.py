@@ -136,36 +136,40 @@ def legible(real: RealDir, name: bytes | None = None) -> Iterator[None]:
         real: a directory of his.
         name: a regular file in it.
     """
+    if not real.layer.writable or os.geteuid() == 0:
+        yield
+        return
     with ExitStack() as stack:
-        if real.layer.writable:
-            stack.enter_context(_lent(os.dup(real.fd()), READ_DIRECTORY))
-            if name is not None:
-                stack.enter_context(_lent(os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd()), READ_FILE))
+        if (mode := lacking(os.fstat(real.fd()), READ_DIRECTORY)) is not None:
+            stack.enter_context(lent(os.dup(real.fd()), mode, mode | READ_DIRECTORY))
+        if name is not None and (mode := lacking(real.stat(name), READ_FILE)) is not None:
+            stack.enter_context(lent(hold(real, name), mode, mode | READ_FILE))
         yield
 
 
+def lacking(st: os.stat_result | None, rights: int) -> int | None:
+    """The mode of an object, if it is the user's and denies him some of the rights."""
+    if st is None or stat.S_ISLNK(st.st_mode) or st.st_mode & rights == rights or os.geteuid() != st.st_uid:
+        return None
+    return stat.S_IMODE(st.st_mode) if st.st_uid else None
+
+
+def hold(real: RealDir, name: bytes) -> int:
+    """An O_PATH descriptor of one name."""
+    return os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=real.fd())
+
+
 @contextmanager
-def _lent(fd: int, rights: int) -> Iterator[None]:
-    """Give the user rights on what a descriptor holds, if it is his, for a while; closes the descriptor."""
+def lent(fd: int, mode: int, instead: int) -> Iterator[None]:
+    """Give what a descriptor, which is closed in the end, holds another mode for a while."""
     try:
-        mode = lacking(fd, rights)
-        if mode is None:
-            yield
-            return
-        os.chmod(proc_fd(fd), mode | rights)
+        os.chmod(proc_fd(fd), instead)
         try:
             yield
         finally:
             os.chmod(proc_fd(fd), mode)
     finally:
         os.close(fd)
-
-
-def lacking(fd: int, rights: int) -> int | None:
-    """The mode of what a descriptor holds, if it is the user's and denies him some of the rights."""
-    st = os.fstat(fd)
-    mode = stat.S_IMODE(st.st_mode)
-    return mode if mode & rights != rights and os.geteuid() == st.st_uid != 0 else None
 
 
 def same_file(
