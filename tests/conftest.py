@@ -35,7 +35,8 @@ MOUNT_TEST_LIMIT = 60.0
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
     config.addinivalue_line("markers", "stress: takes minutes; runs with `-m stress` or FUSEUNION_STRESS=1")
-    config.addinivalue_line("markers", "actors(*names): who runs the test: root, user, userns (default: these), denied")
+    who = "root, user, userns (these by default), lone, denied"
+    config.addinivalue_line("markers", f"actors(*names): who runs the test: {who}")
     config.addinivalue_line("markers", "limit(seconds): how long a mount test may take before its daemons are killed")
 
 

@@ -135,14 +135,22 @@ def _clothe(
     """
     upper = state.writable()
     facts = facts_after(Facts.of(shown), change)
-    metadata.give_owner(target, facts, upper.layer, state.settings.identity)
+    settings = state.settings
+    given = metadata.give_owner(target, facts, upper.layer, settings.identity, optional=settings.owner_optional)
     prefix = upper.work.capabilities.xattr_prefix
     if prefix is not None:
         if isinstance(inode, Directory):
             metadata.mark_merged(target, prefix)
         origin.write(target, prefix, inode.ino, shown.st_ctime_ns)
-    metadata.copy_xattrs(source, target, lower, upper.layer, without_capability=change.ends_privileges)
-    metadata.give_mode(target, facts, upper.layer)
+    metadata.copy_xattrs(
+        source,
+        target,
+        lower,
+        upper.layer,
+        without_capability=change.ends_privileges,
+        owner_optional=settings.owner_optional,
+    )
+    metadata.give_mode(target, given, upper.layer)
     os.utime(proc_fd(target), ns=times_after(shown, change))
 
 

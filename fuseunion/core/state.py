@@ -31,6 +31,8 @@ class Settings:
             so that default ACLs are inherited exactly.
         identity: the id maps.
         static_nlink: every directory shows one link (fuse-overlayfs(1)).
+        owner_optional: what is copied up gets as much of its owner as the user can give (metadata.chown), and is never
+            refused for the rest. For trees whose owner nobody expects to be kept, as a ranch's.
     """
 
     volatile: bool = False
@@ -39,6 +41,7 @@ class Settings:
     umask_pending: bool = False
     identity: Identity = field(default=IDENTITY)
     static_nlink: bool = False
+    owner_optional: bool = False
 
 
 class Upper:

@@ -141,9 +141,11 @@ class WorkDirectory:
 
     def clean(self) -> None:
         """Remove everything in WORK/work."""
-        for name in os.listdir(self.tmp.fd()):
-            if name != _VOLATILE_MARK:
-                self.remove_tree(os.fsencode(name))
+        left = [os.fsencode(name) for name in os.listdir(self.tmp.fd()) if name != _VOLATILE_MARK]
+        # Subdirectories are moved here on their way out: not onto what a crash left.
+        self._names = itertools.count(1 + max(map(_number_of, left), default=-1))
+        for name in left:
+            self.remove_tree(name)
 
     def remove_tree(self, name: bytes) -> None:
         """Remove one object of WORK/work with all that is in it; depth does not matter, links are not followed.
@@ -171,6 +173,14 @@ class WorkDirectory:
                             os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=tmp)
                         waiting.append(moved)
             os.rmdir(current, dir_fd=tmp)
+
+
+def _number_of(name: bytes) -> int:
+    """The number in a name that `new_name` or the kernel (fs/overlayfs/dir.c ovl_lookup_temp) gave, else -1."""
+    try:
+        return int(name[1:], 16) if name[:1] == b"#" else -1
+    except ValueError:
+        return -1
 
 
 def _entries(dirfd: int, name: bytes) -> Iterator[tuple[int, bytes]]:

@@ -94,11 +94,12 @@ def announce(layers: Layers, prepared: Prepared) -> None:
             _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)
 
 
-def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
+def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_optional: bool = False) -> Union:
     """Make the union.
 
     Args:
         posix_acl: the kernel leaves the umask to us.
+        owner_optional: copies get as much of their owner as can be given.
     Raises:
         OSError: a layer cannot be read.
         UserError: USAGE, for id maps that are none.
@@ -110,6 +111,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool) -> Union:
         umask_pending=posix_acl,
         identity=identity(options),
         static_nlink=options.static_nlink,
+        owner_optional=owner_optional,
     )
     return Union(layers.lowers, layers.upper, layers.work, settings)
 

@@ -146,6 +146,18 @@ def changing_the_times_of_a_file(d: Path) -> object:
 
 
 @behaviour
+def changing_the_times_of_a_file_without_following_links(d: Path) -> object:
+    os.utime(d / "file", ns=(1, 2), follow_symlinks=False)
+    return (d / "file").stat().st_mtime_ns
+
+
+@behaviour
+def moving_one_of_two_names(d: Path) -> object:
+    os.rename(d / "first", d / "moved")
+    return os.path.samefile(d / "moved", d / "second"), os.lstat(d / "moved").st_nlink
+
+
+@behaviour
 def setting_an_attribute_of_a_file(d: Path) -> object:
     os.setxattr(d / "file", "user.mine", b"value")
     return os.getxattr(d / "file", "user.mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -9,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.engines.killing import kill_at
-from tests.engines.ranching import LOWER, everybody, is_link, ranch, with_mounts
+from tests.engines.ranching import (
+    LOWER,
+    everybody,
+    forked,
+    is_link,
+    of_directory,
+    of_union,
+    ranch,
+    run_until_killed,
+    with_mounts,
+)
 from tests.engines.shown import run
 from tests.support import libc, tree
 from tests.support.actor import Role
@@ -29,6 +40,56 @@ def test_directories_without_permissions(arena: Arena) -> None:
     run(arena, "umount", merged)
     assert os.lstat(arena.upper / "closed").st_mode & 0o777 == 0o500
     assert sorted(os.listdir(arena.upper / "closed")) == ["file", "new"]
+
+
+@pytest.mark.actors("denied")
+def test_closed_directories_when_collecting_is_killed(arena: Arena) -> None:
+    """What it lent itself is given back, at whichever change it was killed."""
+    lower = arena.lower({"dir/file": File()})
+    for number in itertools.count():
+        root = arena.directory(f"{number}")
+        merged, upper = arena.directory(f"{number}/merged"), arena.directory(f"{number}/upper")
+        (upper / "kept").write_text("kept")
+        (upper / "kept").chmod(0o200)
+        assert forked("--engine", "ranch", "--copy", "*", lower, upper, merged) == 0
+        (merged / "dir/sub").mkdir()
+        (merged / "dir/sub/new").write_text("new")
+        (merged / "dir/sub/new").chmod(0o200)
+        (merged / "dir/sub").chmod(0o300)
+        (merged / "dir").chmod(0o000)
+        expected = of_directory(merged)
+        if run_until_killed(number, "umount", merged):
+            break
+        forked("doctor", "--repair", upper)
+        if (root / ".upper.fuseunion-ranch").exists():
+            assert forked("umount", merged) == 0, number
+        found = of_union(lower, upper)
+        for path in ("/dir", "/dir/sub", "/dir/sub/new", "/kept"):
+            assert found[path] == expected[path], number
+        assert os.listdir(merged) == []
+    assert number > 10
+
+
+@pytest.mark.actors("denied")
+def test_what_was_lent_and_then_changed(arena: Arena) -> None:
+    """Nobody takes back a mode that the user gave after the kill."""
+    merged = ranch(arena, arena.lower({"one/file": File(), "two/file": File()}))
+    for name in ("one", "two"):
+        (merged / name).chmod(0o300)
+
+    def lent() -> list[str]:
+        return [name for name in ("one", "two") if os.lstat(merged / name).st_mode & 0o777 == 0o700]
+
+    for number in itertools.count():
+        assert not run_until_killed(number, "sync", merged), "nothing was ever lent"
+        if lent():
+            break
+    (changed,) = lent()
+    (merged / changed).chmod(0o750)
+    run(arena, "sync", merged)
+    modes = {name: os.lstat(arena.upper / name).st_mode & 0o777 for name in ("one", "two")}
+    assert modes == {"one": 0o300, "two": 0o300} | {changed: 0o750}
+    run(arena, "umount", merged)
 
 
 @everybody

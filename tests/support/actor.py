@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import libc
-from tests.support.user import User
+from tests.support.user import OTHER_GROUP, User
 
 
 class Role(Enum):
@@ -30,6 +30,9 @@ class Role(Enum):
     ROOT = "root"
     USER = "user"
     NAMESPACE = "userns"
+    """Root of a user namespace that knows the user's subordinate ids."""
+    LONE = "lone"
+    """Root of a user namespace that knows no id but the user's own, as `unshare --map-root-user --mount` makes it."""
     DENIED = "denied"
     """A user who may open no /dev/fuse, make no user namespace and gain nothing from set-user-id programs."""
 
@@ -53,8 +56,13 @@ class Actor:
                 return True
             case Role.USER:
                 return os.geteuid() != 0
-            case Role.NAMESPACE | Role.DENIED:
+            case Role.NAMESPACE | Role.LONE | Role.DENIED:
                 return False
+
+    @property
+    def in_namespace(self) -> bool:
+        """Whether the actor is root of a user namespace."""
+        return self.role in (Role.NAMESPACE, Role.LONE)
 
     @property
     def has_devices(self) -> bool:
@@ -86,7 +94,7 @@ class Actor:
             _close(ready_read, mapped_write, report_read)
             self._child(body, ready_write, mapped_read, report_write)
         _close(ready_write, mapped_read, report_write)
-        if os.read(ready_read, 1) and self.role is Role.NAMESPACE:
+        if os.read(ready_read, 1) and self.in_namespace:
             self._map_ids(child)
         _close(mapped_write, ready_read)
         report = b""
@@ -115,16 +123,16 @@ class Actor:
 
     def _become(self, ready: int, mapped: int) -> None:
         if os.geteuid() == 0:
-            os.setgroups([self.user.gid])
+            os.setgroups([self.user.gid, OTHER_GROUP])
             os.setresgid(self.user.gid, self.user.gid, self.user.gid)
             os.setresuid(self.user.uid, self.user.uid, self.user.uid)
             libc.become_dumpable()
         os.environ.update(HOME=self.user.home, USER=self.user.name, LOGNAME=self.user.name)
-        if self.role is Role.NAMESPACE:
+        if self.in_namespace:
             libc.unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNS)
         os.write(ready, b"1")
         os.read(mapped, 1)
-        if self.role is Role.NAMESPACE:
+        if self.in_namespace:
             os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
@@ -134,12 +142,15 @@ class Actor:
             _deny_everything()
 
     def _map_ids(self, child: int) -> None:
-        """Map the user to 0 and its subordinate ids from 1 on, as `unshare --map-root-user --map-auto` does."""
+        """Map the user to 0 and, but for who is alone, its subordinate ids from 1 on, as `unshare --map-root-user
+        --map-auto` does."""
         for kind, own, subordinate in (
             ("uid", self.user.uid, self.user.subuids),
             ("gid", self.user.gid, self.user.subgids),
         ):
-            ranges = [(0, own, 1), (1, subordinate.first, subordinate.size)]
+            ranges = [(0, own, 1)]
+            if self.role is Role.NAMESPACE:
+                ranges.append((1, subordinate.first, subordinate.size))
             if os.geteuid() == 0:
                 lines = "".join("{} {} {}\n".format(*triple) for triple in ranges)
                 Path(f"/proc/{child}/{kind}_map").write_text(lines)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 NAME = "fuseunion-test"
+OTHER_GROUP = 60_010
+"""Of which the ordinary user is a member beside his own, if root runs the tests."""
 _SUBORDINATES = 65536
 
 

@@ -18,6 +18,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 from fuseunion.core.inode import Directory, File
 from fuseunion.core.readdir import candidates
@@ -27,6 +28,7 @@ from fuseunion.engines.ranch import marker, private
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.guard import Guard
 from fuseunion.engines.ranch.links import PATH_MAX, Links
+from fuseunion.engines.ranch.owners import Owners
 from fuseunion.errors import ExitCode, UserError
 
 
@@ -38,6 +40,7 @@ class Builder:
         copies: patterns of paths that get private copies; a pattern without a slash is for the last name alone.
         guard: refuses links to what the user could change; None where mounts protect it.
         merged: identity of MERGED where it lies inside a lower: there the union is empty.
+        owners: who makes the farm.
         report: told after each object how many there are.
     """
 
@@ -46,6 +49,7 @@ class Builder:
         union: Union,
         links: Links,
         *,
+        owners: Owners,
         depth: int | None = None,
         copies: tuple[str, ...] = (),
         guard: Guard | None = None,
@@ -55,12 +59,13 @@ class Builder:
         self._union = union
         self._links = links
         self._depth = depth
+        self._owners = owners
         self._patterns = _Patterns(copies)
         self._guard = guard
         self._merged = merged
         self._report = report
         self._count = 0
-        # Where each file with several names was copied first; so the memory that this takes goes with such files only.
+        # Where each object with several names was made first; the memory that this takes goes with such objects only.
         self._copied: dict[tuple[int, int], tuple[RealDir, bytes]] = {}
         self._lowest = union.state.lowers[-1]
 
@@ -100,12 +105,14 @@ class Builder:
                 union.release(inode)
             self._count += 1
             self._report(self._count)
-        private.match_xattrs(directory.proc_path(), farm.proc_path(b"."))
+        st = union.stat(directory)[0]
+        with private.legible(directory.top):
+            private.match_xattrs(private.place_of(directory), farm.fd())
         try:
-            os.setxattr(farm.proc_path(b"."), marker.MADE, marker.made(path))
+            os.setxattr(private.proc_fd(farm.fd()), marker.MADE, marker.made(path))
         except OSError:
             pass  # no attributes here
-        private.dress(farm.proc_path(b"."), union.stat(directory)[0])
+        private.dress(farm.fd(), st, self._owners.of(st))
 
     def _file(
         self, file: File, farm: RealDir, fd: int, name: bytes, way: bytes, level: int, leads: dict[int, bytes]
@@ -113,8 +120,7 @@ class Builder:
         place = file.location()
         assert place is not None, "a name led to it"
         if stat.S_ISLNK(file.kind):
-            self._put_link(farm, fd, name, way, self._union.readlink(file))
-            private.dress(farm.proc_path(name), self._union.stat(file)[0])
+            self._put_symbolic_link(file, farm, fd, name, way)
             return
         if stat.S_ISREG(file.kind) and (file.in_upper or self._patterns.match(way)):
             self._put_copy(file, farm, name, way)
@@ -160,52 +166,73 @@ class Builder:
             if found is None or not stat.S_ISLNK(found.st_mode) or os.readlink(name, dir_fd=fd) != text:
                 raise _in_the_way(way) from None
 
+    def _put_symbolic_link(self, file: File, farm: RealDir, fd: int, name: bytes, way: bytes) -> None:
+        st = self._union.stat(file)[0]
+        if self._link_first(st, farm, name):
+            return
+        with private.legible(self._place(file)[0]):
+            self._put_link(farm, fd, name, way, self._union.readlink(file))
+            self._clothe(file, farm, name, st)
+
     def _put_special(self, file: File, farm: RealDir, name: bytes, way: bytes) -> bool:
         st = self._union.stat(file)[0]
         found = farm.stat(name)
         if found is not None:
             if stat.S_ISLNK(found.st_mode):
                 return False  # it could not be made in the build that was interrupted
-            if (found.st_mode, found.st_rdev) != (st.st_mode, st.st_rdev):
+            if (stat.S_IFMT(found.st_mode), found.st_rdev) != (stat.S_IFMT(st.st_mode), st.st_rdev):
                 raise _in_the_way(way)
+        if self._link_first(st, farm, name):
             return True
-        try:
-            os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=farm.fd())
-        except PermissionError:
-            return False
-        private.dress(farm.proc_path(name), st)
+        if found is None:
+            try:
+                os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=farm.fd())
+            except PermissionError:
+                return False
+        with private.legible(self._place(file)[0]):
+            self._clothe(file, farm, name, st)
         return True
 
-    def _put_copy(self, file: File, farm: RealDir, name: bytes, way: bytes) -> None:
-        place = file.location()
-        assert place is not None
-        if farm.stat(name) is not None:
-            if not private.same_file(farm, name, *place):
-                raise _in_the_way(way)
-            return
-        st = self._union.stat(file)[0]
-        if st.st_nlink > 1 and self._link_copy((st.st_dev, st.st_ino), farm, name):
-            return
-        try:
-            source = file.open(os.O_RDONLY)
-        except PermissionError:
-            raise UserError(
-                f"'{os.fsdecode(way)}' may not be read by you and so not be copied", ExitCode.LAYERS
-            ) from None
-        try:
-            private.put_copy(source, farm, name)
-        finally:
-            os.close(source)
+    def _clothe(self, file: File, farm: RealDir, name: bytes, st: os.stat_result) -> None:
+        """Attributes, owner, mode and times of a symbolic link or special file."""
+        real, real_name = self._place(file)
+        private.match_xattrs(real.proc_path(real_name), farm.proc_path(name))
+        private.dress(farm.proc_path(name), st, self._owners.of(st))
 
-    def _link_copy(self, key: tuple[int, int], farm: RealDir, name: bytes) -> bool:
-        """Make one more name of a copy, if the file was copied under another name before."""
-        first = self._copied.setdefault(key, (farm, name))
+    @staticmethod
+    def _place(file: File) -> tuple[RealDir, bytes]:
+        place = file.location()
+        assert place is not None, "a name led to it"
+        return place
+
+    def _put_copy(self, file: File, farm: RealDir, name: bytes, way: bytes) -> None:
+        place = self._place(file)
+        st = self._union.stat(file)[0]
+        if farm.stat(name) is not None and not private.same_file(farm, name, *place, None):
+            raise _in_the_way(way)
+        if self._link_first(st, farm, name) or farm.stat(name) is not None:
+            return
+        with ExitStack() as stack:
+            try:
+                source = stack.enter_context(private.reading(*place))
+            except PermissionError:
+                raise UserError(
+                    f"'{os.fsdecode(way)}' may not be read by you and so not be copied", ExitCode.LAYERS
+                ) from None
+            private.put_copy(source, st, farm, name, self._owners.of(st), marked=st.st_nlink > 1)
+
+    def _link_first(self, st: os.stat_result, farm: RealDir, name: bytes) -> bool:
+        """Make one more name of an object that was made under another name before, if that can be done."""
+        if st.st_nlink < 2:
+            return False
+        first = self._copied.setdefault((st.st_dev, st.st_ino), (farm, name))
         if first == (farm, name):
             return False
-        try:
-            os.link(first[1], name, src_dir_fd=first[0].fd(), dst_dir_fd=farm.fd(), follow_symlinks=False)
-        except OSError:
-            return False  # a filesystem without links, or a directory that may not be searched any more
+        with private.legible(first[0]):
+            try:
+                os.link(first[1], name, src_dir_fd=first[0].fd(), dst_dir_fd=farm.fd(), follow_symlinks=False)
+            except OSError:
+                return False  # a filesystem without links, or a name from the build that was interrupted
         return True
 
 
@@ -213,7 +240,7 @@ def names_in(directory: Directory, merged: tuple[int, int] | None) -> list[bytes
     """The names of a directory of the union, a whiteout's among them; none in MERGED itself."""
     if merged is not None:
         for real in directory.layers():
-            st = os.stat(b".", dir_fd=real.fd())
+            st = real.own_stat()
             if (st.st_dev, st.st_ino) == merged:
                 return []
     return candidates(directory)

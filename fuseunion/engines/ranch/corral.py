@@ -25,7 +25,9 @@ from fuseunion.engines.ranch import aside, dismantle, inject, marker
 from fuseunion.engines.ranch.build import Builder
 from fuseunion.engines.ranch.collect import Collector
 from fuseunion.engines.ranch.guard import Guard
+from fuseunion.engines.ranch.ledger import Ledger
 from fuseunion.engines.ranch.links import Links
+from fuseunion.engines.ranch.owners import Owners
 from fuseunion.engines.ranch.state import Mode, Phase, Ranch, Record, beside, opened, read
 from fuseunion.engines.setup import Prepared, prepare
 from fuseunion.errors import ExitCode, UserError
@@ -78,6 +80,7 @@ def create(options: Options, report: Report = silent) -> None:
         injected=inject.plan(options.ranch.inject, merged, options.ranch.links),
         allow_writable_lower=options.ranch.allow_writable_lower,
         volatile=options.volatile,
+        owners=Owners.mine(),
     )
     with ExitStack() as stack:
         # Everything that is wrong with the directories is found here, before anything is made.
@@ -120,7 +123,12 @@ def create(options: Options, report: Report = silent) -> None:
 def _go_on(ranch: Ranch, asked: Record, report: Report) -> None:
     record = ranch.record
     same = replace(
-        asked, phase=record.phase, mode=record.mode, injected=record.injected, merged_mode=record.merged_mode
+        asked,
+        phase=record.phase,
+        mode=record.mode,
+        injected=record.injected,
+        merged_mode=record.merged_mode,
+        owners=record.owners,
     )
     how = f"take that down first: fuseunion umount '{record.merged}'"
     if record.phase in (Phase.COLLECTING, Phase.COLLECTED):
@@ -201,6 +209,7 @@ def _build(ranch: Ranch, view: View, report: Report) -> None:
 
 def builder(view: View, record: Record, report: Report = silent) -> Builder:
     """What builds the farm of a record."""
+    assert record.owners is not None, "it was begun by this version"
     guard = Guard() if record.mode is Mode.PLAIN and not record.allow_writable_lower else None
     return Builder(
         view.union,
@@ -209,6 +218,7 @@ def builder(view: View, record: Record, report: Report = silent) -> Builder:
         copies=record.copies,
         guard=guard,
         merged=view.merged,
+        owners=record.owners,
         report=report,
     )
 
@@ -222,6 +232,7 @@ def _is_layer(record: Record, view: View) -> bool:
 
 
 def _finish_build(ranch: Ranch, report: Report) -> None:
+    ranch.write(replace(ranch.record, owners=Owners.mine()))
     _put_aside(ranch)
     with viewed(ranch) as view:
         _build(ranch, view, report)
@@ -274,7 +285,7 @@ def _view(prepared: Prepared, options: Options, ranch: Ranch) -> View:
     labels = {str(number): layer for number, layer in enumerate(layers.lowers)}
     if layers.upper is not None:
         labels[aside.UPPER] = layers.upper
-    union = build_union(layers, options, posix_acl=False)
+    union = build_union(layers, options, posix_acl=False, owner_optional=True)
     links = Links(ranch.path, record.merged, record.links, {layer: (label, b"") for label, layer in labels.items()})
     return View(union, labels, links, (merged.st_dev, merged.st_ino) if hidden else None)
 
@@ -286,6 +297,11 @@ def _farm(ranch: Ranch) -> Iterator[Layer]:
         yield layer
     finally:
         layer.close()
+
+
+def known_owners(record: Record) -> Owners | None:
+    """Who made a farm, if this process can tell."""
+    return record.owners if record.owners is not None and record.owners.comparable else None
 
 
 # -- collecting ------------------------------------------------------------------------------------------------------
@@ -345,8 +361,10 @@ def _collect(ranch: Ranch, *, keep: bool, report: Report) -> None:
             farm.root,
             view.links,
             view.layers,
+            Ledger(ranch.path, farm.root),
             injected={os.fsencode(path): os.fsencode(text) for path, text in ranch.record.injected},
             merged=view.merged,
+            owners=known_owners(ranch.record),
             keep=keep,
             report=report,
         ).collect()

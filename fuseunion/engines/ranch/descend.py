@@ -5,18 +5,22 @@ A step into a directory is a generator; what it yields are the steps into direct
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TypeAlias
 
-Step: TypeAlias = "Iterator[Step]"
+Step: TypeAlias = "Generator[Step, None, None]"
 
 
 def run(first: Step) -> None:
-    """Do a step with all that it yields."""
+    """Do a step with all that it yields; what a step has open is closed, also when one below it fails."""
     stack = [first]
-    while stack:
-        below = next(stack[-1], None)
-        if below is None:
-            stack.pop()
-        else:
-            stack.append(below)
+    try:
+        while stack:
+            below = next(stack[-1], None)
+            if below is None:
+                stack.pop()
+            else:
+                stack.append(below)
+    finally:
+        for step in reversed(stack):
+            step.close()

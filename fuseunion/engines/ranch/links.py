@@ -1,4 +1,4 @@
-"""The text of a link.
+"""The text of a link, and what it stands for.
 
 A link leads through the state directory, STATE/lower/N/path, so that its text tells which layer and which object it
 stands for, wherever the user moves it, and no link that the user makes can be taken for one of ours. A relative link
@@ -8,9 +8,12 @@ goes the same way from its own directory; moved to another depth it leads nowher
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.layer import Layer
 from fuseunion.core.realdir import RealDir
 from fuseunion.options import LinkStyle
@@ -24,6 +27,11 @@ class Target:
 
     layer: str
     names: tuple[bytes, ...]
+
+    @property
+    def path(self) -> bytes:
+        """The path of the object in its layer."""
+        return b"/".join(self.names)
 
 
 class Links:
@@ -77,3 +85,62 @@ class Links:
         names = tuple(path.split(b"/"))
         strange = {b"", b".", b".."}.intersection(names)
         return None if strange else Target(label.decode(errors="replace"), names)
+
+
+class Targets:
+    """What the links of one farm stand for.
+
+    Args:
+        layers: by the label that links use.
+    """
+
+    def __init__(self, links: Links, layers: Mapping[str, Layer], farm: Layer) -> None:
+        self._links = links
+        self._layers = layers
+        self._farm = farm
+
+    def target(self, source: RealDir, name: bytes, st: os.stat_result) -> Target | None:
+        """What an entry with this lstat stands for; None for what is no link of the ranch."""
+        if source.layer is not self._farm or not stat.S_ISLNK(st.st_mode):
+            return None
+        target = self._links.read(os.readlink(name, dir_fd=source.fd()))
+        return target if target is not None and target.layer in self._layers else None
+
+    def in_own_place(self, inode: Inode | None, target: Target) -> bool:
+        """Whether a link stands for what the union shows there."""
+        if isinstance(inode, Directory):
+            layers = inode.layers()
+            return len(layers) == 1 and self._of(layers[0]) == target
+        if not isinstance(inode, File):
+            return False
+        place = inode.location()
+        if place is None:
+            return False
+        above = self._of(place[0])
+        return above.layer == target.layer and (*above.names, place[1]) == target.names
+
+    def _of(self, real: RealDir) -> Target:
+        names = []
+        node = real
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        label = next((label for label, layer in self._layers.items() if layer is real.layer), "")
+        return Target(label, tuple(reversed(names)))
+
+    def real(self, target: Target) -> RealDir:
+        """The directory of a layer that a link stands for; it need not be one."""
+        real = self._layers[target.layer].root
+        for name in target.names:
+            real = real.child(name)
+        return real
+
+    def place(self, target: Target) -> tuple[RealDir, bytes]:
+        """The directory that holds what a link stands for, and its name there."""
+        return self.real(Target(target.layer, target.names[:-1])), target.names[-1]
+
+    def is_directory(self, target: Target) -> bool:
+        """Whether a link stands for a directory."""
+        real, name = self.place(target)
+        st = real.stat(name)
+        return st is not None and stat.S_ISDIR(st.st_mode)

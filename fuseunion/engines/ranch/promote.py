@@ -17,11 +17,13 @@ from fuseunion.core.realdir import RealDir
 from fuseunion.core.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.core.work import times_kept
-from fuseunion.engines.ranch import aside, dismantle, private
+from fuseunion.engines.ranch import aside, corral, dismantle, private
 from fuseunion.engines.ranch.build import Builder
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.guard import Guard
+from fuseunion.engines.ranch.ledger import WRITE_DIRECTORY, Ledger
 from fuseunion.engines.ranch.links import Links, Target
+from fuseunion.engines.ranch.owners import Owners
 from fuseunion.engines.ranch.state import Mode, Ranch
 from fuseunion.errors import ExitCode, UserError
 
@@ -67,8 +69,13 @@ class _Promoter:
         self._ranch = ranch
         self._farm = farm
         self._links = Links(ranch.path, ranch.record.merged, ranch.record.links, {})
+        self._ledger = Ledger(ranch.path, farm.root)
+        self._ledger.settle()
         self._report = report
         self._count = 0
+        self._owners = corral.known_owners(ranch.record) or Owners.mine()
+        # Where each file with several names was copied first.
+        self._copied: dict[tuple[int, int], tuple[RealDir, bytes]] = {}
 
     def promote(self, path: str, names: list[bytes], *, recursive: bool) -> None:
         directory = self._farm.root
@@ -109,18 +116,41 @@ class _Promoter:
         self._report(self._count)
         found, place = self._open(target)
         try:
-            with times_kept(directory):
+            with self._ledger.lent(directory, WRITE_DIRECTORY), times_kept(directory):
                 if stat.S_ISDIR(found.st_mode):
                     self._expand(directory, name, target, place, way)
                 elif stat.S_ISREG(found.st_mode):
-                    source = place.open(target.names[-1], os.O_RDONLY)
-                    try:
-                        private.put_copy(source, directory, name)
-                    finally:
-                        os.close(source)
+                    self._copy(directory, name, way, target, place, found)
         finally:
             place.layer.close()
         return directory.stat(name) or st
+
+    def _copy(
+        self, directory: RealDir, name: bytes, way: bytes, target: Target, place: RealDir, found: os.stat_result
+    ) -> None:
+        """Put a private copy in the place of a link; names of one file that are promoted together stay one file.
+
+        As long as they are in their own places: a link elsewhere is a copy.
+        """
+        several = found.st_nlink > 1 and way == target.path
+        key = (found.st_dev, found.st_ino)
+        if several and self._link_copy(self._copied.setdefault(key, (directory, name)), directory, name):
+            return
+        with private.reading(place, target.names[-1]) as source:
+            private.put_copy(source, found, directory, name, self._owners.of(found), marked=several)
+
+    def _link_copy(self, first: tuple[RealDir, bytes], directory: RealDir, name: bytes) -> bool:
+        if first == (directory, name):
+            return False
+        temporary = private.TEMPORARY + name[:200]
+        dismantle.remove(directory, temporary)  # of a command that was killed
+        with self._ledger.lent_from_above(first[0]):
+            try:
+                os.link(first[1], temporary, src_dir_fd=first[0].fd(), dst_dir_fd=directory.fd(), follow_symlinks=False)
+            except OSError:
+                return False  # a filesystem without links: a file of its own
+        os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
+        return True
 
     def _open(self, target: Target) -> tuple[os.stat_result, RealDir]:
         """The lstat of what a link stands for, and the directory that it lies in, with a layer of its own to close."""
@@ -151,7 +181,8 @@ class _Promoter:
         dismantle.remove(directory, temporary)  # of a command that was killed
         try:
             os.mkdir(temporary, 0o700, dir_fd=directory.fd())
-            builder = Builder(union, links, depth=0, copies=record.copies, guard=None if safe else Guard())
+            guard = None if safe else Guard()
+            builder = Builder(union, links, owners=self._owners, depth=0, copies=record.copies, guard=guard)
             builder.build(directory.child(temporary), way)
             try:
                 syscalls.renameat2(directory.fd(), temporary, directory.fd(), name, syscalls.RENAME_EXCHANGE)

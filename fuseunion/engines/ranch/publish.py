@@ -1,6 +1,6 @@
 """The single changes that collecting makes in UPPER; each shows the state before or after it, whenever it is cut off.
 
-Whiteouts and opaque marks are the core's (core/whiteout.py), and so are the removals.
+Whiteouts and opaque marks are the core's (core/whiteout.py), and so are the removals and copy-ups.
 """
 
 from __future__ import annotations
@@ -8,15 +8,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import nullcontext
 
 from fuseunion.core.copy_up import copy_up_directory
 from fuseunion.core.inode import Directory, File, Inode
 from fuseunion.core.lookup import lower_is_positive
+from fuseunion.core.origin_path import note_path
 from fuseunion.core.realdir import RealDir
-from fuseunion.core.remove import covering_lower_name, directory_gone
+from fuseunion.core.remove import covering_lower_name, directory_gone, holding, name_gone
 from fuseunion.core.union import Union
 from fuseunion.core.whiteout import is_whiteout
-from fuseunion.engines.ranch import private
+from fuseunion.engines.ranch import marker, private
+from fuseunion.engines.ranch.ledger import Ledger
+from fuseunion.engines.ranch.private import Owner
 
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -26,17 +30,17 @@ class Publisher:
 
     Args:
         farm: the farm's root; its files may be linked instead of copied.
+        ledger: keeps what has to be lent in the farm.
         keep: the farm lives on, so that nothing may be linked.
     """
 
-    def __init__(self, union: Union, farm: RealDir, *, keep: bool) -> None:
+    def __init__(self, union: Union, farm: RealDir, ledger: Ledger, *, keep: bool) -> None:
         self._union = union
         self._state = union.state
         self._side = union.state.writable()
         self._farm = farm.layer
+        self._ledger = ledger
         self._keep = keep
-        # Files with several names that had to be copied: where the first name went.
-        self._copied: dict[tuple[int, int], tuple[RealDir, bytes]] = {}
 
     def remove(self, directory: Directory, name: bytes, inode: Inode) -> None:
         """Remove a name with all that is beneath it: a whiteout where a lower shows it."""
@@ -57,28 +61,64 @@ class Publisher:
         directory_gone(self._state, inode, directory, name)
         self._state.table.drop_if_unused(inode)
 
-    def put(self, directory: Directory, name: bytes, source: RealDir, source_name: bytes, st: os.stat_result) -> None:
+    def uncover(self, directory: Directory, name: bytes) -> None:
+        """Take away the whiteout that hides a name of the lowers."""
+        upper = copy_up_directory(self._state, directory)
+        if upper.stat(name) is not None:
+            os.unlink(name, dir_fd=upper.fd())
+        self._side.whiteouts.drop_file_mark(upper, name)
+
+    def put(
+        self, directory: Directory, name: bytes, source: RealDir, source_name: bytes, st: os.stat_result, owner: Owner
+    ) -> None:
         """Put an object that is no directory in the place of whatever file is there.
 
+        Args:
+            st: lstat of the object.
+            owner: whose it is to be.
         Raises:
             OSError: ENOSPC, EDQUOT; EPERM for a device that the user may not make.
         """
-        work = self._side.work
-        temporary = work.new_name()
-        linked = source.layer is self._farm and not self._keep and self._link(source, source_name, temporary)
-        if not linked:
-            first = self._copied.get((st.st_dev, st.st_ino)) if st.st_nlink > 1 else None
-            if first is not None:
-                os.link(first[1], temporary, src_dir_fd=first[0].fd(), dst_dir_fd=work.tmp.fd(), follow_symlinks=False)
-            else:
-                self._copy(source, source_name, st, temporary)
-        try:
-            upper = self._publish(directory, name, temporary)
-        except BaseException:
-            work.unlink(temporary)
-            raise
-        if st.st_nlink > 1 and not linked:
-            self._copied[st.st_dev, st.st_ino] = (upper, name)
+        temporary = self._side.work.new_name()
+        ours = source.layer is self._farm and not self._keep and not marker.has_copy_mark(source.proc_path(source_name))
+        if not (ours and self._link(source, source_name, temporary)):
+            self._copy(source, source_name, st, owner, temporary)
+        self._publish(directory, name, temporary)
+
+    def link(self, file: File, directory: Directory, name: bytes) -> bool:
+        """Make a name lead to a file of the union, which is copied up if it lies in a lower.
+
+        Returns:
+            False where that cannot be: no more links to the file are possible.
+        """
+        self._copy_up(file)
+        place = file.location()
+        assert place is not None, "it has a name in the upper"
+        with private.legible(place[0]):
+            if self._union.lookup(directory, name) is None:
+                try:
+                    self._union.link(file, directory, name)
+                except OSError as error:
+                    if error.errno not in _NO_LINK:
+                        raise
+                    return False
+                return True
+            temporary = self._side.work.new_name()
+            for known, known_name in file.places():
+                note_path(self._state, known, known_name)
+            if not self._link(*place, temporary):
+                return False
+        self._publish(directory, name, temporary)
+        return True
+
+    def _copy_up(self, file: File) -> None:
+        job = self._union.copy_job(file)
+        if job is not None:
+            try:
+                job.move()
+                job.publish()
+            finally:
+                job.close()
 
     def _link(self, source: RealDir, name: bytes, temporary: bytes) -> bool:
         try:
@@ -89,45 +129,56 @@ class Publisher:
             return False
         return True
 
-    def _copy(self, source: RealDir, name: bytes, st: os.stat_result, temporary: bytes) -> None:
+    def _copy(self, source: RealDir, name: bytes, st: os.stat_result, owner: Owner, temporary: bytes) -> None:
         tmp = self._side.work.tmp
+        if stat.S_ISREG(st.st_mode):
+            self._copy_data(source, name, st, owner, temporary)
+            return
+        if stat.S_ISLNK(st.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source.fd()), temporary, dir_fd=tmp.fd())
+        else:
+            os.mknod(temporary, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=tmp.fd())
         try:
-            if stat.S_ISREG(st.st_mode):
-                self._copy_data(source, name, temporary)
-                return
-            if stat.S_ISLNK(st.st_mode):
-                os.symlink(os.readlink(name, dir_fd=source.fd()), temporary, dir_fd=tmp.fd())
-            else:
-                os.mknod(temporary, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=tmp.fd())
-            private.dress(tmp.proc_path(temporary), st)
+            private.match_xattrs(source.proc_path(name), tmp.proc_path(temporary))
+            private.dress(tmp.proc_path(temporary), st, owner)
         except BaseException:
             self._side.work.unlink(temporary)
             raise
 
-    def _copy_data(self, source: RealDir, name: bytes, temporary: bytes) -> None:
-        reader = source.open(name, os.O_RDONLY)
-        try:
+    def _copy_data(self, source: RealDir, name: bytes, st: os.stat_result, owner: Owner, temporary: bytes) -> None:
+        work = self._side.work
+        with private.reading(source, name, self._ledger.legible) as reader:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            writer = os.open(temporary, flags, 0o600, dir_fd=self._side.work.tmp.fd())
+            writer = os.open(temporary, flags, 0o600, dir_fd=work.tmp.fd())
             try:
-                private.copy_file(reader, writer)
+                private.copy_file(reader, writer, st, owner)
                 if not self._state.settings.volatile:
                     os.fsync(writer)
+            except BaseException:
+                work.unlink(temporary)
+                raise
             finally:
                 os.close(writer)
-        finally:
-            os.close(reader)
 
-    def _publish(self, directory: Directory, name: bytes, temporary: bytes) -> RealDir:
-        upper = copy_up_directory(self._state, directory)
-        found = upper.stat(name)
+    def _publish(self, directory: Directory, name: bytes, temporary: bytes) -> None:
+        """Show an object from work, which is removed if that fails."""
         work, whiteouts = self._side.work, self._side.whiteouts
-        with covering_lower_name(self._state, directory, name):
-            if found is None:
-                work.publish(temporary, upper, name)
-            elif is_whiteout(upper, name, found):
-                whiteouts.swap_in(temporary, upper, name, is_directory=False)
-            else:
-                os.rename(temporary, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())
+        try:
+            upper = copy_up_directory(self._state, directory)
+            replaced = self._union.lookup(directory, name)
+            held = holding(replaced, upper, name) if isinstance(replaced, File) else nullcontext()
+            with held, covering_lower_name(self._state, directory, name):
+                found = upper.stat(name)
+                if found is None:
+                    work.publish(temporary, upper, name)
+                elif is_whiteout(upper, name, found):
+                    whiteouts.swap_in(temporary, upper, name, is_directory=False)
+                else:
+                    os.rename(temporary, name, src_dir_fd=work.tmp.fd(), dst_dir_fd=upper.fd())
+        except BaseException:
+            work.unlink(temporary)
+            raise
         whiteouts.drop_file_mark(upper, name)
-        return upper
+        if isinstance(replaced, File):
+            name_gone(self._state, replaced, directory, name)
+            self._union.release(replaced)

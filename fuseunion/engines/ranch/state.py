@@ -4,6 +4,7 @@
         state.json     the Record below, replaced by one rename
         lower/0, 1...  the lowers, topmost first, and lower/upper: bind mounts, or links to them (aside.py)
         farm/          the tree of links, where it is mounted over MERGED; without mounts MERGED itself is the farm
+        lent           permissions that a killed collecting had lent itself in the farm (ledger.py)
 
 The phases say what may be done to the farm after a crash:
 
@@ -29,6 +30,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from fuseunion.engines.ranch.owners import Owners
 from fuseunion.engines.setup import ranch_path
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.options import LinkStyle
@@ -38,6 +40,7 @@ MODE = 0o711
 """Of the state directory: whoever may see MERGED has to follow its links, which lead through here."""
 
 RECORD = "state.json"
+LENT = "lent"
 
 
 class Phase(Enum):
@@ -67,6 +70,7 @@ class Record:
         depth: how many levels of directories are real; None for all.
         injected: (path in the ranch, target of the link) of every link that --inject made.
         merged_mode: of the plain MERGED before it became a farm.
+        owners: who made the farm; None in a record that an older version wrote.
     """
 
     phase: Phase
@@ -82,6 +86,7 @@ class Record:
     allow_writable_lower: bool = False
     volatile: bool = False
     merged_mode: int = 0o755
+    owners: Owners | None = None
 
 
 def beside(upper: str) -> Path:
@@ -139,7 +144,7 @@ class Ranch:
 
     def remove(self) -> None:
         """Forget the ranch; its farm and what is aside must be gone."""
-        for name in (RECORD, f"{RECORD}.new"):
+        for name in (RECORD, f"{RECORD}.new", LENT):
             (self.path / name).unlink(missing_ok=True)
         os.rmdir(self.path)
 
@@ -162,6 +167,7 @@ def read(path: Path) -> Record | None:
     try:
         if fields.pop("version") != VERSION:
             raise KeyError("version")
+        owners = fields.get("owners")
         return Record(
             **{
                 **fields,
@@ -171,6 +177,7 @@ def read(path: Path) -> Record | None:
                 "lowers": tuple(fields["lowers"]),
                 "copies": tuple(fields["copies"]),
                 "injected": tuple((path, target) for path, target in fields["injected"]),
+                "owners": Owners(**{**owners, "groups": tuple(owners["groups"])}) if owners is not None else None,
             }
         )
     except (KeyError, TypeError, ValueError, AttributeError):
