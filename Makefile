@@ -5,6 +5,8 @@ PYTHON := .venv/bin/python
 # copy the mounts they find (podman, unshare), then cannot keep those of the tests busy.
 ISOLATED := $(shell [ "$$(id -u)" = 0 ] && echo unshare --mount --propagation private)
 PYTEST := $(ISOLATED) $(PYTHON) -m pytest
+# Side by side, where each worker can have a mount namespace for itself (tests/conftest.py).
+WORKERS := $(if $(ISOLATED),--numprocesses auto --maxprocesses 4 --dist worksteal)
 
 .PHONY: demo test test-rootfs stress conformance bench lint format clean setup
 
@@ -16,7 +18,7 @@ demo: setup
 
 test:
 	@scripts/setup --tests
-	$(PYTEST) tests --ignore=tests/rootfs --ignore=tests/conformance $(ARGS)
+	$(PYTEST) $(WORKERS) tests --ignore=tests/rootfs --ignore=tests/conformance $(ARGS)
 
 # A Debian root filesystem under apt-get, chroot and a compiler, compared with what the kernel's overlayfs gives.
 test-rootfs:

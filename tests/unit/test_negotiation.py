@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import struct
 
 import pytest
+import trio
 
-from fuseunion.engines.fuse.negotiation import completed
+from fuseunion.engines.fuse.negotiation import Negotiation, completed
 
 EXT = 1 << 30
 NO_EXPORT = 1 << 6  # of the second word
@@ -40,3 +44,24 @@ def test_what_is_not_offered_is_not_asked_for(request_: bytes) -> None:
 def test_an_error_passes() -> None:
     error = struct.pack("=IiQ", 16, -71, 2)
     assert completed(_request(0xFF | EXT, NO_EXPORT), error) == error
+
+
+@pytest.mark.trio
+async def test_unmounted_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel then knows no such request any more, and says ENOENT: that is an end like any other, no error."""
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, device, trio.fail_after(10):
+        negotiation = Negotiation(device.fileno())
+        libfuse = socket.socket(fileno=negotiation.served)
+        with libfuse:
+            kernel.send(_request(0xFF | EXT, NO_EXPORT))
+
+            def gone(fd: int, data: bytes) -> int:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+            libfuse.send(_reply(0x21))
+            monkeypatch.setattr(os, "write", gone)
+            with pytest.raises(OSError) as caught:
+                await negotiation.run()
+            monkeypatch.undo()
+    assert caught.value.errno == errno.ENODEV

@@ -10,6 +10,7 @@ of the socket.
 The layouts are those of include/uapi/linux/fuse.h, struct fuse_init_in and fuse_init_out, each behind its header.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -52,7 +53,7 @@ class Negotiation:
         """Do it, while pyfuse3 serves.
 
         Raises:
-            OSError: the mount has gone already.
+            OSError: ENODEV when the mount has gone already; EIO and the like of /dev/fuse.
         """
         with self._ours as ours:
             ours.setblocking(False)
@@ -60,12 +61,20 @@ class Negotiation:
             request = os.read(self._device, _LARGEST)
             ours.send(request)
             await trio.lowlevel.wait_readable(ours)
-            os.write(self._device, completed(request, ours.recv(_LARGEST)))
+            _answer(self._device, completed(request, ours.recv(_LARGEST)))
             # Whoever waits for the socket looks again, at what the number means from here on.
             trio.lowlevel.notify_closing(self.served)
             os.dup2(self._device, self.served, inheritable=False)
             os.close(self._device)
             self.done = True
+
+
+def _answer(device: int, reply: bytes) -> None:
+    """Write the reply; ENODEV when it was unmounted meanwhile, and with it the request it answers."""
+    try:
+        os.write(device, reply)
+    except FileNotFoundError as error:  # fs/fuse/dev.c fuse_dev_do_write: no such request, nobody waits any more
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
 
 
 def completed(request: bytes, reply: bytes) -> bytes:
