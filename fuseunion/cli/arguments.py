@@ -20,7 +20,7 @@ import os
 from typing import Any
 
 from fuseunion.errors import UserError
-from fuseunion.options import (
+from fuseunion.mounting.options import (
     Engine,
     Form,
     LinkStyle,

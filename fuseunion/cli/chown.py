@@ -17,16 +17,15 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from fuseunion.cli.progress import Progress
-from fuseunion.core.identity import IdMap
+from fuseunion.core.ids.identity import IdMap
 from fuseunion.core.ownership import OwnershipStore
-from fuseunion.core.ownership.choose import choose
-from fuseunion.engines import elsewhere, in_use, placement
-from fuseunion.engines.ranch.state import refuse_live
-from fuseunion.engines.setup import default_work_path
+from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.layers.owners import NotCoveredError, OneOwner, Rule, Shift, Step, examine
-from fuseunion.layers.walk import Found, walk
-from fuseunion.options import MAX_ID, XattrPermissions, parse_id_map
+from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
+from fuseunion.mounting.options import MAX_ID, parse_id_map
+from fuseunion.mounting.prepare import default_work_path
+from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shift, Step, examine
+from fuseunion.offline.walk import Found, walk
 
 HELP = """\
 Usage: fuseunion chown UPPER --to root|UID:GID [--dry-run]
@@ -149,14 +148,14 @@ class _Upper:
 
 
 def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
-    refuse_live(os.path.realpath(path))
+    ranches.refuse(os.path.realpath(path))
     root_fd = _open_alone(stack, placement.Part.UPPER, path)
     if work is None:
         usual = default_work_path(os.path.realpath(path))
         work = usual if os.path.isdir(usual) else None  # it is there only while it holds something
     work_fd = None if work is None else _open_alone(stack, placement.Part.WORK, work)
     with _named(path, b""):
-        store = choose(root_fd, XattrPermissions.OFF, work_fd)
+        store = choose(root_fd, None, work_fd)
     if store is not None:
         stack.callback(store.close)
     return _Upper(root_fd, path, store)

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from fuseunion.cli.arguments import parse
 from fuseunion.cli.progress import Progress
-from fuseunion.engines import diagnosis
-from fuseunion.engines.diagnosis import Diagnosis, Finding
-from fuseunion.engines.ranch import aside, corral, marker
-from fuseunion.engines.ranch.state import Mode, Phase, beside, opened
+from fuseunion.doctor import diagnosis
+from fuseunion.doctor.diagnosis import Diagnosis, Finding
+from fuseunion.engines.ranch import corral
+from fuseunion.engines.ranch.farm import aside
+from fuseunion.engines.ranch.record import marker
+from fuseunion.engines.ranch.record.record import Mode, Phase, opened
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting.checks.ranches import beside
 
 HELP = """\
 Usage: fuseunion doctor [--json] [LOWER[:LOWER...] UPPER MERGED [options of the mount]]

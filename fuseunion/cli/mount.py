@@ -5,7 +5,7 @@ import sys
 
 from fuseunion.cli.arguments import parse
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import Engine, Options
+from fuseunion.mounting.options import Engine, Options
 
 HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
@@ -76,9 +76,9 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
 def _start(engine: Engine, options: Options, inherited: frozenset[int]) -> ExitCode:
     match engine:
         case Engine.KERNEL:
-            from fuseunion.engines import kernel
+            from fuseunion.engines.kernel import overlay
 
-            kernel.mount(options)
+            overlay.mount(options)
             return ExitCode.OK
         case Engine.RANCH:
             from fuseunion.cli.progress import Progress
@@ -92,7 +92,7 @@ def _start(engine: Engine, options: Options, inherited: frozenset[int]) -> ExitC
 
 
 def _start_fuse(options: Options, inherited: frozenset[int]) -> ExitCode:
-    from fuseunion.engines.setup import prepare
+    from fuseunion.mounting.prepare import prepare
 
     prepared = prepare(options)
     from fuseunion.engines.fuse import daemon

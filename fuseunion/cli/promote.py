@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuseunion.cli.progress import Progress
 from fuseunion.cli.takedown import ranch_at
-from fuseunion.engines.ranch import promote
+from fuseunion.engines.ranch import promoter
 from fuseunion.errors import ExitCode, UserError
 
 HELP = """\
@@ -49,5 +49,5 @@ def main(arguments: list[str]) -> int:
         raise UserError("give a ranch and what to copy: fuseunion promote MERGED PATH...")
     given, *paths = operands
     with ranch_at(given) as ranch, Progress("copied") as progress:
-        promote.promote(ranch, paths, recursive=recursive, report=progress)
+        promoter.promote(ranch, paths, recursive=recursive, report=progress)
     return ExitCode.OK

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 
-from fuseunion import mountinfo
 from fuseunion.cli.progress import Progress
 from fuseunion.cli.takedown import ranch_at
-from fuseunion.engines import kernel
-from fuseunion.engines.fuse import mount, questions
+from fuseunion.engines.fuse import mount_point, questions
+from fuseunion.engines.kernel import overlay
 from fuseunion.engines.ranch import corral
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import mountinfo
 
 HELP = """\
 Usage: fuseunion sync MERGED
@@ -45,11 +45,11 @@ def main(arguments: list[str]) -> int:
     path = os.path.realpath(given)
     entry = mountinfo.mount_at(path)
     try:
-        if entry is not None and entry.fstype == mount.TYPE:
+        if entry is not None and entry.fstype == mount_point.TYPE:
             questions.write_out(path, questions.SYNC)
             return ExitCode.OK
-        if entry is not None and kernel.is_ours(entry):
-            kernel.write_out(path, entry)
+        if entry is not None and overlay.is_ours(entry):
+            overlay.write_out(path, entry)
             return ExitCode.OK
     except OSError as error:
         raise UserError(f"'{given}' cannot be written to disk: {error.strerror}", ExitCode.FAILURE) from None

@@ -7,13 +7,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fuseunion import mountinfo, syscalls
-from fuseunion.cli.holders import Holder, holders, holders_beneath
 from fuseunion.cli.progress import Progress
-from fuseunion.engines import kernel
-from fuseunion.engines.ranch import aside, corral, marker
-from fuseunion.engines.ranch.state import Mode, Ranch, opened
+from fuseunion.engines.kernel import overlay
+from fuseunion.engines.ranch import corral
+from fuseunion.engines.ranch.farm import aside
+from fuseunion.engines.ranch.record import marker
+from fuseunion.engines.ranch.record.record import Mode, Ranch, opened
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import mountinfo, syscalls
+from fuseunion.linux.holders import Holder, holders, holders_beneath
 
 
 def umount(given: str, path: str, entry: mountinfo.Mount | None, *, lazy: bool, discard: bool) -> bool:
@@ -24,7 +26,7 @@ def umount(given: str, path: str, entry: mountinfo.Mount | None, *, lazy: bool, 
     Raises:
         UserError: BUSY with the holders; what a ranch could not collect.
     """
-    if entry is not None and kernel.is_ours(entry) and not discard:
+    if entry is not None and overlay.is_ours(entry) and not discard:
         _umount_kernel(given, path, entry, lazy=lazy)
         return True
     if marker.find(path) is None:
@@ -79,7 +81,7 @@ def _umount_kernel(given: str, path: str, entry: mountinfo.Mount, *, lazy: bool)
             raise _busy(given, holders(entry.device)) from None
         raise UserError(f"cannot unmount '{given}': {error.strerror}", ExitCode.FAILURE) from None
     if not lazy:
-        kernel.after_umount(entry)
+        overlay.after_umount(entry)
 
 
 def _busy(given: str, found: list[Holder]) -> UserError:

@@ -13,10 +13,10 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from fuseunion import mountinfo
-from fuseunion.cli.holders import elsewhere, holders
-from fuseunion.engines.fuse import mount, questions
+from fuseunion.engines.fuse import mount_point, questions
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import mountinfo
+from fuseunion.linux.holders import elsewhere, holders
 
 SOON = 2.0
 """Seconds after which we look for a reason why the daemon goes on."""
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
 def _umount(given: str, *, lazy: bool, discard: bool) -> None:
     path = os.path.realpath(given)
     entry = mountinfo.mount_at(path)
-    if entry is None or entry.fstype != mount.TYPE:
+    if entry is None or entry.fstype != mount_point.TYPE:
         from fuseunion.cli import takedown
 
         if takedown.umount(given, path, entry, lazy=lazy, discard=discard):
@@ -80,9 +80,9 @@ def _umount(given: str, *, lazy: bool, discard: bool) -> None:
         )
     if entry is None:
         raise UserError(
-            f"'{given}' is not a mount point; see the mounted ones with: mount -t {mount.TYPE}", ExitCode.LAYERS
+            f"'{given}' is not a mount point; see the mounted ones with: mount -t {mount_point.TYPE}", ExitCode.LAYERS
         )
-    if entry.fstype != mount.TYPE:
+    if entry.fstype != mount_point.TYPE:
         raise UserError(f"'{given}' is mounted by '{entry.fstype}', not by fuseunion; use umount", ExitCode.LAYERS)
     dead = _is_dead(path)
     daemon = None if dead else _open_daemon(path, entry)
@@ -91,14 +91,14 @@ def _umount(given: str, *, lazy: bool, discard: bool) -> None:
         if not dead and not lazy:
             failed = _write_out(path)
         try:
-            mount.unmount(path, lazy=lazy)
+            mount_point.unmount(path, lazy=lazy)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise UserError(f"cannot unmount '{given}': {error.strerror}", ExitCode.FAILURE) from None
             if not dead:
                 raise UserError(_busy(given, path, entry), ExitCode.BUSY) from None
             # Whoever holds a dead mount gets ENOTCONN from it either way.
-            mount.unmount(path, lazy=True)
+            mount_point.unmount(path, lazy=True)
         if daemon is not None and not lazy:
             _await_end(daemon, given, entry)
     finally:
@@ -148,7 +148,7 @@ class _Daemon(NamedTuple):
     @property
     def serves(self) -> bool:
         """Whether it still has a mount to serve, and is not just writing out."""
-        return _holds(self.pid, mount.DEVICE)
+        return _holds(self.pid, mount_point.DEVICE)
 
 
 def _open_daemon(path: str, entry: mountinfo.Mount) -> _Daemon | None:

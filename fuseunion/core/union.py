@@ -15,21 +15,21 @@ import os
 import stat
 from collections.abc import Generator, Sequence
 
-from fuseunion import syscalls
-from fuseunion.core import attributes, create, remove, rename, xattr_ops
-from fuseunion.core.attributes import Change
-from fuseunion.core.copy_up import CopyJob, copy_up_directory, copy_up_special, readlink, try_link_name
-from fuseunion.core.create import Owner
-from fuseunion.core.handle import DirectoryHandle, FileHandle
-from fuseunion.core.identity import ShownGid, ShownUid
-from fuseunion.core.inode import Directory, File, Inode, Unreadable
-from fuseunion.core.layer import Layer
-from fuseunion.core.lookup import lookup, repair_links, unreadable
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.format.xattr_names import MalformedError
+from fuseunion.core.ids.identity import ShownGid, ShownUid
+from fuseunion.core.ops import attributes, create, remove, rename, xattr_ops
+from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.copy_up import CopyJob, copy_up_directory, copy_up_special, readlink, try_link_name
+from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership.facts import parse
-from fuseunion.core.readdir import candidates
-from fuseunion.core.state import Settings, State, Upper
-from fuseunion.core.work import WorkDirectory
-from fuseunion.core.xattrs import MalformedError
+from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
+from fuseunion.core.tree.inode import Directory, File, Inode, Unreadable
+from fuseunion.core.tree.listing import candidates
+from fuseunion.core.tree.lookup import lookup, repair_links, unreadable
+from fuseunion.core.tree.state import Settings, State, Upper
+from fuseunion.linux import syscalls
 
 
 class Union:

@@ -15,9 +15,9 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
-from fuseunion import syscalls
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import Engine, Form, Options, XattrPermissions
+from fuseunion.linux import syscalls
+from fuseunion.mounting.options import Engine, Form, Options, XattrPermissions
 
 _ORDER = {
     Engine.AUTO: (Engine.FUSE, Engine.KERNEL, Engine.RANCH),
@@ -50,9 +50,9 @@ def refusals(options: Options, engine: Engine) -> list[str]:
     """Why an engine cannot honour the options, wherever it is started; empty when it can."""
     match engine:
         case Engine.KERNEL:
-            from fuseunion.engines import kernel
+            from fuseunion.engines.kernel import overlay
 
-            return kernel.refusals(options)
+            return overlay.refusals(options)
         case Engine.RANCH:
             return _ranch_refusals(options)
         case _:

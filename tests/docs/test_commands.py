@@ -14,7 +14,7 @@ import pytest
 from fuseunion.cli import arguments, mount
 from fuseunion.cli.main import COMMANDS
 from fuseunion.errors import UserError
-from fuseunion.options import SILENT
+from fuseunion.mounting.options import SILENT
 from tests.docs.examples import documents
 from tests.support.interpreter import PROJECT
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion import syscalls
+from fuseunion.linux import syscalls
 from tests.engines.ranching import Facts, forked, is_link, of_directory, of_union, raw, run_until_killed
 from tests.support.arena import Arena
 from tests.support.layers import Device, Dir, File, Link, Name, Node, Symlink, build

@@ -65,7 +65,7 @@ def test_version_imports_next_to_nothing(arguments: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout == f"fuseunion {__version__}\n"
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"pyfuse3", "trio", "fuseunion.cli", "fuseunion.options", "argparse", "ctypes"}
+    assert not imported & {"pyfuse3", "trio", "fuseunion.cli", "fuseunion.mounting.options", "argparse", "ctypes"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["umount", "--help"]])

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from fuseunion import syscalls
+from fuseunion.linux import syscalls
 from tests.support.arena import Arena
 from tests.support.layers import File
 

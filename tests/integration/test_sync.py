@@ -175,7 +175,7 @@ def launcher(arena: Arena, syncfs: str, *arguments: str | Path) -> list[str]:
     program = f"""
 import os, signal, sys
 from pathlib import Path
-from fuseunion import syscalls
+from fuseunion.linux import syscalls
 from fuseunion.cli.main import run
 def syncfs(fd):
     path = os.readlink(f"/proc/self/fd/{{fd}}")

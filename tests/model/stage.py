@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 
-from fuseunion.core.attributes import Change
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ownership import Facts
-from fuseunion.core.ownership.database import DatabaseStore
-from fuseunion.options import XattrPermissions
+from fuseunion.core.ownership.database_store import DatabaseStore
+from fuseunion.core.ownership.stored_names import OverrideName
 from tests.support.inprocess import InProcess, in_process
 
 Operation = Callable[[InProcess], None]
@@ -78,7 +78,7 @@ CASES = [
 
 
 def opened(base: Path, stored: Stored) -> AbstractContextManager[InProcess]:
-    wanted = XattrPermissions.CONTAINERS if stored is Stored.ATTRIBUTE else XattrPermissions.OFF
+    wanted = OverrideName.CONTAINERS if stored is Stored.ATTRIBUTE else None
     return in_process([base / "lower"], base / "upper", base / "work", store=wanted)
 
 

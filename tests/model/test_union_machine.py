@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fuseunion import syscalls
-from fuseunion.core.attributes import Change
-from fuseunion.core.inode import Directory, File
+from fuseunion.core.ops.attributes import Change
+from fuseunion.core.tree.inode import Directory, File
+from fuseunion.linux import syscalls
 from tests.support.inprocess import InProcess, in_process
 
 NAMES = ["a", "b", "c", "d"]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fuseunion import syscalls
+from fuseunion.linux import syscalls
 
 _CHANGES = (
     "chmod", "chown", "copy_file_range", "fchmod", "fchown", "ftruncate", "link", "mkdir", "mknod", "open", "pwrite",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fuseunion import syscalls
+from fuseunion.linux import syscalls
 
 _OF_OS = (
     "access", "chmod", "chown", "copy_file_range", "fchmod", "fchown", "fstat", "fsync", "ftruncate", "getxattr",

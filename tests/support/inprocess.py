@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fuseunion.core.attributes import Change
-from fuseunion.core.create import Owner
-from fuseunion.core.descriptors import Descriptors
-from fuseunion.core.identity import IDENTITY, Identity
-from fuseunion.core.inode import Directory, File, Inode
-from fuseunion.core.layer import Layer
-from fuseunion.core.ownership.choose import choose, detect
-from fuseunion.core.state import Settings
+from fuseunion.core.disk.descriptors import Descriptors
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.ids.identity import IDENTITY, Identity
+from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.create import Owner
+from fuseunion.core.ownership.store_choice import choose, detect
+from fuseunion.core.ownership.stored_names import OverrideName
+from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
-from fuseunion.core.work import WorkDirectory
-from fuseunion.options import XattrPermissions
 
 
 def own() -> Owner:
@@ -194,7 +194,7 @@ def in_process(
     work: Path | None,
     *,
     allow_devices: bool = True,
-    store: XattrPermissions = XattrPermissions.OFF,
+    store: OverrideName | None = None,
     identity: Identity = IDENTITY,
 ) -> Iterator[InProcess]:
     """Open a union over existing directories, topmost lower first; closed at the end."""

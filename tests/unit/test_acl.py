@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuseunion.core import acl
-from fuseunion.core.acl import NO_ID, Acl, Entry, Tag
-from fuseunion.core.identity import IDENTITY, Identity, IdMap, overflow_id
+from fuseunion.core.ids import acl
+from fuseunion.core.ids.acl import NO_ID, Acl, Entry, Tag
+from fuseunion.core.ids.identity import IDENTITY, Identity, IdMap, overflow_id
 
 ACCESS = "system.posix_acl_access"
 DEFAULT = "system.posix_acl_default"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseunion.core import capability
-from fuseunion.core.capability import Capability
-from fuseunion.core.identity import IDENTITY, Identity, IdMap
+from fuseunion.core.ids import capability
+from fuseunion.core.ids.capability import Capability
+from fuseunion.core.ids.identity import IDENTITY, Identity, IdMap
 
 CAP_NET_RAW = 13
 CAP_BPF = 39

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from fuseunion.cli import chown, progress
-from fuseunion.core import acl, capability
-from fuseunion.core.acl import Entry, Tag
-from fuseunion.core.capability import Capability
-from fuseunion.core.ownership.database import DatabaseStore
+from fuseunion.core.ids import acl, capability
+from fuseunion.core.ids.acl import Entry, Tag
+from fuseunion.core.ids.capability import Capability
+from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import Facts
-from fuseunion.engines.setup import default_work_path
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.layers.owners import Step
-from fuseunion.layers.walk import Found
+from fuseunion.mounting.prepare import default_work_path
+from fuseunion.offline.owner_change import Step
+from fuseunion.offline.walk import Found
 from tests.support.arena import Arena
 
 ACCESS = "system.posix_acl_access"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion import syscalls
 from fuseunion.cli import chown
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import syscalls
 
 
 def _refused(*argv: str) -> UserError:
@@ -24,7 +24,7 @@ def _refused(*argv: str) -> UserError:
 
 
 def test_a_locked_upper_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fuseunion.engines.in_use.PATIENCE", 0)
+    monkeypatch.setattr("fuseunion.mounting.checks.in_use.PATIENCE", 0)
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

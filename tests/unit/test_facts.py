@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseunion.core.ownership import Facts, backing_mode, facts, names
+from fuseunion.core.ownership import Facts, backing_mode, facts, stored_names
 
 KINDS = [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFBLK, stat.S_IFCHR]
 
@@ -131,16 +131,16 @@ def test_a_real_object_is_no_more_open_than_it_looks(kind: int, permissions: int
     ],
 )
 def test_privileged_names_are_escaped(name: bytes) -> None:
-    stored = names.to_disk(name)
+    stored = stored_names.to_disk(name)
     assert stored == b"user.containers.override_" + name
-    assert names.to_shown(stored) == name
+    assert stored_names.to_shown(stored) == name
 
 
 @pytest.mark.parametrize("name", [b"user.mime", b"system.posix_acl_access", b"user.containers.override_stat"])
 def test_other_names_are_not(name: bytes) -> None:
-    assert names.to_disk(name) == names.to_shown(name) == name
+    assert stored_names.to_disk(name) == stored_names.to_shown(name) == name
 
 
 def test_a_name_may_become_too_long() -> None:
-    assert names.to_disk(b"security." + b"x" * 221) is not None
-    assert names.to_disk(b"security." + b"x" * 222) is None
+    assert stored_names.to_disk(b"security." + b"x" * 221) is not None
+    assert stored_names.to_disk(b"security." + b"x" * 222) is None

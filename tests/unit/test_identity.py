@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseunion.core.identity import (
+from fuseunion.core.ids.identity import (
     IDENTITY,
     KEEP,
     DiskGid,
@@ -22,7 +22,7 @@ from fuseunion.core.identity import (
     ShownUid,
     overflow_id,
 )
-from fuseunion.options import parse_id_map
+from fuseunion.mounting.options import parse_id_map
 
 LAST_ID = 2**32 - 2
 

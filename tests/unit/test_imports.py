@@ -14,14 +14,31 @@ import fuseunion
 PACKAGE = Path(fuseunion.__file__).parent
 MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 
-# Groups from the bottom up: a module imports from its own group and from groups before it.
-GROUPS = ["errors", "syscalls", "options", "core", "layers", "engines", "cli"]
+FLOORS = [
+    "errors",
+    "linux",
+    "core.ids",
+    "core.format",
+    "core.ownership",
+    "core.disk",
+    "core.marks",
+    "core.tree",
+    "core.ops",
+    "core.union",
+    "mounting.options",
+    "mounting",
+    "engines",
+    "doctor",
+    "offline",
+    "cli",
+]
+"""From the ground up: a module imports from its own floor and from those below (docs/architecture.md)."""
 
 
-def _group(module: str) -> int:
-    """The place of a dotted module name below `fuseunion` in GROUPS; the package itself is below all."""
-    first = module.split(".")[0]
-    return GROUPS.index(first) if first in GROUPS else -1
+def _floor(module: str) -> int:
+    """The floor of a dotted module name below `fuseunion`; the package itself lies below all."""
+    found = [floor for floor in FLOORS if f"{module}.".startswith(f"{floor}.")]
+    return FLOORS.index(max(found, key=len)) if found else -1
 
 
 def _imports(path: Path) -> set[str]:
@@ -38,12 +55,12 @@ def _imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_downwards(module: str) -> None:
-    own = _group(module.removesuffix(".py").replace("/", "."))
+    own = _floor(module.removesuffix(".py").replace("/", "."))
     if module == "__main__.py":
         return  # the entry point starts the command line
     for name in _imports(PACKAGE / module):
         if name.startswith("fuseunion."):
-            assert _group(name.removeprefix("fuseunion.")) <= own, f"{module} imports {name}"
+            assert _floor(name.removeprefix("fuseunion.")) <= own, f"{module} imports {name}"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -54,7 +71,7 @@ def test_pyfuse3_and_trio_stay_in_the_fuse_engine(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_one_module_uses_ctypes(module: str) -> None:
-    assert "ctypes" not in _imports(PACKAGE / module) or module == "syscalls.py"
+    assert "ctypes" not in _imports(PACKAGE / module) or module == "linux/syscalls.py"
 
 
 def test_the_version_imports_neither_pyfuse3_nor_trio() -> None:
@@ -70,9 +87,9 @@ def test_the_version_imports_neither_pyfuse3_nor_trio() -> None:
     assert fuseunion.__version__ in output
 
 
-@pytest.mark.parametrize("module", ["rich", "sqlite3", "argparse", "tarfile", "unittest", "fuseunion.layers"])
+@pytest.mark.parametrize("module", ["rich", "sqlite3", "argparse", "tarfile", "unittest", "fuseunion.offline"])
 def test_the_mount_path_is_lean(module: str) -> None:
-    code = "import fuseunion.cli.mount, fuseunion.engines.fuse.operations, sys"
+    code = "import fuseunion.cli.mount, fuseunion.engines.fuse.serving.operations, sys"
     code += f"; print({module!r} in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"

@@ -11,9 +11,9 @@ import pyfuse3
 import pytest
 import trio
 
-from fuseunion.core.handle import DirectoryHandle, FileHandle
-from fuseunion.core.state import Settings
-from fuseunion.engines.fuse.operations import Operations
+from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
+from fuseunion.core.tree.state import Settings
+from fuseunion.engines.fuse.serving.operations import Operations
 
 HANDLERS = sorted(
     name

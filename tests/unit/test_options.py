@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fuseunion.cli.arguments import parse
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import (
+from fuseunion.mounting.options import (
     SILENT,
     Form,
     Options,

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion import syscalls
-from fuseunion.core.ownership import Facts, OwnershipStore, choose
-from fuseunion.core.ownership.database import DatabaseStore, witness
+from fuseunion.core.ownership import Facts, OwnershipStore, store_choice
+from fuseunion.core.ownership.database_store import DatabaseStore, witness
 from fuseunion.core.ownership.facts import DATABASE_FILE
-from fuseunion.core.ownership.names import OverrideName
-from fuseunion.core.ownership.xattr import XattrStore
-from fuseunion.options import XattrPermissions
+from fuseunion.core.ownership.stored_names import OverrideName
+from fuseunion.core.ownership.xattr_store import XattrStore
+from fuseunion.linux import syscalls
 
 CONTAINERS = OverrideName.CONTAINERS
 
@@ -207,7 +206,7 @@ def test_the_database_outlives_the_mount_unless_empty(tmp_path: Path) -> None:
 
 _WRITER = """
 import os, sys
-from fuseunion.core.ownership.database import DatabaseStore
+from fuseunion.core.ownership.database_store import DatabaseStore
 directory = sys.argv[1]
 store = DatabaseStore(os.open(directory, os.O_RDONLY))
 for number in range(100):
@@ -310,9 +309,9 @@ class Place:
     def __getattr__(self, name: str) -> Path:
         return self.base / name
 
-    def choose(self, wanted: XattrPermissions = XattrPermissions.OFF) -> OwnershipStore | None:
+    def choose(self, wanted: OverrideName | None = None) -> OwnershipStore | None:
         with opened(self.upper) as upper, opened(self.lower) as lower, opened(self.work) as work:
-            return choose.choose(upper, wanted, work, [lower])
+            return store_choice.choose(upper, wanted, work, [lower])
 
 
 @pytest.fixture
@@ -338,21 +337,21 @@ def test_a_plain_upper_has_no_store(place: Place) -> None:
 
 def test_an_unmarked_lower_is_read_plainly(place: Place) -> None:
     with opened(place.lower) as fd:
-        assert choose.detect(fd) is None
+        assert store_choice.detect(fd) is None
 
 
 @pytest.mark.parametrize("name", [OverrideName.CONTAINERS, OverrideName.LEGACY])
 def test_a_marked_lower_is_read_by_its_mark(place: Place, name: OverrideName) -> None:
     os.setxattr(place.lower, name, b"0:0:0755:dir")
     with opened(place.lower) as fd:
-        found = choose.detect(fd)
+        found = store_choice.detect(fd)
     assert found is not None
     assert found.name is name
 
 
 def test_an_upper_is_marked_when_asked_and_stays_so(place: Place) -> None:
     place.upper.chmod(0o1770)
-    for wanted in (XattrPermissions.CONTAINERS, XattrPermissions.OFF):
+    for wanted in (OverrideName.CONTAINERS, None):
         store = place.choose(wanted)
         assert isinstance(store, XattrStore)
         assert store.name is CONTAINERS
@@ -363,7 +362,7 @@ def test_an_upper_is_marked_when_asked_and_stays_so(place: Place) -> None:
 
 def test_an_unmarked_upper_takes_the_lowers_root(place: Place) -> None:
     os.setxattr(place.lower, CONTAINERS, b"0:0:0555:dir")
-    store = place.choose(XattrPermissions.CONTAINERS)
+    store = place.choose(OverrideName.CONTAINERS)
     assert store is not None
     with opened(place.upper) as fd:
         assert stat.S_IMODE(store.load(fd, os.fstat(fd)).st_mode) == 0o555
@@ -372,7 +371,7 @@ def test_an_unmarked_upper_takes_the_lowers_root(place: Place) -> None:
 
 @pytest.mark.root
 def test_a_real_root_may_use_the_privileged_name(place: Place) -> None:
-    store = place.choose(XattrPermissions.PRIVILEGED)
+    store = place.choose(OverrideName.PRIVILEGED)
     assert isinstance(store, XattrStore)
     assert store.name is OverrideName.PRIVILEGED
     store.close()
@@ -382,7 +381,7 @@ def test_a_real_root_may_use_the_privileged_name(place: Place) -> None:
 def test_without_user_xattrs_the_database_is_chosen_and_found_again(place_without_xattrs: Place) -> None:
     place = place_without_xattrs
     path = _object(place.upper, "file")
-    store = place.choose(XattrPermissions.CONTAINERS)
+    store = place.choose(OverrideName.CONTAINERS)
     assert isinstance(store, DatabaseStore)
     store.change(at(path), path.lstat(), uid=5)
     store.close()
@@ -393,6 +392,6 @@ def test_without_user_xattrs_the_database_is_chosen_and_found_again(place_withou
 
 
 def test_sqlite_is_imported_only_with_the_database() -> None:
-    program = "import sys; import fuseunion.core.ownership.choose; print('sqlite3' in sys.modules)"
+    program = "import sys; import fuseunion.core.ownership.store_choice; print('sqlite3' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout == "False\n"

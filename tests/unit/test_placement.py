@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseunion.engines.placement import Part, Place, Survey, check
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting.checks.placement import Part, Place, Survey, check
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.engines import scratch
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting import scratch
 
 
 @pytest.fixture(autouse=True)

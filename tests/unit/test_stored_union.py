@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.core.attributes import Change
-from fuseunion.core.create import Owner
-from fuseunion.core.identity import Identity, IdMap
-from fuseunion.core.inode import Directory
+from fuseunion.core.ids.identity import Identity, IdMap
+from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership import Facts
-from fuseunion.core.ownership.database import DatabaseStore
+from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import DATABASE_FILE
-from fuseunion.options import XattrPermissions
+from fuseunion.core.ownership.stored_names import OverrideName
+from fuseunion.core.tree.inode import Directory
 from tests.support import acl
 from tests.support.inprocess import InProcess, in_process
 
@@ -53,10 +53,10 @@ def base(tmp_path: Path) -> Path:
 @pytest.fixture(params=["attributes", "database"])
 def opened(request: pytest.FixtureRequest, base: Path) -> Open:
     """Opens the union, again and again."""
-    wanted = XattrPermissions.CONTAINERS
+    wanted = OverrideName.CONTAINERS
     if request.param == "database":
         _begin_database(base / "upper", base / "work")
-        wanted = XattrPermissions.OFF
+        wanted = None
 
     def open_union() -> AbstractContextManager[InProcess]:
         return in_process([base / "lower"], base / "upper", base / "work", store=wanted)
@@ -199,7 +199,7 @@ def test_nobody_can_mark_a_plain_upper(base: Path) -> None:
 
 def test_what_is_removed_is_forgotten(base: Path) -> None:
     """The database goes with the last fact."""
-    with in_process([base / "lower"], base / "upper", base / "work", store=XattrPermissions.CONTAINERS) as union:
+    with in_process([base / "lower"], base / "upper", base / "work", store=OverrideName.CONTAINERS) as union:
         union.symlink("x", "/one")
         union.symlink("x", "/two")
         union.setattr("/one", Change(uid=5))
@@ -243,7 +243,7 @@ MARKED = {
 
 def test_a_marked_lower_is_seen_and_copied_into_a_store(base: Path) -> None:
     _marked(base)
-    with in_process([base / "lower"], base / "upper", base / "work", store=XattrPermissions.CONTAINERS) as union:
+    with in_process([base / "lower"], base / "upper", base / "work", store=OverrideName.CONTAINERS) as union:
         assert {path: _seen(union, path) for path in MARKED} == MARKED
         assert _seen(union, "/")[2] == stat.S_IFDIR | 0o555  # the mark of the lower's root was taken over
         for path in MARKED:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.layers.walk import walk
+from fuseunion.offline.walk import walk
 
 
 @pytest.fixture

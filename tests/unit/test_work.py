@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fuseunion.core.work import WorkDirectory
+from fuseunion.core.disk.work import WorkDirectory
 
 
 def _open(path: Path) -> WorkDirectory:

@@ -18,7 +18,7 @@ import re
 import stat
 from typing import Any, NamedTuple, cast
 
-from fuseunion.core.xattrs import malformed
+from fuseunion.core.format.xattr_names import malformed
 
 DATABASE_FILE = b"fuseunion.db"
 """The name of the database in a work area; here, so that asking for it does not import sqlite3."""

@@ -11,9 +11,9 @@ import errno
 import os
 from abc import ABC, abstractmethod
 
-from fuseunion.core import xattrs
-from fuseunion.core.identity import KEEP
-from fuseunion.core.ownership import names
+from fuseunion.core.format import xattr_names
+from fuseunion.core.ids.identity import KEEP
+from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.facts import Facts
 
 Where = bytes | int
@@ -79,13 +79,15 @@ class OwnershipStore(ABC):
         Raises:
             OSError: EPERM for names that a user may not set: a store's own, which would be a way around chown(2).
         """
-        if name.startswith(names.PREFIX) or name in names.STORED:
+        if name.startswith(stored_names.PREFIX) or name in stored_names.STORED:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        return xattrs.to_disk(name)
+        return xattr_names.to_disk(name)
 
     def xattr_to_shown(self, disk: bytes) -> bytes | None:
         """The name a user sees for one on disk, or None when he must not see it."""
-        return None if disk in names.STORED or disk.startswith(names.PREFIX) else xattrs.to_shown(disk)
+        return (
+            None if disk in stored_names.STORED or disk.startswith(stored_names.PREFIX) else xattr_names.to_shown(disk)
+        )
 
     @abstractmethod
     def forget(self, st: os.stat_result) -> None:

@@ -27,13 +27,13 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from fuseunion import syscalls
-from fuseunion.engines import log
-from fuseunion.engines.assembly import announce, build_union, open_layers
-from fuseunion.engines.fuse import mount
-from fuseunion.engines.setup import Prepared
+from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import Options
+from fuseunion.linux import syscalls
+from fuseunion.mounting import log
+from fuseunion.mounting.assembly import announce, build_union, open_layers
+from fuseunion.mounting.options import Options
+from fuseunion.mounting.prepare import Prepared
 
 _log = logging.getLogger("fuseunion.daemon")
 
@@ -48,7 +48,7 @@ def run(prepared: Prepared, options: Options, inherited: frozenset[int]) -> Exit
     Raises:
         UserError: the mount did not come about.
     """
-    given = mount.descriptor_of(prepared.target)
+    given = mount_point.descriptor_of(prepared.target)
     handler = log.file_handler(options.log_file) if options.log_file else None
     if options.foreground or options.trace:
         if handler:
@@ -115,7 +115,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         try:
             # Only now, when the user can be refused nothing any more: this imports pyfuse3 and trio.
             from fuseunion.engines.fuse import session
-            from fuseunion.engines.fuse.operations import Operations
+            from fuseunion.engines.fuse.serving.operations import Operations
         except ImportError as error:
             raise UserError(f"{error}; install it with: pip install pyfuse3 trio", ExitCode.UNAVAILABLE) from None
 
@@ -126,9 +126,9 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         prepared.on_failure(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
         stored = (layers.upper or layers.lowers[0]).ownership is not None
-        mount_point = mount.mount(prepared.target, _mount_flags(options, own_root=stored))
-        stack.callback(mount_point.unmount)
-        union = build_union(layers, options, posix_acl=mount_point.posix_acl)
+        mounted = mount_point.mount(prepared.target, _mount_flags(options, own_root=stored))
+        stack.callback(mounted.unmount)
+        union = build_union(layers, options, posix_acl=mounted.posix_acl)
         stack.callback(union.close)
 
         to_sync = -1
@@ -146,8 +146,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
 
         gc.freeze()
         gc.enable()
-        operations = Operations(union, timeout=options.timeout, trace=options.trace, own_root=mount_point.own_root)
-        session.serve(operations, mount_point, on_ready=live, allow_root=options.allow_root)
+        operations = Operations(union, timeout=options.timeout, trace=options.trace, own_root=mounted.own_root)
+        session.serve(operations, mounted, on_ready=live, allow_root=options.allow_root)
 
 
 def _write_out(fd: int, label: str) -> None:
@@ -165,8 +165,8 @@ def _write_out(fd: int, label: str) -> None:
         ) from None
 
 
-def _mount_flags(options: Options, *, own_root: bool) -> mount.MountFlags:
-    return mount.MountFlags(
+def _mount_flags(options: Options, *, own_root: bool) -> mount_point.MountFlags:
+    return mount_point.MountFlags(
         read_only=options.read_only,
         allow_other=True if options.allow_root else options.allow_other,
         suid=options.suid,

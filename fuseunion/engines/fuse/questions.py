@@ -8,7 +8,7 @@ the other needs the daemon's process id.
 import errno
 import os
 
-from fuseunion import syscalls
+from fuseunion.linux import syscalls
 
 PID = "user.fuseunion.pid"
 """The daemon's process id, in decimal."""

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Callable
 import pyfuse3
 import trio
 
-from fuseunion.engines.fuse.mount import MountPoint
+from fuseunion.engines.fuse.mount_point import MountPoint
 from fuseunion.engines.fuse.negotiation import Negotiation
-from fuseunion.engines.fuse.operations import Operations
+from fuseunion.engines.fuse.serving.operations import Operations
 
 _log = logging.getLogger("fuseunion.session")
 

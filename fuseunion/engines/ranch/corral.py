@@ -16,22 +16,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from fuseunion import syscalls
-from fuseunion.core.layer import Layer
+from fuseunion.core.disk.layer import Layer
 from fuseunion.core.union import Union
-from fuseunion.engines.assembly import build_union, open_layers
-from fuseunion.engines.handover import stored_owners
-from fuseunion.engines.ranch import aside, dismantle, inject, marker
-from fuseunion.engines.ranch.build import Builder
-from fuseunion.engines.ranch.collect import Collector
-from fuseunion.engines.ranch.guard import Guard
-from fuseunion.engines.ranch.ledger import Ledger
-from fuseunion.engines.ranch.links import Links
-from fuseunion.engines.ranch.owners import Owners
-from fuseunion.engines.ranch.state import Mode, Phase, Ranch, Record, beside, opened, read
-from fuseunion.engines.setup import Prepared, prepare
+from fuseunion.engines.ranch.collecting.collector import Collector
+from fuseunion.engines.ranch.farm import aside, dismantle, inject
+from fuseunion.engines.ranch.farm.builder import Builder
+from fuseunion.engines.ranch.farm.guard import Guard
+from fuseunion.engines.ranch.farm.targets import Links
+from fuseunion.engines.ranch.record import marker
+from fuseunion.engines.ranch.record.ledger import Ledger
+from fuseunion.engines.ranch.record.owners import Owners
+from fuseunion.engines.ranch.record.record import Mode, Phase, Ranch, Record, opened, read
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.options import Engine, Options
+from fuseunion.linux import syscalls
+from fuseunion.mounting.assembly import build_union, open_layers
+from fuseunion.mounting.checks.ranches import beside
+from fuseunion.mounting.handover import stored_owners
+from fuseunion.mounting.options import Engine, Options
+from fuseunion.mounting.prepare import Prepared, prepare
 
 _log = logging.getLogger("fuseunion.ranch")
 

@@ -1,0 +1,1 @@
+"""One layer on disk, and how its objects are reached."""

@@ -1,0 +1,77 @@
+"""The bytes of a copy-up: share the blocks, else let the kernel copy them, else copy them; holes stay holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from fuseunion.linux import syscalls
+
+_CHUNK = 1 << 20
+# copy_file_range(2) refuses across some filesystems, for some special files, and where seccomp forbids it.
+_NOT_HERE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+
+
+def copy(source: int, target: int, size: int, source_size: int) -> bool:
+    """Copy the first `size` bytes of a file of `source_size` bytes.
+
+    Returns:
+        True when the blocks are shared and nothing needs to be flushed.
+
+    Raises:
+        OSError: EIO, ENOSPC, EDQUOT; EIO when the source is shorter than it was.
+    """
+    if size == 0:
+        return False
+    if size == source_size:
+        try:
+            syscalls.ficlone(target, source)
+            return True
+        except OSError as error:
+            if error.errno not in _NOT_HERE and error.errno != errno.ENOTTY:
+                raise
+    for start, end in data_segments(source, size):
+        _copy_range(source, target, start, end)
+    os.ftruncate(target, size)
+    return False
+
+
+def data_segments(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The ranges of a file that hold data (lseek(2), SEEK_DATA); one range where holes cannot be told."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # a hole up to the end
+            start, end = offset, size
+        if start >= size:
+            return
+        yield start, min(end, size)
+        offset = end
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    offset = start
+    while offset < end:
+        try:
+            copied = os.copy_file_range(source, target, end - offset, offset, offset)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            break
+        if copied == 0:
+            break  # some filesystems say 0 where they mean "not supported"; a real end shows below
+        offset += copied
+    while offset < end:
+        data = os.pread(source, min(_CHUNK, end - offset), offset)
+        if not data:
+            raise OSError(errno.EIO, "the lower file became shorter while it was copied up")
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(target, view, offset)
+            offset += written
+            view = view[written:]

@@ -1,0 +1,248 @@
+"""The work directory: where everything is made before it is shown.
+
+    WORK/work/    copy-ups, replacements and removed directories on their way; a crash leaves garbage here and nowhere
+                  else, and the next mount removes it (the kernel and fuse-overlayfs use the same place)
+    WORK/links/   the hard-link index (link_index.py); stays, because it is needed after a remount
+
+It lies on the upper's filesystem, so that each thing enters the upper by one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeVar
+
+from fuseunion.core.disk.descriptors import Descriptors
+from fuseunion.core.disk.layer import Capabilities, Layer
+from fuseunion.core.disk.realdir import RealDir, lent, proc_fd
+from fuseunion.linux import syscalls
+
+log = logging.getLogger("fuseunion.work")
+
+T = TypeVar("T")
+
+# Left in WORK/work by a volatile mount (fs/overlayfs/super.c ovl_make_workdir): not ours to remove.
+_VOLATILE_MARK = "incompat"
+
+_MODE = 0o700
+
+_PATH = os.O_PATH | os.O_NOFOLLOW
+_DIRECTORY = frozenset({stat.S_IFDIR})
+
+
+class WorkDirectory:
+    """The work directory of one mount.
+
+    Args:
+        fd: an O_RDONLY|O_DIRECTORY descriptor of it, which this object owns from now on.
+        label: how messages name it.
+        allow_devices: False to write whiteouts as `.wh.` files even where devices could be made.
+        descriptors: the budget of the union.
+
+    Raises:
+        OSError: when it cannot be prepared.
+    """
+
+    def __init__(
+        self, fd: int, label: str, *, allow_devices: bool = True, descriptors: Descriptors | None = None
+    ) -> None:
+        self.layer = Layer(fd, writable=True, label=label, descriptors=descriptors)
+        root = self.layer.root
+        self.tmp = self._subdirectory(root, b"work")
+        self.links = root.child(b"links")
+        self._names = itertools.count()
+        self.clean()
+        self.capabilities = Capabilities.probe(self.tmp.fd(), allow_devices=allow_devices)
+
+    @staticmethod
+    def _subdirectory(root: RealDir, name: bytes) -> RealDir:
+        try:
+            os.mkdir(name, _MODE, dir_fd=root.fd())
+        except FileExistsError:
+            # The kernel leaves its own with mode 000.
+            os.chmod(root.proc_path(name), _MODE)
+        real = root.child(name)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root.fd())
+        real.pin(fd)
+        return real
+
+    @property
+    def has_index(self) -> bool:
+        """True when the directory must outlive the mount, because it holds the link index."""
+        return bool(self.links.names()) if self.layer.root.stat(b"links") is not None else False
+
+    def close(self) -> None:
+        """Remove what is left in WORK/work and close every descriptor."""
+        try:
+            self.clean()
+            if not self.has_index and self.layer.root.stat(b"links") is not None:
+                os.rmdir(b"links", dir_fd=self.layer.root.fd())
+        except OSError as error:
+            log.warning("cannot clean the work directory %s: %s", self.layer.label, error)
+        finally:
+            self.tmp.unpin()
+            self.layer.close()
+
+    # -- temporary names ---------------------------------------------------------------------------------------------
+
+    def new_name(self) -> bytes:
+        """A name that is free in WORK/work."""
+        return b"#%x" % next(self._names)
+
+    def unlink(self, name: bytes) -> None:
+        """Remove one non-directory of WORK/work; garbage that resists is logged and left for the next mount."""
+        try:
+            os.unlink(name, dir_fd=self.tmp.fd())
+        except OSError as error:
+            log.warning("cannot remove work file %r: %s", name, error)
+
+    def publish(self, name: bytes, target: RealDir, new_name: bytes) -> None:
+        """Rename a finished object from work into the upper, where nothing of that name may be.
+
+        Raises:
+            OSError: EEXIST when something is there.
+        """
+
+        def move() -> None:
+            if self.capabilities.noreplace:
+                syscalls.renameat2(self.tmp.fd(), name, target.fd(), new_name, syscalls.RENAME_NOREPLACE)
+                return
+            if target.stat(new_name) is not None:
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+            os.rename(name, new_name, src_dir_fd=self.tmp.fd(), dst_dir_fd=target.fd())
+
+        as_owner(move, target, moved=[(self.tmp, name)])
+
+    def exchange(self, name: bytes, target: RealDir, other: bytes) -> None:
+        """Swap an object in work with one in the upper (RENAME_EXCHANGE)."""
+
+        def swap() -> None:
+            syscalls.renameat2(self.tmp.fd(), name, target.fd(), other, syscalls.RENAME_EXCHANGE)
+
+        as_owner(swap, target, moved=[(self.tmp, name), (target, other)])
+
+    def take(self, source: RealDir, name: bytes) -> bytes:
+        """Move an object of the upper into work; returns its new name."""
+        taken = self.new_name()
+
+        def move() -> None:
+            os.rename(name, taken, src_dir_fd=source.fd(), dst_dir_fd=self.tmp.fd())
+
+        as_owner(move, source, moved=[(source, name)])
+        return taken
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def clean(self) -> None:
+        """Remove everything in WORK/work."""
+        left = [os.fsencode(name) for name in os.listdir(self.tmp.fd()) if name != _VOLATILE_MARK]
+        # Subdirectories are moved here on their way out: not onto what a crash left.
+        self._names = itertools.count(1 + max(map(_number_of, left), default=-1))
+        for name in left:
+            self.remove_tree(name)
+
+    def remove_tree(self, name: bytes) -> None:
+        """Remove one object of WORK/work with all that is in it; depth does not matter, links are not followed.
+
+        Subdirectories are moved up into work one by one, so that neither a path nor a recursion grows.
+        """
+        tmp = self.tmp.fd()
+        waiting = [name]
+        while waiting:
+            current = waiting.pop()
+            try:
+                os.unlink(current, dir_fd=tmp)
+                continue
+            except FileNotFoundError:
+                continue  # it was published, or never made
+            except (IsADirectoryError, PermissionError):
+                pass  # Linux says EISDIR, POSIX allows EPERM
+            with lent(os.open(current, _PATH, dir_fd=tmp)):
+                for fd, entry in _entries(tmp, current):
+                    try:
+                        os.unlink(entry, dir_fd=fd)
+                    except (IsADirectoryError, PermissionError):
+                        moved = self.new_name()
+                        with lent(os.open(entry, _PATH, dir_fd=fd)):
+                            os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=tmp)
+                        waiting.append(moved)
+            os.rmdir(current, dir_fd=tmp)
+
+
+def _number_of(name: bytes) -> int:
+    """The number in a name that `new_name` or the kernel (fs/overlayfs/dir.c ovl_lookup_temp) gave, else -1."""
+    try:
+        return int(name[1:], 16) if name[:1] == b"#" else -1
+    except ValueError:
+        return -1
+
+
+def _entries(dirfd: int, name: bytes) -> Iterator[tuple[int, bytes]]:
+    """The names in a directory, each with a descriptor of the directory that is good until the last."""
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dirfd)
+    try:
+        for entry in os.listdir(fd):
+            yield fd, os.fsencode(entry)
+    finally:
+        os.close(fd)
+
+
+def as_owner(operation: Callable[[], T], changed: RealDir, *, moved: Sequence[tuple[RealDir, bytes]] = ()) -> T:
+    """Run an operation that the user may do but the mode bits forbid to the daemon, as its files' plain owner.
+
+    A chmod of a file in a directory of mode 0555 is allowed to its owner, but copying the file up needs to write in
+    that directory; and a directory of mode 0555 can be removed or copied up, but not be moved to another directory,
+    which writes its ".." (rename(2), EACCES). Where the daemon has CAP_DAC_OVERRIDE this never happens. Where it has
+    not, it lends itself the missing bits.
+
+    Args:
+        changed: the directory in which a name comes or goes.
+        moved: objects that change their directory.
+    """
+    try:
+        return operation()
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+    with ExitStack() as stack:
+        stack.enter_context(lent(os.dup(changed.fd())))
+        for real, name in moved:
+            fd = os.open(name, _PATH, dir_fd=real.fd())
+            stack.enter_context(lent(fd, kinds=_DIRECTORY))
+        return operation()
+
+
+@contextmanager
+def opened(real: RealDir | None) -> Iterator[None]:
+    """Let a daemon that is the plain owner of a directory of the upper into it, though its mode is closed to the owner.
+
+    The user has closed the directory, and may remove or rename it all the same.
+    """
+    if real is None or os.geteuid() == 0:
+        yield
+        return
+    with lent(os.dup(real.fd())):
+        yield
+
+
+@contextmanager
+def times_kept(real: RealDir) -> Iterator[None]:
+    """Give a directory of the upper its times back after something was copied up into it.
+
+    That comes after the change that everybody sees: what fails then is logged.
+    """
+    st = real.own_stat()
+    try:
+        yield
+    finally:
+        try:
+            # Through the magic link of its descriptor: the directory above may be closed.
+            os.utime(proc_fd(real.fd()), ns=(st.st_atime_ns, st.st_mtime_ns))
+        except OSError as error:
+            log.warning("the times of directory %r show that something was copied up into it: %s", real.name, error)

@@ -1,0 +1,1 @@
+"""Ids and what is expressed in them."""

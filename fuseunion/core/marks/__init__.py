@@ -1,0 +1,1 @@
+"""Marks in the layers: whiteouts, opaque directories, origins, the link index."""

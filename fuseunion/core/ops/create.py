@@ -1,0 +1,313 @@
+"""New names: create, mkdir, mknod, symlink, link.
+
+An object is never seen half made. Where its owner is the daemon's own, no ownership is stored and nothing lies in its
+place, one system call makes it in the upper as it shall be, and the upper's filesystem does the inheriting
+(set-group-ID directories, default ACLs, umask). Otherwise it is made in work, closed to everybody, gets owner, ACL and
+mode, and enters the upper by one rename: over a whiteout where there is one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fuseunion.core.disk.realdir import RealDir, proc_fd
+from fuseunion.core.format import xattr_names
+from fuseunion.core.ids import acl
+from fuseunion.core.marks.link_index import key_of_number
+from fuseunion.core.ops import metadata
+from fuseunion.core.ops.attributes import stat_of
+from fuseunion.core.ops.copy_up import copy_up_directory, link_into
+from fuseunion.core.ops.origin_paths import note_path
+from fuseunion.core.ownership import Facts
+from fuseunion.core.tree.handle import FileHandle
+from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.tree.lookup import is_reserved, resolve
+from fuseunion.core.tree.state import State
+
+_Make = Callable[[bytes, int, int], int | None]
+"""`make(name, dirfd, mode)` does the system call and may return a descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who makes an object: ids as they are kept on disk, and the umask that is still to be applied (0 if none)."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where an object goes, and what lies there."""
+
+    directory: Directory
+    upper: RealDir
+    name: bytes
+    device: bool  # a whiteout device or xwhiteout is in the way
+    hidden: bool  # a lower name is hidden here, so that a directory has to be opaque
+
+
+def check_name(name: bytes) -> None:
+    """Refuse names that cannot be kept.
+
+    Raises:
+        OSError: ENAMETOOLONG; EINVAL for names that are whiteouts to others.
+    """
+    if len(name) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    if is_reserved(name):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+
+
+def _place(state: State, directory: Directory, name: bytes) -> _Place:
+    check_name(name)
+    state.writable()
+    if directory.removed:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    if name in directory.children or resolve(state, directory.layers(), name) is not None:
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    upper = copy_up_directory(state, directory)
+    device = upper.stat(name) is not None
+    return _Place(directory, upper, name, device, device or upper.hides(name))
+
+
+@contextmanager
+def _umask(value: int) -> Iterator[None]:
+    previous = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(previous)
+
+
+def default_acl(state: State, directory: Directory) -> bytes:
+    """The default ACL of a directory, b"" when it has none."""
+    known = directory.default_acl
+    if known is None:
+        known = b""
+        if state.settings.acl:
+            try:
+                with directory.grasp() as fd:
+                    known = os.getxattr(proc_fd(fd), xattr_names.POSIX_ACL_DEFAULT)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+        directory.default_acl = known
+    return known
+
+
+def _make(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rdev: int = 0) -> int | None:
+    if (
+        not place.hidden
+        and owner.uid == state.uid
+        and owner.gid == state.gid
+        and state.writable().layer.ownership is None
+    ):
+        with _umask(owner.umask):
+            return make(place.name, place.upper.fd(), mode)
+    return _make_in_work(state, place, mode, owner, make, rdev)
+
+
+def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rdev: int) -> int | None:
+    upper = state.writable()
+    work = upper.work
+    kind = stat.S_IFMT(mode)
+    parent_st = stat_of(state, place.directory)
+    gid = owner.gid
+    permissions = stat.S_IMODE(mode)
+    if parent_st.st_mode & stat.S_ISGID:
+        gid = parent_st.st_gid
+        if kind == stat.S_IFDIR:
+            permissions |= stat.S_ISGID
+    inherited = acl.inherit(default_acl(state, place.directory) or None, kind | permissions, owner.umask)
+    temporary = work.new_name()
+    facts = Facts(owner.uid, gid, stat.S_IMODE(inherited.mode), kind, rdev)
+    fd = make(
+        temporary, work.tmp.fd(), metadata.real_kind(kind, upper.layer) | (0o700 if kind == stat.S_IFDIR else 0o600)
+    )
+    try:
+        with work.tmp.held(temporary) as new:
+            metadata.give_owner(new, facts, upper.layer, state.settings.identity)
+            # Marks before ACL and mode, which may deny the daemon, as the plain owner, to write them.
+            if kind == stat.S_IFDIR and place.hidden:
+                upper.whiteouts.make_opaque(new)
+            if inherited.default is not None and kind == stat.S_IFDIR:
+                os.setxattr(proc_fd(new), xattr_names.POSIX_ACL_DEFAULT, inherited.default)
+            if inherited.access is not None:
+                os.setxattr(proc_fd(new), xattr_names.POSIX_ACL_ACCESS, inherited.access)
+            metadata.give_mode(new, facts, upper.layer)
+        if place.device:
+            upper.whiteouts.swap_in(temporary, place.upper, place.name, is_directory=kind == stat.S_IFDIR)
+        else:
+            work.publish(temporary, place.upper, place.name)
+    except BaseException:
+        if fd is not None:
+            os.close(fd)
+        work.remove_tree(temporary)
+        raise
+    upper.whiteouts.drop_file_mark(place.upper, place.name)
+    return fd
+
+
+def _register(state: State, place: _Place, kind: int) -> Inode:
+    """Make the inode of a new object of a type; one that cannot be looked at is taken away again."""
+    try:
+        st = place.upper.stat(place.name)
+        if st is None:
+            raise OSError(errno.EIO, "the new object is not there", place.name)
+        shown = place.upper.shown(place.name, st)
+    except BaseException:
+        _undo(state, place, kind)
+        raise
+    ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
+    inode: Inode
+    if stat.S_ISDIR(st.st_mode):
+        inode = Directory(ino, place.directory, place.name, place.upper.child(place.name), ())
+    else:
+        inode = file = File(ino, stat.S_IFMT(shown.st_mode))
+        file.upper = (place.upper, place.name)
+        file.disk_id = (st.st_dev, st.st_ino)
+        file.add_place(place.directory, place.name)
+    inode.st = shown
+    state.table.add(inode)
+    place.directory.children[place.name] = inode
+    place.directory.stale()
+    return inode
+
+
+def _undo(state: State, place: _Place, kind: int) -> None:
+    """Remove what was just made; what resists stays, and is logged."""
+    upper = state.writable()
+    try:
+        if not place.hidden:
+            upper.work.remove_tree(upper.work.take(place.upper, place.name))
+        elif kind == stat.S_IFDIR:
+            upper.work.remove_tree(upper.whiteouts.replace_directory(place.upper, place.name))
+        else:
+            upper.whiteouts.replace_file(place.upper, place.name)
+    except OSError as error:
+        state.log.error("%r was made, but could not be looked at nor removed: %s", place.name, error)
+
+
+def create(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> tuple[File, FileHandle]:
+    """Make a regular file and open it for reading and writing.
+
+    Raises:
+        OSError: EEXIST, EINVAL (a `.wh.` name), ENAMETOOLONG, EROFS, ENOSPC, EDQUOT, EPERM, ENFILE.
+    """
+    place = _place(state, directory, name)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+    def make(new: bytes, dirfd: int, new_mode: int) -> int:
+        return os.open(new, flags, stat.S_IMODE(new_mode), dir_fd=dirfd)
+
+    with state.descriptors.taken_for_file():
+        fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
+        assert fd is not None
+        try:
+            inode = _register(state, place, stat.S_IFREG)
+            assert isinstance(inode, File)
+            return inode, FileHandle(inode, fd, writable=True)
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+def mkdir(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
+    """Make a directory: empty, whatever a lower holds under its name. Raises as `create`."""
+    place = _place(state, directory, name)
+
+    def make(new: bytes, dirfd: int, new_mode: int) -> None:
+        os.mkdir(new, stat.S_IMODE(new_mode), dir_fd=dirfd)
+
+    _make(state, place, stat.S_IFDIR | stat.S_IMODE(mode), owner, make)
+    return _register(state, place, stat.S_IFDIR)
+
+
+def mknod(state: State, directory: Directory, name: bytes, mode: int, rdev: int, owner: Owner) -> Inode:
+    """Make a regular file, device, fifo or socket.
+
+    Raises:
+        OSError: EPERM for a 0/0 character device, which would be a whiteout (fs/overlayfs/dir.c ovl_mknod);
+            otherwise as `create`.
+    """
+    if stat.S_ISCHR(mode) and rdev == 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+    place = _place(state, directory, name)
+
+    def make(new: bytes, dirfd: int, new_mode: int) -> None:
+        os.mknod(new, new_mode, rdev, dir_fd=dirfd)
+
+    _make(state, place, mode, owner, make, rdev)
+    return _register(state, place, stat.S_IFMT(mode))
+
+
+def symlink(state: State, directory: Directory, name: bytes, target: bytes, owner: Owner) -> Inode:
+    """Make a symbolic link. Raises as `create`."""
+    place = _place(state, directory, name)
+
+    def make(new: bytes, dirfd: int, _mode: int) -> None:
+        os.symlink(target, new, dir_fd=dirfd)
+
+    _make(state, place, stat.S_IFLNK | 0o777, owner, make)
+    return _register(state, place, stat.S_IFLNK)
+
+
+def link(state: State, file: File, directory: Directory, name: bytes) -> File:
+    """Give an upper file one more name.
+
+    Precondition: the file was copied up.
+
+    Raises:
+        OSError: ENOENT for a file that has no name any more; EMLINK; otherwise as `create`.
+    """
+    place = _place(state, directory, name)
+    if file.removed and file.group is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    upper = state.writable()
+    with _number_kept(state, file):
+        if place.device:
+            temporary = upper.work.new_name()
+            link_into(file, upper.work.tmp, temporary)
+            try:
+                upper.whiteouts.swap_in(temporary, place.upper, name, is_directory=False)
+            except BaseException:
+                upper.work.unlink(temporary)
+                raise
+        else:
+            link_into(file, place.upper, name)
+    upper.whiteouts.drop_file_mark(place.upper, name)
+    file.add_place(directory, name)
+    file.stale()
+    state.table.note_names(file)
+    directory.children[name] = file
+    directory.stale()
+    return file
+
+
+@contextmanager
+def _number_kept(state: State, file: File) -> Iterator[None]:
+    """Let all names of a copy show the lower's number after a remount, when it gets one more in the block.
+
+    Its origin mark gets the lower's path; where that cannot be kept, the number goes into the link index.
+    """
+    kept = [note_path(state, known, name) for known, name in file.places()] if file.group is None else []
+    if all(kept):
+        yield
+        return
+    links = state.writable().links
+    group = links.get_or_new(key_of_number(file.ino), file.ino, 0)
+    assert file.upper is not None, "a file with a mark has a name in the upper"
+    group.add_copy(*file.upper, file.real_stat())
+    try:
+        yield
+    except BaseException:
+        group.drop_copy()
+        raise
+    file.group = group

@@ -1,0 +1,175 @@
+"""Owner, mode, times and xattrs of a copy-up.
+
+An ordinary user can give nothing away, and the root of a user namespace can give nothing to ids that have no number in
+it. Usually that is an error. Where the owner is optional (Settings.owner_optional), the object gets what can be given:
+user and group, else the group alone, else the user alone, else it stays the daemon's own. It then loses what would
+speak for an owner that it does not have: the set-user-ID and set-group-ID bits, file capabilities, and the entries of
+ACLs for ids without a number.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.realdir import proc_fd
+from fuseunion.core.format import xattr_names
+from fuseunion.core.ids import acl
+from fuseunion.core.ids.identity import KEEP, Identity, overflow_id
+from fuseunion.core.ownership import Facts, backing_mode
+
+# Not kept in silence: attributes that the upper's filesystem has no place for (fs/overlayfs/copy_up.c ovl_copy_xattr).
+_NO_PLACE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+# A capability for the root of another user namespace cannot be read (security/commoncap.c cap_inode_getsecurity).
+_UNREADABLE = frozenset({errno.EOVERFLOW, errno.ENODATA, errno.EOPNOTSUPP})
+
+
+# What chown(2) says of an owner that is not the daemon's to give, or has no spelling in its user namespace.
+_NOT_OURS_TO_GIVE = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
+
+_ACLS = (xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT)
+_ALL_IDS = ["0", "0", str(2**32 - 1)]
+
+
+def copy_xattrs(
+    source: int, target: int, lower: Layer, upper: Layer, *, without_capability: bool, owner_optional: bool = False
+) -> None:
+    """Copy every xattr that a user sees, but not the union's own marks.
+
+    Between layers that keep ownership in different ways the same attribute has different names.
+
+    Args:
+        source, target: descriptors, O_PATH or not.
+        without_capability: leave security.capability out.
+        owner_optional: leave out what speaks for an owner that cannot be kept.
+
+    Raises:
+        OSError: when a POSIX ACL or a security.* attribute, or space, is refused; what belongs to security modules
+            that the upper's filesystem does not have is left out.
+    """
+    chosen: dict[bytes, bytes] = {}
+    for name in xattr_names.listxattr(proc_fd(source), follow=True):
+        shown = lower.xattr_to_shown(name)
+        if shown is not None and (shown not in chosen or name != shown):
+            chosen[shown] = name  # the store's own name wins over the plain one (Layer.xattr_names)
+    if without_capability:
+        chosen.pop(xattr_names.CAPABILITY, None)
+    # The access ACL last: it may take the write permission that the attributes of a user need.
+    for shown in sorted(chosen, key=xattr_names.POSIX_ACL_ACCESS.__eq__):
+        name = chosen[shown]
+        try:
+            disk = name if lower.ownership is upper.ownership else upper.xattr_to_disk(shown)
+        except PermissionError:
+            continue  # a stored owner in a layer that has none, or a name that is too long with its prefix
+        try:
+            value = os.getxattr(proc_fd(source), name)
+        except OSError as error:
+            if error.errno in _UNREADABLE:
+                continue
+            raise
+        if shown == xattr_names.POSIX_ACL_ACCESS and upper.ownership is not None:
+            value = acl.with_owner(value, acl.FULL)
+        if owner_optional and shown in _ACLS:
+            value = known_entries(value)
+        try:
+            os.setxattr(proc_fd(target), disk, value)
+        except OSError as error:
+            must = shown in _ACLS or (shown == xattr_names.CAPABILITY and not owner_optional)
+            if error.errno in _NO_PLACE and not must:
+                continue
+            if error.errno == errno.EPERM and disk.startswith(b"security.") and not must:
+                continue  # a label that the security module gives by itself (security.selinux in a user namespace)
+            raise
+
+
+def is_unknown(number: int, kind: str) -> bool:
+    """True for the id that stands for one without a number in this user namespace (user_namespaces(7)).
+
+    Args:
+        kind: "uid" or "gid".
+    """
+    return number == overflow_id(kind) and Path(f"/proc/self/{kind}_map").read_text().split() != _ALL_IDS
+
+
+def known_entries(value: bytes) -> bytes:
+    """An ACL without the entries for ids that have no number in this user namespace."""
+    named = (acl.Tag.USER, acl.Tag.GROUP)
+    return acl.unparse(tuple(e for e in acl.parse(value) if e.tag not in named or e.who != acl.NO_ID))
+
+
+def attempts(uid: int, gid: int) -> tuple[tuple[int, int], ...]:
+    """What to ask chown(2) for, one after the other, to give as much of an owner as can be given."""
+    uid, gid = KEEP if is_unknown(uid, "uid") else uid, KEEP if is_unknown(gid, "gid") else gid
+    return (uid, gid), (KEEP, gid), (uid, KEEP)
+
+
+def chown(fd: int, uid: int, gid: int, identity: Identity, *, optional: bool = False) -> None:
+    """chown(2) of a real object; an owner that cannot be given is let go where owners are squashed anyway.
+
+    Args:
+        optional: give as much of the owner as can be given.
+    """
+    for pair in attempts(uid, gid) if optional else ((uid, gid),):
+        try:
+            os.chown(proc_fd(fd), *pair)
+            return
+        except OSError as error:
+            if not (optional or identity.lenient) or error.errno not in _NOT_OURS_TO_GIVE:
+                raise
+
+
+def give_owner(fd: int, facts: Facts, upper: Layer, identity: Identity, *, optional: bool = False) -> Facts:
+    """Give an object that is still in work its owner; with stored ownership, all of the facts.
+
+    Args:
+        facts: as they shall be shown; KEEP as uid or gid leaves the daemon's own.
+        optional: give as much of the owner as can be given.
+
+    Returns:
+        The facts with the mode that the object may have with the owner that it got.
+    """
+    if upper.ownership is None:
+        chown(fd, facts.uid, facts.gid, identity, optional=optional)
+        return facts._replace(mode=mode_kept(facts, os.fstat(fd))) if optional else facts
+    real = os.fstat(fd)
+    uid = real.st_uid if facts.uid == KEEP else facts.uid
+    gid = real.st_gid if facts.gid == KEEP else facts.gid
+    upper.ownership.store(fd, real, facts._replace(uid=uid, gid=gid))
+    return facts
+
+
+def mode_kept(facts: Facts, owner: os.stat_result) -> int:
+    """The mode of `facts` without the set-id bits that would speak for another than the owner that was kept."""
+    lost = (stat.S_ISUID if owner.st_uid != facts.uid else 0) | (stat.S_ISGID if owner.st_gid != facts.gid else 0)
+    return facts.mode & ~lost
+
+
+def give_mode(fd: int, facts: Facts, upper: Layer) -> None:
+    """Give an object that is still in work its mode, after owner and ACL: both change it."""
+    if facts.kind != stat.S_IFLNK:
+        os.chmod(proc_fd(fd), real_mode(facts.kind, facts.mode, upper))
+
+
+def real_mode(kind: int, mode: int, upper: Layer) -> int:
+    """The permissions of the real object for one that shows `mode`."""
+    return mode if upper.ownership is None else stat.S_IMODE(backing_mode(kind | mode))
+
+
+def real_kind(kind: int, upper: Layer) -> int:
+    """The type of the real object that stands for one of type `kind` in the upper."""
+    return kind if upper.ownership is None else stat.S_IFMT(backing_mode(kind))
+
+
+def mark_merged(fd: int, prefix: bytes) -> None:
+    """Tell the kernel that a directory was copied up, so that it looks for whiteouts when it lists it.
+
+    An empty `origin` says "copied up, from I do not know where" (fs/overlayfs/namei.c ovl_check_origin_xattr).
+    """
+    try:
+        os.setxattr(proc_fd(fd), prefix + xattr_names.ORIGIN, b"")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPERM, errno.EOPNOTSUPP):
+            raise

@@ -1,0 +1,63 @@
+"""Completing the origin marks of what leaves the place of its lower.
+
+A mark (origin_mark.py) is short while the copy lies where its lower lies. Before a copy is renamed, or gets a second
+name, the lower's path is put into its mark: otherwise the name that is elsewhere would show another number after a
+remount.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from fuseunion.core.disk.realdir import as_owner_of, proc_fd
+from fuseunion.core.disk.work import opened
+from fuseunion.core.format import xattr_names
+from fuseunion.core.marks import origin_mark
+from fuseunion.core.tree.inode import Directory
+from fuseunion.core.tree.listing import candidates
+from fuseunion.core.tree.lookup import FoundFile, lookup, resolve
+from fuseunion.core.tree.state import State
+
+
+def note_path(state: State, directory: Directory, name: bytes) -> bool:
+    """Complete the origin mark of an object that leaves the place of its lower (origin_mark.py).
+
+    Returns:
+        False when the object has a mark that cannot be completed: its path is too long, or there is no space for it.
+    """
+    prefix = state.writable().work.capabilities.xattr_prefix
+    if prefix is None or directory.upper is None or not directory.lowers:
+        return True
+    with directory.upper.held(name) as fd:
+        try:
+            value = as_owner_of(fd, lambda: os.getxattr(proc_fd(fd), prefix + xattr_names.UNION_ORIGIN))
+        except OSError as error:
+            if error.errno not in origin_mark.NO_MARK:
+                raise
+            return True
+        if origin_mark.has_path(value):
+            return True
+        found = resolve(state, directory.lowers, name)
+        real = found.real if isinstance(found, FoundFile) else found.stack[0].parent if found is not None else None
+        if real is None:
+            return True  # the lower was changed: the mark is no longer true
+        completed = origin_mark.with_path(value, origin_mark.path_of(real, name))
+        return completed is not None and as_owner_of(fd, lambda: origin_mark.rewrite(fd, prefix, completed))
+
+
+def note_paths_below(state: State, directory: Directory) -> None:
+    """Complete the marks of all that moves along with a directory."""
+    with ExitStack() as held:
+        waiting = [directory]
+        while waiting:
+            current = waiting.pop()
+            with opened(current.upper):
+                for name in candidates(current):
+                    child = lookup(state, current, name)
+                    if isinstance(child, Directory) and child.lowers:
+                        held.enter_context(state.table.held(child))
+                        waiting.append(child)
+                    if child is not None:
+                        with state.table.held(child):
+                            note_path(state, current, name)

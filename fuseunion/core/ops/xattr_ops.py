@@ -1,0 +1,193 @@
+"""Extended attributes of merged objects: what is asked for, listed, set and removed through the union.
+
+Ids in ACLs and capabilities go through the id maps (acl.py, capability.py). Where ownership is stored, the mode is the
+store's, and with it what an ACL grants to the owner.
+
+The kernel has checked permissions and namespaces already (fs/xattr.c xattr_permission) and asks, before each write to a
+file, for security.capability. Attributes known to be absent are therefore remembered per inode.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.realdir import proc_fd
+from fuseunion.core.format import xattr_names
+from fuseunion.core.ids import acl, capability
+from fuseunion.core.ids.identity import Identity
+from fuseunion.core.ops import attributes
+from fuseunion.core.ops.attributes import stat_of
+from fuseunion.core.ops.copy_up import copy_up_directory
+from fuseunion.core.ownership.stored_names import STORED
+from fuseunion.core.tree.inode import Directory, Inode
+from fuseunion.core.tree.state import State
+
+# Asked for again and again by the kernel; nobody sets them behind our back.
+_REMEMBERED = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
+_PERMISSIONS = 0o777
+_ACLS = frozenset({xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
+
+
+def _check(state: State, name: bytes) -> None:
+    if not state.settings.xattrs or (name in _ACLS and not state.settings.acl):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
+    """getxattr(2).
+
+    Raises:
+        OSError: ENODATA, EOPNOTSUPP.
+    """
+    if name in inode.absent_xattrs:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    _check(state, name)
+    layer = state.layer_of(inode)
+    try:
+        with inode.grasp() as fd:
+            value = _read(layer, fd, name)
+    except OSError as error:
+        # A filesystem without ACLs has none to show; EOPNOTSUPP would fail the kernel's permission check (fs/fuse/acl.c
+        # fuse_get_acl).
+        none = error.errno == errno.ENODATA or (error.errno == errno.EOPNOTSUPP and name in _ACLS)
+        if none and name in _REMEMBERED:
+            inode.absent_xattrs |= {name}
+        if none or error.errno == errno.EPERM:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
+        raise
+    if name == xattr_names.POSIX_ACL_ACCESS and layer.ownership is not None:
+        value = acl.with_owner(value, stat_of(state, inode).st_mode >> 6 & 7)
+    return _to_shown(name, value, state.settings.identity)
+
+
+def _read(layer: Layer, fd: int, name: bytes) -> bytes:
+    *first, last = layer.xattr_names(name)
+    for disk_name in first:
+        try:
+            return os.getxattr(proc_fd(fd), disk_name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+    return os.getxattr(proc_fd(fd), last)
+
+
+def _to_shown(name: bytes, value: bytes, identity: Identity) -> bytes:
+    if not identity.trivial:
+        if name in _ACLS:
+            return acl.to_shown(value, identity)
+        if name == xattr_names.CAPABILITY:
+            return capability.to_shown(value, identity)
+    return value
+
+
+def _to_disk(name: bytes, value: bytes, identity: Identity) -> bytes:
+    if not identity.trivial:
+        if name in _ACLS:
+            return acl.to_disk(value, identity)
+        if name == xattr_names.CAPABILITY:
+            return capability.to_disk(value, identity)
+    return value
+
+
+def listxattr(state: State, inode: Inode) -> list[bytes]:
+    """listxattr(2)."""
+    if not state.settings.xattrs:
+        return []
+    with inode.grasp() as fd:
+        names = xattr_names.listxattr(proc_fd(fd), follow=True)
+    layer = state.layer_of(inode)
+    shown = map(layer.xattr_to_shown, names)
+    visible = (name for name in shown if name is not None and (state.settings.acl or name not in _ACLS))
+    return list(dict.fromkeys(visible))
+
+
+def _prepare(state: State, inode: Inode) -> None:
+    """Get an inode ready for its attributes to be changed."""
+    state.writable()
+    if isinstance(inode, Directory):
+        copy_up_directory(state, inode)
+    inode.absent_xattrs = frozenset()
+    inode.stale()
+
+
+def _changed(inode: Inode, name: bytes) -> None:
+    if name == xattr_names.POSIX_ACL_DEFAULT and isinstance(inode, Directory):
+        inode.default_acl = None
+
+
+def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
+    """setxattr(2). An empty ACL is a removal (fs/posix_acl.c: an ACL without entries is none).
+
+    Raises:
+        OSError: EPERM for names that are not a user's; EOPNOTSUPP, ENOSPC, ERANGE of the upper's filesystem.
+    """
+    _check(state, name)
+    upper = state.writable().layer
+    if inode is state.root and name in STORED:
+        # On the root it would turn the whole upper into one with stored ownership (ownership/choose.py).
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    disk_name = upper.xattr_to_disk(name)
+    value = _to_disk(name, value, state.settings.identity)
+    _prepare(state, inode)
+    with inode.grasp() as fd:
+        if name == xattr_names.POSIX_ACL_ACCESS and upper.ownership is not None:
+            _set_stored_access_acl(state, fd, inode, value)
+        else:
+            os.setxattr(proc_fd(fd), disk_name, value)
+    _changed(inode, name)
+
+
+def _set_stored_access_acl(state: State, fd: int, inode: Inode, value: bytes) -> None:
+    """An ACL sets the permission bits too (fs/posix_acl.c posix_acl_update_mode): stored ones, here."""
+    parsed = acl.parse(value)
+    os.setxattr(proc_fd(fd), xattr_names.POSIX_ACL_ACCESS, acl.with_owner(value, acl.FULL))
+    if parsed:
+        kept = stat_of(state, inode).st_mode & ~_PERMISSIONS
+        attributes.chmod(state, inode, kept | acl.equivalent(parsed).permissions)
+
+
+def is_there(state: State, inode: Inode, name: bytes) -> bool:
+    """Whether there is something to remove: nothing is copied up for an attribute that is not there.
+
+    Removing a POSIX ACL that is not there succeeds (fs/posix_acl.c, set_posix_acl without an ACL).
+
+    Raises:
+        OSError: ENODATA for any other attribute; EOPNOTSUPP.
+    """
+    try:
+        getxattr(state, inode, name)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EACCES):
+            raise
+        # To remove what one may not read is allowed (fs/xattr.c xattr_permission): its name tells that it is there.
+        if error.errno == errno.EACCES and name in listxattr(state, inode):
+            return True
+    if name not in _ACLS:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    return False
+
+
+def removexattr(state: State, inode: Inode, name: bytes) -> None:
+    """removexattr(2).
+
+    Raises:
+        OSError: ENODATA, EPERM, EOPNOTSUPP.
+    """
+    _check(state, name)
+    disk_names = state.writable().layer.xattr_names(name)
+    _prepare(state, inode)
+    removed = 0
+    with inode.grasp() as fd:
+        for disk_name in disk_names:
+            try:
+                os.removexattr(proc_fd(fd), disk_name)
+                removed += 1
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    raise
+    if not removed:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    _changed(inode, name)

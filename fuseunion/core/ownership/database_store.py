@@ -1,0 +1,181 @@
+"""The ownership store for an upper without user xattrs: one SQLite file in the work area.
+
+Facts are keyed by inode number, so that rename and link carry them along without a word to the database. A number
+can be used again by another object, after a deletion that the database did not see: a crash between the deletion and
+`forget`, or changes made while nothing was mounted. So each row carries a *witness*, something that the filesystem
+never gives to two objects: the file handle (with the inode's generation), else the time of birth. A row whose
+witness is another object's does not count.
+
+Crash safety: every `store` is one transaction of a write-ahead log, made before the object is published under its
+name. What a crash leaves is at most a row of an object that is gone, harmless as said. `sync` puts the log on disk.
+
+One process uses the file, as holder of the upper's lock, so SQLite needs no locks of its own (VFS "unix-none",
+exclusive mode). That also makes the log work on network filesystems, keeps its index in memory, and lets the
+connection survive a fork, as long as only one side goes on using it. It is opened once, before anything is mounted:
+SQLite resolves its path component by component, which must not lead into the daemon's own mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
+from fuseunion.core.ownership.store import OwnershipStore, Where
+from fuseunion.linux import syscalls
+
+_log = logging.getLogger("fuseunion.ownership")
+
+_FORMAT = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (
+    ino INTEGER PRIMARY KEY,
+    witness BLOB NOT NULL,
+    uid INTEGER NOT NULL,
+    gid INTEGER NOT NULL,
+    mode INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    rdev INTEGER NOT NULL
+)
+"""
+
+_ERRNOS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+}
+
+
+class DatabaseStore(OwnershipStore):
+    """Facts in the database of a work area.
+
+    Args:
+        work_fd: a descriptor of the directory that holds the file; used only here.
+        volatile: never wait for the disk.
+
+    Raises:
+        OSError: EIO where the file is no database of ours, or as open(2).
+    """
+
+    def __init__(self, work_fd: int, *, volatile: bool = False) -> None:
+        self.label = f"database {DATABASE_FILE.decode()}"
+        self._work_fd = os.dup(work_fd)
+        self._dirty = False
+        # A copy-up stores from a worker thread.
+        self._lock = threading.Lock()
+        try:
+            with _translated():
+                self._connection = sqlite3.connect(
+                    f"file:/proc/self/fd/{self._work_fd}/{DATABASE_FILE.decode()}?vfs=unix-none",
+                    uri=True,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
+                self._prepare("OFF" if volatile else "NORMAL")
+        except OSError:
+            os.close(self._work_fd)
+            raise
+
+    def _prepare(self, synchronous: str) -> None:
+        run = self._connection.execute
+        # Exclusive before the log is first touched: its index then lives in memory (sqlite.org/wal.html, 8).
+        run("PRAGMA locking_mode = EXCLUSIVE")
+        run("PRAGMA journal_mode = WAL")
+        run(f"PRAGMA synchronous = {synchronous}")
+        (version,) = run("PRAGMA user_version").fetchone()
+        if version not in (0, _FORMAT):
+            _log.error("the ownership database has format %d, not %d", version, _FORMAT)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        # Also when nothing is new: the first write to a log syncs its directory, by path. That must happen now, and
+        # not when the mount may cover the path.
+        run("BEGIN")
+        run(_SCHEMA)
+        run(f"PRAGMA user_version = {_FORMAT}")
+        run("COMMIT")
+
+    def find(self, where: Where, st: os.stat_result) -> Facts | None:
+        with self._lock, _translated():
+            row = self._connection.execute(
+                "SELECT witness, uid, gid, mode, kind, rdev FROM facts WHERE ino = ?", (_key(st),)
+            ).fetchone()
+        if row is None or row[0] != witness(where):
+            return None
+        return Facts(*row[1:])
+
+    def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
+        with self._lock, _translated():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?, ?)", (_key(st), witness(where), *facts)
+            )
+        self._dirty = True
+
+    def forget(self, st: os.stat_result) -> None:
+        with self._lock, _translated():
+            self._connection.execute("DELETE FROM facts WHERE ino = ?", (_key(st),))
+        self._dirty = True
+
+    def is_empty(self) -> bool:
+        """True when nothing is stored, so that the file need not outlive the mount."""
+        with _translated():
+            return self._connection.execute("SELECT 1 FROM facts LIMIT 1").fetchone() is None
+
+    def sync(self) -> None:
+        if self._dirty:
+            self._dirty = False  # before the work: what another thread stores meanwhile counts again
+            with self._lock, _translated():
+                self._connection.execute("PRAGMA wal_checkpoint(FULL)")
+
+    def close(self) -> None:
+        """Close the file, and remove it when nothing is stored."""
+        try:
+            unused = self.is_empty()
+            with _translated():
+                self._connection.close()
+            if unused:
+                os.unlink(DATABASE_FILE, dir_fd=self._work_fd)
+        finally:
+            os.close(self._work_fd)
+
+
+def witness(where: Where) -> bytes:
+    """Bytes that no other object of the filesystem has, now or later; empty where it can tell nothing.
+
+    Raises:
+        OSError: ENOENT, EACCES, as any access by name.
+    """
+    if isinstance(where, int):
+        dirfd, path, flags = where, b"", syscalls.AT_EMPTY_PATH
+    else:
+        dirfd, path, flags = syscalls.AT_FDCWD, where, 0
+    try:
+        kind, handle = syscalls.name_to_handle_at(dirfd, path, flags)
+        return b"handle %d " % kind + handle
+    except OSError as error:
+        # EOPNOTSUPP: the filesystem has no handles. EPERM: a sandbox forbids the call. EOVERFLOW: a long one.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EOVERFLOW, errno.ENOSYS):
+            raise
+    birth = syscalls.birth_time_ns(dirfd, path, flags)
+    return b"" if birth is None else b"birth %d" % birth
+
+
+def _key(st: os.stat_result) -> int:
+    """An inode number as SQLite's signed 64 bits."""
+    return st.st_ino if st.st_ino < 2**63 else st.st_ino - 2**64
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """SQLite's errors as errnos: the core raises nothing else."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        _log.error("ownership database: %s", error)
+        number = _ERRNOS.get(code, errno.EIO)
+        raise OSError(number, os.strerror(number)) from error

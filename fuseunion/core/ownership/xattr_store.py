@@ -1,0 +1,112 @@
+"""The ownership store of containers/storage and fuse-overlayfs: an extended attribute on the object itself.
+
+Three names are in use. `security.` needs a privileged daemon and exists on every kind of object; `user.` exists on
+files and directories only, so the facts of symbolic links go to a companion store, if there is one, or are given up
+in silence, as fuse-overlayfs does.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+
+from fuseunion.core.format import xattr_names
+from fuseunion.core.ownership import facts as codec
+from fuseunion.core.ownership import stored_names
+from fuseunion.core.ownership.facts import Facts
+from fuseunion.core.ownership.store import OwnershipStore, Where
+from fuseunion.core.ownership.stored_names import OverrideName
+
+_log = logging.getLogger("fuseunion.ownership")
+
+# ENODATA: not stored. EOPNOTSUPP: this object, or a filesystem that takes part in a lower, has no xattrs.
+_NOT_STORED = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
+
+
+class XattrStore(OwnershipStore):
+    """Facts in an extended attribute.
+
+    Args:
+        name: the attribute.
+        companion: where the facts of objects go that cannot have it; the store owns it.
+        foreign: the layer is a lower, in which there may be what the daemon may not read: user.* wants read permission
+            on the object (fs/xattr.c xattr_permission). It is listed all the same, and shows its real owner.
+    """
+
+    def __init__(self, name: OverrideName, companion: OwnershipStore | None = None, *, foreign: bool = False) -> None:
+        self.name = name
+        self.companion = companion
+        self._none = _NOT_STORED | {errno.EACCES} if foreign else _NOT_STORED
+        self.label = name if companion is None else f"{name}, {companion.label} for symbolic links"
+
+    def _holds(self, st: os.stat_result) -> bool:
+        return self.name is OverrideName.PRIVILEGED or stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)
+
+    def find(self, where: Where, st: os.stat_result) -> Facts | None:
+        if not self._holds(st):
+            return None if self.companion is None else self.companion.find(where, st)
+        try:
+            value = getxattr(where, self.name)
+        except OSError as error:
+            if error.errno in self._none:
+                return None
+            raise
+        return codec.parse(value)
+
+    def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
+        if self._holds(st):
+            setxattr(where, self.name, codec.unparse(facts))
+        elif facts == Facts.of(st) and self.companion is not None:
+            self.companion.forget(st)  # most links are their maker's: they need no row, and a mount no database
+        elif self.companion is not None:
+            self.companion.store(where, st, facts)
+        else:
+            _log.debug("the owner %d:%d of inode %d has no place", facts.uid, facts.gid, st.st_ino)
+
+    def xattr_to_disk(self, name: bytes) -> bytes:
+        if self.name is not OverrideName.CONTAINERS or name.startswith(stored_names.PREFIX):
+            return super().xattr_to_disk(name)
+        disk = stored_names.to_disk(name)
+        if disk is None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return disk
+
+    def xattr_to_shown(self, disk: bytes) -> bytes | None:
+        if self.name is not OverrideName.CONTAINERS:
+            return super().xattr_to_shown(disk)
+        shown = stored_names.to_shown(disk)
+        if shown != disk:
+            return shown
+        # What the real object has of these is not the user's: a label that a security module gave the daemon's file.
+        # Capabilities are: containers/storage unpacks them as they are (Layer.xattr_names).
+        hidden = disk.startswith(b"security.") and disk != xattr_names.CAPABILITY
+        return None if hidden else super().xattr_to_shown(disk)
+
+    def forget(self, st: os.stat_result) -> None:
+        if self.companion is not None and not self._holds(st):
+            self.companion.forget(st)
+
+    def sync(self) -> None:
+        if self.companion is not None:
+            self.companion.sync()
+
+    def close(self) -> None:
+        if self.companion is not None:
+            self.companion.close()
+
+
+def getxattr(where: Where, name: str) -> bytes:
+    """getxattr(2) that follows no link, and takes O_PATH descriptors too."""
+    if isinstance(where, int):
+        return os.getxattr(b"/proc/self/fd/%d" % where, name)
+    return os.getxattr(where, name, follow_symlinks=False)
+
+
+def setxattr(where: Where, name: str, value: bytes) -> None:
+    """setxattr(2) that follows no link, and takes O_PATH descriptors too."""
+    if isinstance(where, int):
+        os.setxattr(b"/proc/self/fd/%d" % where, name, value)
+    else:
+        os.setxattr(where, name, value, follow_symlinks=False)

@@ -1,0 +1,1 @@
+"""The merged tree: inodes, and what each name shows."""

@@ -1,0 +1,349 @@
+"""Which layers make up directory/name, and which inode that is.
+
+The rules are those of fs/overlayfs/namei.c ovl_lookup and ovl_lookup_layer. Down the stack of the parent:
+
+    nothing          go on with the next layer
+    whiteout         end
+    non-directory    the object, unless a directory was found above; end
+    directory        joins the stack; if it is opaque, end
+    `.wh.NAME`       the layers below are hidden; end
+
+Only directories of the parent's own stack are asked, so what a parent hides stays hidden in all its descendants.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from fuseunion.core.disk.realdir import AUFS_PREFIX, RealDir
+from fuseunion.core.disk.work import opened
+from fuseunion.core.format import xattr_names
+from fuseunion.core.format.numbers import Ino
+from fuseunion.core.marks import whiteout
+from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of, token_of
+from fuseunion.core.marks.origin_mark import path_of
+from fuseunion.core.tree.inode import Directory, File, Inode, Unreadable
+from fuseunion.core.tree.state import State
+
+log = logging.getLogger("fuseunion.lookup")
+
+
+@dataclass(slots=True)
+class FoundFile:
+    """A non-directory: where, its lstat, and the marks on it if it was read from a layer that can have some."""
+
+    real: RealDir
+    st: os.stat_result
+    marks: dict[bytes, bytes]
+
+
+@dataclass(slots=True)
+class FoundDirectory:
+    """The stack of a directory, topmost first, and the marks on the topmost."""
+
+    stack: list[RealDir]
+    marks: dict[bytes, bytes]
+
+
+def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | FoundDirectory | None:
+    """Find `name` in a stack of real directories.
+
+    Raises:
+        OSError: EPERM for a file whose data lies elsewhere (metacopy, which we do not read), EIO and the like from
+            the layers.
+    """
+    directories: list[RealDir] = []
+    top_marks: dict[bytes, bytes] = {}
+    last_marks: dict[bytes, bytes] = {}
+    end = len(stack)
+    index = 0
+    while index < end:
+        real = stack[index]
+        index += 1
+        below = index < end
+        st = real.stat(name)
+        if st is not None:
+            if not stat.S_ISDIR(st.st_mode):
+                if whiteout.is_whiteout(real, name, st) or directories:
+                    break
+                marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
+                if xattr_names.METACOPY in marks:
+                    log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
+                    raise xattr_names.malformed(errno.EPERM)
+                return FoundFile(real, st, marks)
+            if directories and whiteout.is_opaque(directories[-1].parent or real, directories[-1], last_marks):
+                break
+            child = real.child(name)
+            last_marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
+            if not directories:
+                top_marks = last_marks
+            directories.append(child)
+            redirect = last_marks.get(xattr_names.REDIRECT)
+            if redirect is not None and below and not whiteout.is_opaque(real, child, last_marks):
+                directories += _redirected(state, stack[index:], redirect)
+                break
+        if below and real.hides(name):
+            break
+    return FoundDirectory(directories, top_marks) if directories else None
+
+
+def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list[RealDir]:
+    """The stack below a directory that was renamed with redirect_dir=on (overlayfs.rst, "Redirecting directories").
+
+    Raises:
+        OSError: EINVAL for a redirect that overlayfs would not accept either (ovl_get_redirect_xattr).
+    """
+    absolute = redirect.startswith(b"/")
+    names = redirect[absolute:].split(b"/")
+    strange = not all(names) or b"." in names or b".." in names or b"\0" in redirect
+    if strange or (len(names) > 1 and not absolute):
+        log.error("malformed redirect %r; refused", redirect[:100])
+        raise xattr_names.malformed()
+    dirs: Sequence[RealDir] = below
+    if absolute:
+        layers = {real.layer for real in below}
+        dirs = [root for root in state.root.lowers if root.layer in layers]
+    for part in names:
+        found = resolve(state, dirs, part)
+        if not isinstance(found, FoundDirectory):
+            return []
+        dirs = found.stack
+    return list(dirs)
+
+
+def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tuple[Unreadable, os.stat_result]:
+    """The inode of a name whose object cannot be understood, so that it can be listed, with the object's lstat.
+
+    Args:
+        code: the errno that every use of it answers.
+
+    Raises:
+        OSError: ENOENT when it is not there; of the layers.
+    """
+    for real in directory.layers():
+        st = real.stat(name)
+        if st is not None:
+            number = state.numbers.number(st.st_dev, st.st_ino)
+            inode = state.table.find(number)
+            if not isinstance(inode, Unreadable):
+                inode = Unreadable(state.table.free_number(number), stat.S_IFMT(st.st_mode), code)
+                state.table.add(inode)
+            return inode, st
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def lower_is_positive(state: State, directory: Directory, name: bytes) -> bool:
+    """True when a lower shows something under `name`, so that removing the upper's object needs a whiteout
+    (fs/overlayfs/namei.c ovl_lower_positive)."""
+    for real in directory.lowers:
+        st = real.stat(name)
+        if st is not None:
+            return not whiteout.is_whiteout(real, name, st)
+        if real.hides(name):
+            return False
+    return False
+
+
+def is_reserved(name: bytes) -> bool:
+    """True for names that are whiteouts to fuse-overlayfs and OCI tools."""
+    return name.startswith(AUFS_PREFIX)
+
+
+def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
+    """The inode of `name`, or None. The inode is in the table: `remember` it or `drop_if_unused`.
+
+    Raises:
+        OSError: ENAMETOOLONG for a name that no layer could hold; of the layers.
+    """
+    known = directory.children.get(name)
+    if known is not None:
+        return known
+    if len(name) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    if directory.removed or is_reserved(name):
+        return None
+    try:
+        return _lookup(state, directory, name)
+    except PermissionError:
+        if directory.upper is None:
+            raise
+    with opened(directory.upper):  # closed by its owner, who may list it or move it all the same
+        return _lookup(state, directory, name)
+
+
+def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
+    found = resolve(state, directory.layers(), name)
+    if found is None:
+        return None
+    inode: Inode
+    if isinstance(found, FoundDirectory):
+        inode = _directory(state, directory, name, found)
+    elif found.real.layer.writable:
+        inode = _upper_file(state, directory, name, found)
+    else:
+        inode = _lower_file(state, directory, name, found)
+    directory.children[name] = inode
+    return inode
+
+
+def _directory(state: State, parent: Directory, name: bytes, found: FoundDirectory) -> Directory:
+    stack = found.stack
+    upper = stack[0] if stack[0].layer.writable else None
+    lowers = tuple(stack[1:] if upper is not None else stack)
+    top = stack[0]
+    beside = top.parent
+    assert beside is not None, "a layer's root is never looked up"
+    st = beside.stat(name)
+    if st is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    if lowers:
+        numbered = st if upper is None else lowers[0].own_stat()
+        ino = state.numbers.number(numbered.st_dev, numbered.st_ino)
+    else:
+        ino = _marked_number(state, parent, name, st, found.marks)
+    inode = Directory(state.table.free_number(ino), parent, name, upper, lowers)
+    inode.st = beside.shown(name, st)
+    state.table.add(inode)
+    return inode
+
+
+def _marked_number(state: State, parent: Directory, name: bytes, st: os.stat_result, marks: dict[bytes, bytes]) -> Ino:
+    value = marks.get(xattr_names.UNION_ORIGIN)
+    if value is not None:
+        # What one of several names says of the lower beside it is not what the others would say.
+        several = st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
+        number = state.origins.number(value, st.st_ino, () if several else parent.lowers, name)
+        if number is not None:
+            return number
+    return state.numbers.number(st.st_dev, st.st_ino)
+
+
+def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) -> File:
+    st = found.st
+    disk_id = (st.st_dev, st.st_ino)
+    if st.st_nlink > 1:
+        known = state.table.find_upper(disk_id)
+        if known is not None:
+            known.add_place(parent, name)
+            if known.upper is None:
+                known.upper = (found.real, name)
+                known.unpin()
+            return known
+    group = state.writable().links.by_copy.get(st.st_ino)
+    ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
+    shown = found.real.shown(name, st)
+    inode = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode))
+    inode.upper = (found.real, name)
+    inode.disk_id = disk_id
+    inode.group = group
+    inode.st = shown
+    inode.add_place(parent, name)
+    state.table.add(inode)
+    if st.st_nlink > 1:
+        state.table.note_names(inode)
+    return inode
+
+
+def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) -> File:
+    st = found.st
+    ino = state.numbers.number(st.st_dev, st.st_ino)
+    lower_id = (st.st_dev, st.st_ino)
+    group = None
+    if st.st_nlink > 1:
+        group = state.upper.links.get(key_of(ino, st)) if state.upper is not None else None
+        known = _known_lower_file(state, lower_id, group)
+        if known is not None:
+            known.add_place(parent, name)
+            _seen_again(state, known, found.real, name)
+            return known
+    shown = found.real.shown(name, st)
+    inode = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode))
+    inode.lower = (found.real, name)
+    inode.lower_id = lower_id
+    inode.st = shown
+    inode.add_place(parent, name)
+    if st.st_nlink > 1:
+        inode.link_key = key_of(ino, st)
+        inode.lower_nlink = st.st_nlink
+        inode.group = group
+        if group is not None and group.copy_ino is not None:
+            inode.upper = (group.directory, INODE)
+            inode.disk_id = _copy_id(state, group.copy_ino)
+            inode.stale()
+        _seen_again(state, inode, found.real, name)
+    state.table.add(inode)
+    if st.st_nlink > 1:
+        state.table.note_names(inode)
+    return inode
+
+
+def _copy_id(state: State, copy_ino: int) -> tuple[int, int]:
+    return state.writable().layer.st_dev, copy_ino
+
+
+def _known_lower_file(state: State, lower_id: tuple[int, int], group: LinkGroup | None) -> File | None:
+    """The known file that is the lower file, or the copy of it that was met under a name in the upper."""
+    known = state.table.find_lower(lower_id)
+    if known is None and group is not None and group.copy_ino is not None:
+        known = state.table.find_upper(_copy_id(state, group.copy_ino))
+    return known
+
+
+def _seen_again(state: State, inode: File, real: RealDir, name: bytes) -> None:
+    """A lower name shows the lower file: if the index counted it as gone, a crash came in between."""
+    if inode.group is not None and inode.group.covered:
+        token = lower_token(state, real, name)
+        if token in inode.group.covered:
+            inode.group.uncover(token)
+            inode.stale()
+
+
+def lower_token(state: State, real: RealDir, name: bytes) -> bytes:
+    """The link index's token for a name in a lower directory."""
+    st = real.own_stat()
+    return token_of(state.numbers.number(st.st_dev, st.st_ino), name)
+
+
+def covering(state: State, group: LinkGroup, real: RealDir, name: bytes) -> AbstractContextManager[None]:
+    """Count a name in a lower directory as gone while it is removed in the block (LinkGroup.covering)."""
+    return group.covering(lower_token(state, real, name), path_of(real, name))
+
+
+def repair_links(state: State) -> None:
+    """After a mount that was killed: names that the link index counts as gone, but that are there, count again."""
+    if state.upper is None or not state.upper.links.was_killed:
+        return
+    for group in state.upper.links.groups():
+        for token in sorted(group.covered):
+            try:
+                _see(state, group.covered_path(token))
+            except OSError as error:
+                log.warning("cannot tell whether a name of inode %d is still there: %s", group.number, error)
+
+
+def _see(state: State, path: bytes) -> None:
+    """Look a path up; seeing a name is what makes it count (_seen_again)."""
+    names = path.split(b"/")
+    if b"\0" in path or {b"", b".", b".."} & {*names}:
+        return  # cut off when the process was killed, or not written by us
+    inode: Inode | None = state.root
+    for name in names:
+        if not isinstance(inode, Directory):
+            return
+        inode = lookup(state, inode, name)
+    if inode is not None:
+        state.table.drop_if_unused(inode)
+
+
+def lower_name(state: State, directory: Directory, name: bytes) -> tuple[RealDir, os.stat_result] | None:
+    """The lower non-directory that `name` shows or would show without the upper, with the directory it lies in."""
+    found = resolve(state, directory.lowers, name) if directory.lowers else None
+    if isinstance(found, FoundFile):
+        return found.real, found.st
+    return None

@@ -1,0 +1,121 @@
+"""What every part of the core works on: the layers, the work area, the inodes, the settings."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.format.numbers import ROOT, Numbers
+from fuseunion.core.ids.identity import IDENTITY, Identity
+from fuseunion.core.marks.link_index import LinkIndex
+from fuseunion.core.marks.origin_mark import OriginReader
+from fuseunion.core.marks.whiteout import WhiteoutWriter
+from fuseunion.core.tree.inode import Directory, File, Inode, InodeTable
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a union behaves.
+
+    Attributes:
+        volatile: never sync (the option of overlayfs).
+        acl: POSIX ACLs are kept and inherited.
+        xattrs: extended attributes are offered.
+        umask_pending: modes of new objects arrive without the caller's umask applied (a mount with MS_POSIXACL),
+            so that default ACLs are inherited exactly.
+        identity: the id maps.
+        static_nlink: every directory shows one link (fuse-overlayfs(1)).
+        owner_optional: what is copied up gets as much of its owner as the user can give (metadata.chown), and is never
+            refused for the rest. For trees whose owner nobody expects to be kept, as a ranch's.
+    """
+
+    volatile: bool = False
+    acl: bool = True
+    xattrs: bool = True
+    umask_pending: bool = False
+    identity: Identity = field(default=IDENTITY)
+    static_nlink: bool = False
+    owner_optional: bool = False
+
+
+class Upper:
+    """The writable side: the upper layer, its work directory and the writers that belong to them."""
+
+    __slots__ = ("layer", "links", "whiteouts", "work")
+
+    def __init__(self, layer: Layer, work: WorkDirectory) -> None:
+        self.layer = layer
+        self.work = work
+        self.links = LinkIndex(work)
+        self.whiteouts = WhiteoutWriter(work)
+
+    def close(self) -> None:
+        """Leave index and work directory in order."""
+        try:
+            self.links.close()
+        except OSError as error:
+            logging.getLogger("fuseunion.links").warning("cannot close the link index: %s", error)
+        self.work.close()
+
+
+class State:
+    """Everything of one union."""
+
+    __slots__ = (
+        "descriptors",
+        "gid",
+        "log",
+        "lowers",
+        "numbers",
+        "origins",
+        "root",
+        "settings",
+        "table",
+        "uid",
+        "upper",
+    )
+
+    def __init__(self, lowers: Sequence[Layer], upper: Upper | None, settings: Settings) -> None:
+        self.lowers = tuple(lowers)
+        self.upper = upper
+        self.settings = settings
+        self.log = logging.getLogger("fuseunion.core")
+        # What the upper's filesystem gives to an object that we make.
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self.descriptors = (upper.layer if upper is not None else self.lowers[0]).descriptors
+        devices = [layer.st_dev for layer in reversed(self.lowers)]
+        if upper is not None:
+            devices.append(upper.layer.st_dev)
+        self.numbers = Numbers(devices)
+        roots: tuple[RealDir, ...] = tuple(layer.root for layer in self.lowers)
+        self.origins = OriginReader(roots, self.numbers)
+        upper_root = upper.layer.root if upper is not None else None
+        self.root = Directory(ROOT, None, b"", upper_root, roots)
+        self.table = InodeTable(self.root, self.numbers, upper.layer.ownership if upper is not None else None)
+
+    def layer_of(self, inode: Inode) -> Layer:
+        """The layer that gives an inode its attributes."""
+        if isinstance(inode, Directory):
+            return inode.top.layer
+        assert isinstance(inode, File)
+        if inode.in_upper:
+            return self.writable().layer
+        assert inode.lower is not None
+        return inode.lower[0].layer
+
+    def writable(self) -> Upper:
+        """The writable side.
+
+        Raises:
+            OSError: EROFS when the union has none.
+        """
+        if self.upper is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self.upper

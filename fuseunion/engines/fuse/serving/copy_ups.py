@@ -1,0 +1,57 @@
+"""Copy-ups under way: one at a time for each file, the bytes moved in a worker thread."""
+
+from __future__ import annotations
+
+import trio
+
+from fuseunion.core.ops.attributes import Change
+from fuseunion.core.tree.inode import File
+from fuseunion.core.union import Union
+
+
+class CopyUps:
+    """The copy-ups of one mount.
+
+    `_under_way` holds an event for each: whoever needs the same file waits for it and looks again, since it may have
+    failed.
+    """
+
+    __slots__ = ("_under_way", "_union")
+
+    def __init__(self, union: Union) -> None:
+        self._union = union
+        self._under_way: dict[int, trio.Event] = {}
+
+    async def done(self, file: File, change: Change | None = None) -> bool:
+        """Return when the file is in the upper.
+
+        Args:
+            change: what the copy-up is for; made to the copy before that is shown.
+
+        Returns:
+            True when the change was made with the copy; else it is still to be made.
+
+        Raises:
+            OSError: as Union.copy_job and CopyJob.
+        """
+        while not file.in_upper:
+            under_way = self._under_way.get(file.ino)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            job = self._union.copy_job(file, change)
+            if job is None:
+                return True
+            event = self._under_way[file.ino] = trio.Event()
+            try:
+                if job.quick:
+                    job.move()
+                else:
+                    await trio.to_thread.run_sync(job.move)
+                job.publish()
+            finally:
+                job.close()
+                del self._under_way[file.ino]
+                event.set()
+            return True
+        return False

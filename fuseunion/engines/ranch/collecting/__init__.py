@@ -1,0 +1,1 @@
+"""From the tree of links back into UPPER."""

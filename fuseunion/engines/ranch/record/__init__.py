@@ -1,0 +1,1 @@
+"""What a ranch remembers."""

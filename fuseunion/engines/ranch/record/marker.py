@@ -1,0 +1,106 @@
+"""Marks in a ranch, as extended attributes that are never collected.
+
+MERGED leads to the state of its ranch, where there are no attributes by one hidden link in it. Each directory tells
+that the ranch made it; where it cannot, what is in it decides (collector.py). A private copy of a file with several
+names tells which file it is of, since equal content cannot tell it from a file that the user put in its place.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+MADE = "user.fuseunion.made"
+"""On every directory that a ranch made: its path there, so that it is told from one that the user put in its place."""
+
+COPY = "user.fuseunion.copy"
+"""On a private copy of a file with several names: the inode numbers of that file and of the copy, so that a copy that
+was made of the copy, with its attributes, is not taken for it."""
+
+XATTR = "user.fuseunion.ranch"
+NAME = b".fuseunion-ranch"
+"""Of the link; never shown to the union."""
+
+
+def made(way: bytes) -> bytes:
+    """The mark of the directory with this path; the end of a long path tells as much."""
+    return way[-200:]
+
+
+def is_made(path: bytes, way: bytes) -> bool:
+    """Whether the ranch made a directory, for this place in it; the path is followed."""
+    try:
+        return os.getxattr(path, MADE) == made(way)
+    except OSError:
+        return False  # somebody else did, or no attributes here
+
+
+def mark_copy(fd: int, original: os.stat_result) -> None:
+    """Mark a private copy."""
+    try:
+        os.setxattr(fd, COPY, b"%d %d" % (original.st_ino, os.fstat(fd).st_ino))
+    except OSError:
+        pass  # no attributes here
+
+
+def copied_from(path: bytes, st: os.stat_result) -> int | None:
+    """The inode number of the file that a regular file, with this lstat, is the private copy of.
+
+    Raises:
+        PermissionError: its attributes may not be read.
+    """
+    try:
+        value = os.getxattr(path, COPY, follow_symlinks=False)
+    except PermissionError:
+        raise
+    except OSError:
+        return None  # not marked, or no attributes here
+    original, _, own = value.partition(b" ")
+    return int(original) if original.isdigit() and own == b"%d" % st.st_ino else None
+
+
+def has_copy_mark(path: bytes) -> bool:
+    """Whether a file has that mark, true or not."""
+    try:
+        return COPY in os.listxattr(path, follow_symlinks=False)
+    except OSError:
+        return False  # no attributes here
+
+
+def put(directory: str, state: Path) -> None:
+    """Mark a directory.
+
+    Raises:
+        OSError: it can be marked in neither way.
+    """
+    try:
+        os.setxattr(directory, XATTR, os.fsencode(state))
+    except OSError:
+        try:
+            os.symlink(os.fsencode(state), os.path.join(os.fsencode(directory), NAME))
+        except FileExistsError:
+            pass  # marked by an earlier try
+
+
+def find(directory: str) -> Path | None:
+    """The state directory that a directory is marked with."""
+    try:
+        return Path(os.fsdecode(os.getxattr(directory, XATTR)))
+    except OSError:
+        pass  # not marked, or no attributes here
+    try:
+        return Path(os.fsdecode(os.readlink(os.path.join(os.fsencode(directory), NAME))))
+    except OSError:
+        return None
+
+
+def remove(directory: str) -> None:
+    """Take the mark away, if there is one."""
+    try:
+        os.removexattr(directory, XATTR)
+    except OSError:
+        pass  # marked by a link, or not at all
+    try:
+        os.unlink(os.path.join(os.fsencode(directory), NAME))
+    except OSError:
+        pass  # marked by the attribute, or not at all

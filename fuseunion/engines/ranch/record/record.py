@@ -1,0 +1,212 @@
+"""What is known of a ranch: one directory beside UPPER, so that another process, or the next boot, can go on.
+
+    .NAME.fuseunion-ranch/
+        state.json     the Record below, replaced by one rename
+        lower/0, 1...  the lowers, topmost first, and lower/upper: bind mounts, or links to them (aside.py)
+        farm/          the tree of links, where it is mounted over MERGED; without mounts MERGED itself is the farm
+        lent           permissions that a killed collecting had lent itself in the farm (ledger.py)
+
+The phases say what may be done to the farm after a crash:
+
+    building   everything in the farm was made by us: build again, or remove it
+    live       the user works in it
+    collecting UPPER is being written; the farm is untouched, and collecting again from the beginning is harmless
+    collected  everything is in UPPER, or is to be thrown away: remove it
+
+Only flock(2) on the directory keeps two commands apart; between commands nobody holds it, and UPPER is protected by
+the record alone: a mount that finds one refuses (mounting/checks/ranches.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from fuseunion.engines.ranch.record.owners import Owners
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting.checks.ranches import RECORD, VERSION, damaged, read_fields
+from fuseunion.mounting.options import LinkStyle
+
+MODE = 0o711
+"""Of the state directory: whoever may see MERGED has to follow its links, which lead through here."""
+
+LENT = "lent"
+
+
+class Phase(Enum):
+    """How far a ranch has come."""
+
+    BUILDING = "building"
+    LIVE = "live"
+    COLLECTING = "collecting"
+    COLLECTED = "collected"
+
+
+class Mode(Enum):
+    """What makes the links safe."""
+
+    MOUNTED = "mounted"
+    """The lowers are mounted aside read-only, the farm is mounted over MERGED."""
+    PLAIN = "plain"
+    """No mounts: MERGED is the farm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One ranch. Paths are absolute and without symbolic links.
+
+    Attributes:
+        upper: None for an ephemeral ranch.
+        depth: how many levels of directories are real; None for all.
+        injected: (path in the ranch, target of the link) of every link that --inject made.
+        merged_mode: of the plain MERGED before it became a farm.
+        owners: who made the farm; None in a record that an older version wrote.
+    """
+
+    phase: Phase
+    mode: Mode
+    merged: str
+    upper: str | None
+    work: str | None
+    lowers: tuple[str, ...]
+    links: LinkStyle = LinkStyle.ABSOLUTE
+    depth: int | None = None
+    copies: tuple[str, ...] = ()
+    injected: tuple[tuple[str, str], ...] = ()
+    allow_writable_lower: bool = False
+    volatile: bool = False
+    merged_mode: int = 0o755
+    owners: Owners | None = None
+
+
+class Ranch:
+    """The directory of one ranch, locked.
+
+    Attributes:
+        path: of the directory.
+        record: what it said when it was last read or written; None for a new one.
+    """
+
+    def __init__(self, path: Path, record: Record | None) -> None:
+        self.path = path
+        self.record_or_none = record
+
+    @property
+    def record(self) -> Record:
+        """The record of a ranch that has one."""
+        assert self.record_or_none is not None
+        return self.record_or_none
+
+    @property
+    def farm(self) -> str:
+        """The tree of links."""
+        return str(self.path / "farm") if self.record.mode is Mode.MOUNTED else self.record.merged
+
+    def aside(self, layer: int | str) -> str:
+        """Where a layer can be reached: the number of a lower, or "upper"."""
+        return str(self.path / "lower" / str(layer))
+
+    def write(self, record: Record) -> None:
+        """Replace the record, durably.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        fields: dict[str, Any] = {"version": VERSION, **asdict(record)}
+        for name in ("phase", "mode", "links"):
+            fields[name] = fields[name].value
+        temporary = self.path / f"{RECORD}.new"
+        with open(temporary, "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            json.dump(fields, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, self.path / RECORD)
+        self.record_or_none = record
+
+    def enter(self, phase: Phase) -> None:
+        """Go on to the next phase."""
+        self.write(replace(self.record, phase=phase))
+
+    def remove(self) -> None:
+        """Forget the ranch; its farm and what is aside must be gone."""
+        for name in (RECORD, f"{RECORD}.new", LENT):
+            (self.path / name).unlink(missing_ok=True)
+        os.rmdir(self.path)
+
+
+def read(path: Path) -> Record | None:
+    """The record in a state directory; None where there is none.
+
+    Raises:
+        UserError: LAYERS, when it cannot be understood.
+    """
+    fields = read_fields(path)
+    if fields is None:
+        return None
+    try:
+        owners = fields.get("owners")
+        return Record(
+            **{
+                **fields,
+                "phase": Phase(fields["phase"]),
+                "mode": Mode(fields["mode"]),
+                "links": LinkStyle(fields["links"]),
+                "lowers": tuple(fields["lowers"]),
+                "copies": tuple(fields["copies"]),
+                "injected": tuple((path, target) for path, target in fields["injected"]),
+                "owners": Owners(**{**owners, "groups": tuple(owners["groups"])}) if owners is not None else None,
+            }
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise damaged(path) from None
+
+
+@contextmanager
+def opened(path: Path, *, make: bool = False) -> Iterator[Ranch]:
+    """A state directory, locked for one command.
+
+    Args:
+        make: make it where it is missing.
+    Raises:
+        UserError: BUSY while another command works on it, LAYERS when it is missing or not the user's.
+    """
+    if make:
+        try:
+            path.mkdir(MODE)
+            path.chmod(MODE)
+        except FileExistsError:
+            pass  # an earlier ranch: the record in it says what to do
+        except OSError as error:
+            raise UserError(f"cannot make '{path}': {error.strerror}; choose another UPPER", ExitCode.LAYERS) from None
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(
+            f"the state of the ranch, '{path}', cannot be used: {error.strerror}", ExitCode.LAYERS
+        ) from None
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise UserError(f"the ranch in '{path}' belongs to another user", ExitCode.LAYERS)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another command works on the ranch in '{path}'; wait for it", ExitCode.BUSY) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield Ranch(path, read(path))
+    finally:
+        os.close(fd)
+        if make:
+            try:
+                os.rmdir(path)
+            except OSError:
+                pass  # something came of it

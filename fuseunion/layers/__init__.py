@@ -1,1 +1,0 @@
-"""Work on layers that nothing has mounted."""

@@ -1,0 +1,147 @@
+"""From opened directories to the core's objects."""
+
+import logging
+import os
+from typing import NamedTuple
+
+from fuseunion.core.disk.descriptors import Descriptors
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.ids.identity import IDENTITY, Identity, IdMap, IdRange
+from fuseunion.core.ownership.store_choice import choose, detect
+from fuseunion.core.ownership.stored_names import OverrideName
+from fuseunion.core.tree.state import Settings
+from fuseunion.core.union import Union
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting.checks import volatile
+from fuseunion.mounting.options import Options, XattrPermissions
+from fuseunion.mounting.prepare import Prepared
+
+_log = logging.getLogger("fuseunion.ownership")
+
+DISABLE_WHITEOUT_DEVICES = "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT"
+"""Environment variable of fuse-overlayfs: write whiteouts as `.wh.` files only."""
+
+
+_STORED_IN = {
+    XattrPermissions.OFF: None,
+    XattrPermissions.PRIVILEGED: OverrideName.PRIVILEGED,
+    XattrPermissions.CONTAINERS: OverrideName.CONTAINERS,
+}
+
+
+class Layers(NamedTuple):
+    """What a Union is made of; `lowers` topmost first."""
+
+    lowers: list[Layer]
+    upper: Layer | None
+    work: WorkDirectory | None
+
+
+def open_layers(prepared: Prepared, options: Options) -> Layers:
+    """Make the layers, before anything is mounted over them.
+
+    Raises:
+        UserError: LAYERS, when the upper's filesystem cannot serve.
+    """
+    prepared.claim()
+    descriptors = Descriptors()
+    lowers = [
+        Layer(opened.fd, writable=False, label=opened.label, covered=opened.covered, descriptors=descriptors)
+        for opened in prepared.lowers
+    ]
+    for lower in lowers:
+        lower.ownership = detect(lower.root_fd)
+    if prepared.upper is None or prepared.work is None:
+        return Layers(lowers, None, None)
+    upper = Layer(
+        prepared.upper.fd,
+        writable=True,
+        label=prepared.upper.label,
+        covered=prepared.upper.covered,
+        descriptors=descriptors,
+    )
+    try:
+        work = WorkDirectory(
+            prepared.work.fd,
+            prepared.work.label,
+            allow_devices=not os.environ.get(DISABLE_WHITEOUT_DEVICES),
+            descriptors=descriptors,
+        )
+        if options.volatile and not options.ephemeral:
+            volatile.mark(work.layer.root_fd)
+    except OSError as error:
+        raise UserError(
+            f"the filesystem of upper '{prepared.upper.label}' cannot be written "
+            f"({error.strerror} in the work directory '{prepared.work.label}'); use another or mount with --read-only",
+            ExitCode.LAYERS,
+        ) from None
+    try:
+        upper.ownership = choose(
+            upper.root_fd,
+            _STORED_IN[options.xattr_permissions],
+            work.layer.root_fd,
+            [lower.root_fd for lower in lowers],
+            volatile=_never_syncs(options),
+        )
+    except OSError as error:
+        raise UserError(
+            f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
+            "xattr_permissions=1 is for root, --fakeroot (xattr_permissions=2) for everybody",
+            ExitCode.LAYERS,
+        ) from None
+    return Layers(lowers, upper, work)
+
+
+def announce(layers: Layers, prepared: Prepared) -> None:
+    """Say in the log whose facts are shown for which layer, and of exchanged lowers; called once the log is open."""
+    if prepared.exchanged:
+        _log.info("%s", prepared.says_exchanged)
+    for layer in (layers.upper, *layers.lowers):
+        if layer is not None and layer.ownership is not None:
+            _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)
+
+
+def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_optional: bool = False) -> Union:
+    """Make the union.
+
+    Args:
+        posix_acl: the kernel leaves the umask to us.
+        owner_optional: copies get as much of their owner as can be given.
+    Raises:
+        OSError: a layer cannot be read.
+        UserError: USAGE, for id maps that are none.
+    """
+    settings = Settings(
+        volatile=_never_syncs(options),
+        acl=options.acl,
+        xattrs=options.xattrs,
+        umask_pending=posix_acl,
+        identity=identity(options),
+        static_nlink=options.static_nlink,
+        owner_optional=owner_optional,
+    )
+    return Union(layers.lowers, layers.upper, layers.work, settings)
+
+
+def _never_syncs(options: Options) -> bool:
+    return options.volatile or options.ephemeral or not options.fsync
+
+
+def identity(options: Options) -> Identity:
+    """The ids that the mount shows and stores.
+
+    Raises:
+        UserError: USAGE, when ranges overlap or lie outside the ids.
+    """
+    if not (options.uid_map or options.gid_map) and options.squash_uid is None and options.squash_gid is None:
+        return IDENTITY
+    try:
+        return Identity(
+            IdMap((IdRange(*triple) for triple in options.uid_map), "uid"),
+            IdMap((IdRange(*triple) for triple in options.gid_map), "gid"),
+            options.squash_uid,
+            options.squash_gid,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None

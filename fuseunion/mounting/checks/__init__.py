@@ -1,0 +1,1 @@
+"""What keeps a mount from being made."""

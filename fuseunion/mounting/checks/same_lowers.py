@@ -1,0 +1,102 @@
+"""Whether an upper is mounted over the lowers that it was mounted over last.
+
+What is in an upper was made on top of certain lowers: a copy of one file, a whiteout of another. Over others it may
+mean anything, and nothing looks wrong at first. Overlayfs with its option `index` refuses such a mount (ESTALE,
+fs/overlayfs/namei.c ovl_verify_origin_fh); without it nobody notices. Here it is one warning, since to add a layer on
+top, or to move on to the next release of a lower, is done on purpose too.
+
+The mark `overlay.fuseunion.lowers` on the root of the upper, trusted. or user. like the other marks:
+
+    +---------+------------------------------------------------------------+
+    | version | digest over the root of each lower, topmost first:         |
+    | 1 byte  | its inode number and its time of birth; 8 bytes            |
+    +---------+------------------------------------------------------------+
+
+Only filesystems whose inode numbers outlive a mount are looked at, the others count as one more lower: a FUSE
+filesystem or an overlay over several filesystems may number a directory anew each time, and a tmpfs is made anew
+(Apptainer's session directory). What was changed within a lower is not noticed.
+
+Root in the first user namespace sees both marks and keeps both true; others see only that of user.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+from collections.abc import Iterable
+
+from fuseunion.core.format import xattr_names
+from fuseunion.linux import syscalls
+
+_log = logging.getLogger("fuseunion.lowers")
+
+_VERSION = b"\x01"
+
+_NAMES = tuple(os.fsdecode(prefix + xattr_names.LOWERS) for prefix in xattr_names.PREFIXES)
+
+# statfs(2), include/uapi/linux/magic.h, and where the source is not in the kernel its own.
+_LASTING = frozenset((
+    0xEF53,  # ext2, ext3, ext4
+    0x58465342,  # xfs
+    0x9123683E,  # btrfs
+    0xF2F52010,  # f2fs
+    0xCA451A4E,  # bcachefs
+    0x2FC12FC1,  # zfs
+    0x73717368,  # squashfs
+    0xE0F5E1E2,  # erofs
+    0x6969,  # nfs
+    0x00C36400,  # ceph
+    0x0BD00BD0,  # lustre
+    0x47504653,  # gpfs
+))  # fmt: skip
+
+
+def identity(lower_fds: Iterable[int]) -> bytes:
+    """What the mark holds for these lowers, topmost first."""
+    digest = hashlib.blake2b(digest_size=8)
+    for fd in lower_fds:
+        digest.update(b"%s;" % _of_root(fd))
+    return _VERSION + digest.digest()
+
+
+def _of_root(fd: int) -> bytes:
+    if syscalls.filesystem_type(fd) not in _LASTING:
+        return b"?"
+    birth = syscalls.birth_time_ns(fd, b"", syscalls.AT_EMPTY_PATH)
+    return b"%d %d" % (os.fstat(fd).st_ino, birth or 0)
+
+
+def differ(upper_fd: int, now: bytes) -> bool:
+    """Whether the upper was last mounted over other lowers; False where it is not known."""
+    marks = _marks(upper_fd)
+    return bool(marks) and now not in marks.values()
+
+
+def remember(upper_fd: int, now: bytes) -> None:
+    """Mark the upper, if it can be marked."""
+    marks = _marks(upper_fd)
+    for name in marks or _NAMES:
+        if marks.get(name) == now:
+            continue
+        try:
+            os.setxattr(upper_fd, name, now)
+        except OSError as error:
+            # No attributes here, not ours to set, or no space for one: then the next mount has nothing to compare with.
+            _log.debug("%s cannot be set: %s", name, error)
+        else:
+            if not marks:
+                return
+
+
+def _marks(upper_fd: int) -> dict[str, bytes]:
+    found = {}
+    for name in _NAMES:
+        try:
+            value = os.getxattr(upper_fd, name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):
+                _log.debug("%s cannot be read: %s", name, error)
+            continue
+        if value.startswith(_VERSION):
+            found[name] = value
+    return found

@@ -1,0 +1,322 @@
+"""From Options to opened, checked and locked directories: all that is done before any engine starts.
+
+Every refusal that the user can act upon happens here, in the foreground, before pyfuse3 is imported and before anything
+changes. The steps:
+
+    look        where each directory lies; refuse impossible arrangements (placement.py)
+    make        UPPER and the work directory where they are missing, undone if the mount fails
+    open        lowers first: the mount may cover them, also MERGED == LOWER
+    lock        upper, then work (in_use.py)
+    judge       what is in the work directory (foreign files, a volatile mark)
+
+`Prepared.close` ends a mount: it removes what belongs to the mount only, above all the default work directory, unless
+that holds the hard-link index or anything else that must outlive it.
+"""
+
+import errno
+import logging
+import os
+import resource
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from fuseunion.core.ids.identity import overflow_id
+from fuseunion.core.ownership.facts import DATABASE_FILE
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting import log
+from fuseunion.mounting.checks import in_use, placement, ranches, same_lowers, volatile
+from fuseunion.mounting.checks.placement import Part, Place, Survey
+from fuseunion.mounting.options import Engine, Form, Options
+
+_log = logging.getLogger("fuseunion.setup")
+
+_DATABASE = os.fsdecode(DATABASE_FILE)
+_OURS_IN_WORK = frozenset(
+    ("work", "index", "links", _DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm", f"{_DATABASE}-journal")
+)
+"""What overlay filesystems leave in a work directory: work and index are the kernel's too."""
+
+_MAX_LOWERS = 500
+"""As in the kernel (fs/overlayfs/ovl_entry.h, OVL_MAX_STACK)."""
+
+
+class Opened(NamedTuple):
+    """A directory that is ready to become a layer.
+
+    Attributes:
+        fd: an O_RDONLY descriptor, closed by Prepared unless claimed.
+        label: its path, for messages.
+        covered: the names that lead from it to the mount point, when that lies strictly inside.
+    """
+
+    fd: int
+    label: str
+    covered: tuple[bytes, ...] = ()
+
+
+class Prepared:
+    """Everything that an engine needs to make the mount.
+
+    Attributes:
+        target: absolute path of the merged directory, or /dev/fd/N.
+        lowers: topmost first.
+        upper, work: None for a read-only mount.
+        exchanged: the upper was last mounted over other lowers (same_lowers.py).
+    """
+
+    def __init__(self, target: str, form: Form) -> None:
+        self.target = target
+        self.exchanged = False
+        self._form = form
+        self.lowers: list[Opened] = []
+        self.upper: Opened | None = None
+        self.work: Opened | None = None
+        self._lowers: bytes | None = None
+        self._unclaimed = ExitStack()
+        self._undo = ExitStack()
+        self._until_live = ExitStack()
+        self._end = ExitStack()
+
+    def on_end(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call this when the mount has ended, last registered first."""
+        self._end.callback(callback, *arguments)
+
+    def on_failure(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call this when the mount does not come about."""
+        self._undo.callback(callback, *arguments)
+
+    def hold(self, fd: int) -> int:
+        """Keep a descriptor for the undoing; it goes when the mount is live, since a duplicate keeps a lock."""
+        self._until_live.callback(os.close, fd)
+        return fd
+
+    def claim(self) -> None:
+        """From now on the caller closes the descriptors of the layers."""
+        self._unclaimed.pop_all()
+
+    def keep(self) -> None:
+        """The mount is live: what was created stays, and a person hears of lowers that were exchanged."""
+        self._undo.pop_all()
+        self._until_live.close()
+        if self._lowers is None or self.upper is None:
+            return
+        same_lowers.remember(self.upper.fd, self._lowers)
+        if self.exchanged and self._form is Form.PLAIN:
+            log.tell(f"warning: {self.says_exchanged}")
+
+    def compare_lowers(self) -> None:
+        """Compare with the lowers that the upper remembers, and remember these once the mount is live."""
+        assert self.upper is not None
+        self._lowers = same_lowers.identity(opened.fd for opened in self.lowers)
+        self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
+
+    @property
+    def says_exchanged(self) -> str:
+        """What a user is told of exchanged lowers."""
+        assert self.upper is not None
+        return (
+            f"'{self.upper.label}' was last mounted over other lower directories, or in another order; if that is not "
+            "intended, unmount before you change anything"
+        )
+
+    def close(self) -> None:
+        """The mount has ended, or never came to be. The locks go last, when nothing is touched any more."""
+        self._unclaimed.close()
+        self._undo.close()
+        self._until_live.close()
+        self._end.close()
+
+    def opened(self, fd: int, label: str, covered: tuple[bytes, ...] = ()) -> Opened:
+        """Take charge of a descriptor."""
+        self._unclaimed.callback(os.close, fd)
+        return Opened(fd, label, covered)
+
+
+def prepare(options: Options) -> Prepared:
+    """Check and open everything.
+
+    Raises:
+        UserError: LAYERS or BUSY, with nothing changed.
+    """
+    _raise_file_limit()
+    if len(options.lowers) > _MAX_LOWERS:
+        raise UserError(
+            f"{len(options.lowers)} lower directories are more than the {_MAX_LOWERS} that can be stacked",
+            ExitCode.LAYERS,
+        )
+    survey = Survey()
+    merged = _merged(survey, options.target)
+    prepared = Prepared(merged.path if merged else options.target, options.form)
+    try:
+        # A read-only mount with an upper shows it as one more layer, as the kernel does with "ro,upperdir=".
+        shown = [options.upper, *options.lowers] if options.upper and options.read_only else options.lowers
+        lowers = [survey.place(Part.LOWER, path) for path in shown]
+        if options.form is Form.PLAIN:
+            placement.refuse_twice(lowers)
+        for place in lowers:
+            fd = placement.open_directory(place)
+            prepared.lowers.append(prepared.opened(fd, place.path, merged.way_from(place) if merged else ()))
+        if options.ephemeral:
+            _prepare_scratch(prepared, options)
+        elif options.upper and not options.read_only:
+            _prepare_upper(prepared, options, survey, lowers, merged)
+        else:
+            placement.check(lowers, None, None, merged)
+    except BaseException:
+        prepared.close()
+        raise
+    return prepared
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as the user may have: each layer keeps one, and each open file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _merged(survey: Survey, target: str) -> Place | None:
+    """The merged directory; None for /dev/fd/N, which the engine judges."""
+    if target.startswith("/dev/fd/"):
+        return None
+    place = survey.place(Part.MERGED, target)
+    try:
+        if not stat.S_ISDIR(os.stat(place.path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        # A dead FUSE mount may still answer stat from the kernel's cache, but not this.
+        os.statvfs(place.path)
+    except OSError as error:
+        raise placement.refusal(Part.MERGED, target, error, f"make it with: mkdir '{target}'") from None
+    return place
+
+
+def _prepare_scratch(prepared: Prepared, options: Options) -> None:
+    # Imported here, because no other mount needs it.
+    from fuseunion.mounting import scratch
+
+    private = scratch.make(options.size)
+    prepared.on_end(private.remove)
+    for name in ("upper", "work"):
+        os.mkdir(name, 0o700, dir_fd=private.root_fd)
+    prepared.upper = prepared.opened(_open_in(private.root_fd, "upper"), f"{private.label}/upper")
+    prepared.work = prepared.opened(_open_in(private.root_fd, "work"), f"{private.label}/work")
+    _adopt_attributes(prepared.lowers[0].fd, prepared.upper.fd)
+
+
+def _prepare_upper(
+    prepared: Prepared, options: Options, survey: Survey, lowers: list[Place], merged: Place | None
+) -> None:
+    assert options.upper is not None
+    upper = survey.place(Part.UPPER, options.upper)
+    default_work = options.work is None
+    work = survey.place(Part.WORK, options.work or default_work_path(upper.path))
+    placement.check(lowers, upper, work, merged)
+    if options.engine is not Engine.RANCH and os.path.lexists(ranches.beside(upper.path)):
+        ranches.refuse(upper.path)
+
+    upper_fd = _open_or_make(prepared, upper, 0o755)
+    prepared.upper = prepared.opened(upper_fd, upper.path, merged.way_from(upper) if merged else ())
+    if upper.key is None:
+        _adopt_attributes(prepared.lowers[0].fd, upper_fd)
+    prepared.on_end(os.close, in_use.lock(upper, upper_fd))
+    work_fd = _open_or_make(prepared, work, 0o700)
+    prepared.work = prepared.opened(work_fd, work.path)
+    prepared.on_end(os.close, in_use.lock(work, work_fd))
+    in_use.refuse_kernel_overlays(upper, work)
+    _judge_work(upper, work, upper_fd, work_fd, default_work)
+    prepared.compare_lowers()
+    if default_work:
+        parent_fd, name = _parent_of(work)
+        own_fd = os.dup(work_fd)
+        for fd in (parent_fd, own_fd):
+            prepared.on_end(os.close, fd)
+        prepared.on_end(_remove_directory, parent_fd, name, own_fd)
+
+
+def default_work_path(upper: str) -> str:
+    """The hidden sibling of an upper directory: on the same filesystem unless the upper is a mount point."""
+    return os.path.join(os.path.dirname(upper), f".{os.path.basename(upper)}.fuseunion-work")
+
+
+def _judge_work(upper: Place, work: Place, upper_fd: int, work_fd: int, default_work: bool) -> None:
+    if os.fstat(upper_fd).st_dev != os.fstat(work_fd).st_dev:
+        remedy = (
+            "the upper is a mount point: use a directory inside it as UPPER"
+            if default_work
+            else "give one beside UPPER"
+        )
+        raise UserError(
+            f"work directory '{work.given}' is on another filesystem than the upper '{upper.given}'; {remedy}",
+            ExitCode.LAYERS,
+        )
+    foreign = sorted(set(os.listdir(work_fd)) - _OURS_IN_WORK)
+    if foreign:
+        raise UserError(
+            f"work directory '{work.given}' holds foreign files ('{foreign[0]}'); give an empty or new directory",
+            ExitCode.LAYERS,
+        )
+    volatile.refuse_older(work_fd, work.path)
+
+
+def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
+    if place.key is None:
+        parent = os.path.dirname(place.path)
+        try:
+            os.mkdir(place.path, mode)
+        except FileNotFoundError:
+            raise UserError(
+                f"{place.part.value} '{place.given}' cannot be made: make the directory '{parent}' first",
+                ExitCode.LAYERS,
+            ) from None
+        except FileExistsError:
+            pass  # it is there, but could not be looked at; opening says why
+        except OSError as error:
+            raise UserError(
+                f"{place.part.value} '{place.given}' cannot be made: {error.strerror}; choose another place",
+                ExitCode.LAYERS,
+            ) from None
+        else:
+            fd = placement.open_directory(place)
+            parent_fd, name = _parent_of(place)
+            prepared.on_failure(_remove_directory, prepared.hold(parent_fd), name, prepared.hold(os.dup(fd)))
+            return fd
+    return placement.open_directory(place)
+
+
+def _parent_of(place: Place) -> tuple[int, str]:
+    """A descriptor of the directory above, so that it is found even when the mount covers the path, and the name."""
+    parent, name = os.path.split(place.path)
+    return os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name
+
+
+def _remove_directory(parent_fd: int, name: str, fd: int) -> None:
+    """Remove a directory of ours, unless something in it must outlive the mount: then it is not empty."""
+    try:
+        volatile.clear(fd)
+        os.rmdir(name, dir_fd=parent_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            _log.warning("cannot remove the directory '%s': %s", name, error.strerror)
+
+
+def _adopt_attributes(lower_fd: int, upper_fd: int) -> None:
+    """Give a new upper the mode and owner of the topmost lower, since merged shows the upper's.
+
+    An ordinary user stays the owner and keeps all rights, without which nothing could be written.
+    """
+    st = os.fstat(lower_fd)
+    mode = stat.S_IMODE(st.st_mode)
+    owned = False
+    if overflow_id("uid") != st.st_uid and overflow_id("gid") != st.st_gid:
+        try:
+            os.fchown(upper_fd, st.st_uid, st.st_gid)
+            owned = True
+        except OSError as error:
+            # EPERM for an ordinary user; EINVAL for an owner that this user namespace or this tmpfs does not know.
+            _log.debug("the new upper keeps its own owner: %s", error)
+    os.fchmod(upper_fd, mode if owned else mode & 0o1777 | 0o700)
+
+
+def _open_in(directory_fd: int, name: str) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
