@@ -30,6 +30,7 @@ from fuseunion.core.tree.listing import candidates
 from fuseunion.core.tree.lookup import lookup, repair_links, unreadable
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 
 
 class Union:
@@ -83,9 +84,9 @@ class Union:
         """
         inode = self.state.table.find(ino)
         if inode is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         if isinstance(inode, Unreadable):
-            raise OSError(inode.code, os.strerror(inode.code))
+            raise os_error(inode.code)
         return inode
 
     def directory(self, ino: int) -> Directory:
@@ -96,7 +97,7 @@ class Union:
         """
         inode = self.inode(ino)
         if not isinstance(inode, Directory):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise os_error(errno.ENOTDIR)
         return inode
 
     def file(self, ino: int) -> File:
@@ -107,7 +108,7 @@ class Union:
         """
         inode = self.inode(ino)
         if not isinstance(inode, File):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise os_error(errno.EISDIR)
         return inode
 
     def lookup(self, directory: Directory, name: bytes) -> Inode | None:

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from fuseunion.linux.os_error import os_error
+
 if TYPE_CHECKING:
     from fuseunion.core.disk.realdir import RealDir
 
@@ -83,7 +85,7 @@ class Descriptors:
 
     def _take_if_free(self, count: int, most: int) -> None:
         if self._others + count > most:
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+            raise os_error(errno.ENFILE)
         self.take(count)
 
     def give_back(self, count: int = 1) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fuseunion.core.disk.descriptors import KEPT_ON_THE_WAY
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 
 if TYPE_CHECKING:
     from fuseunion.core.disk.layer import Layer
@@ -232,7 +233,7 @@ class RealDir:
             OSError: as openat(2), but not EACCES in the upper; EOPNOTSUPP for the name that the union is mounted over.
         """
         if self.is_covered(name):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), name)
+            raise os_error(errno.EOPNOTSUPP, name)
 
         def call() -> int:
             return os.open(name, _HOLD, dir_fd=self.fd())

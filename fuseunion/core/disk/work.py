@@ -22,6 +22,7 @@ from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Capabilities, Layer
 from fuseunion.core.disk.realdir import RealDir, lent, proc_fd
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.work")
 
@@ -114,7 +115,7 @@ class WorkDirectory:
                 syscalls.renameat2(self.tmp.fd(), name, target.fd(), new_name, syscalls.RENAME_NOREPLACE)
                 return
             if target.stat(new_name) is not None:
-                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+                raise os_error(errno.EEXIST, new_name)
             os.rename(name, new_name, src_dir_fd=self.tmp.fd(), dst_dir_fd=target.fd())
 
         as_owner(move, target, moved=[(self.tmp, name)])

@@ -15,6 +15,8 @@ from __future__ import annotations
 import errno
 import os
 
+from fuseunion.linux.os_error import os_error
+
 PREFIXES = (b"trusted.overlay.", b"user.overlay.")
 _FOREIGN = b"user.fuseoverlayfs."
 _ESCAPE = b"overlay."
@@ -54,7 +56,7 @@ def to_disk(name: bytes) -> bytes:
         if name.startswith(prefix):
             return prefix + _ESCAPE + name[len(prefix) :]
     if name.startswith(_FOREIGN):
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)
     return name
 
 

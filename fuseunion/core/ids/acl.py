@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import enum
 import errno
-import os
 import stat
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from fuseunion.core.ids.identity import Identity
+from fuseunion.linux.os_error import os_error
 
 _VERSION = 2
 _HEADER = struct.Struct("<I")
@@ -62,13 +62,13 @@ def parse(value: bytes) -> Acl:
         OSError: EINVAL for a wrong size or tag, EOPNOTSUPP for another version.
     """
     if len(value) < _HEADER.size or (len(value) - _HEADER.size) % _ENTRY.size:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
     if _HEADER.unpack_from(value) != (_VERSION,):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise os_error(errno.EOPNOTSUPP)
     try:
         return tuple(Entry(Tag(tag), perm, who) for tag, perm, who in _ENTRY.iter_unpack(value[_HEADER.size :]))
     except ValueError:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+        raise os_error(errno.EINVAL) from None
 
 
 def unparse(acl: Acl) -> bytes:
@@ -137,7 +137,7 @@ def equivalent(acl: Acl) -> Equivalent:
         OSError: EINVAL for an empty ACL.
     """
     if not acl:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
     permissions = 0
     exact = True
     mask = None
@@ -235,5 +235,5 @@ def _restrict(acl: Acl, mode: int) -> tuple[Acl, int, bool]:
     granted = equivalent(acl).permissions & mode
     tags = {entry.tag for entry in acl}
     if Tag.GROUP_OBJ not in tags and Tag.MASK not in tags:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise os_error(errno.EIO)
     return parse(after_chmod(unparse(acl), granted)), granted, equivalent(acl).exact

@@ -16,11 +16,11 @@ its own ids; what remains for us is the id map, which shifts the root id as an i
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from typing import NamedTuple
 
 from fuseunion.core.ids.identity import Identity
+from fuseunion.linux.os_error import os_error
 
 _V2 = 0x02000000
 _V3 = 0x03000000
@@ -63,7 +63,7 @@ def parse(value: bytes) -> Capability:
                 bool(magic & _EFFECTIVE),
                 rootid,
             )
-    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    raise os_error(errno.EINVAL)
 
 
 def unparse(capability: Capability) -> bytes:
@@ -92,7 +92,7 @@ def to_shown(value: bytes, identity: Identity) -> bytes:
     capability = parse(value)
     shown = identity.uids.shown_or_none(capability.rootid)
     if shown is None:
-        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+        raise os_error(errno.EOVERFLOW)
     return unparse(capability._replace(rootid=shown))
 
 

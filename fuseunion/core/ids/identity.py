@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, NewType
+
+from fuseunion.linux.os_error import os_error
 
 _log = logging.getLogger("fuseunion.identity")
 
@@ -155,7 +156,7 @@ class IdMap:
         disk = self.disk_or_none(shown)
         if disk is None:
             _log.warning("%s %d is outside the %s map %s and cannot be stored", self.kind, shown, self.kind, self)
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise os_error(errno.EINVAL)
         return disk
 
     def __eq__(self, other: object) -> bool:

@@ -24,6 +24,7 @@ from fuseunion.core.ops import metadata
 from fuseunion.core.ownership import Facts, OwnershipStore
 from fuseunion.core.tree.inode import Directory, File, Inode
 from fuseunion.core.tree.state import State
+from fuseunion.linux.os_error import os_error
 
 _LINK, _DIRECTORY = stat.S_IFLNK, stat.S_IFDIR
 _CLOCK_REALTIME_COARSE = 5  # include/uapi/linux/time.h
@@ -220,7 +221,7 @@ def chmod(state: State, inode: Inode, mode: int) -> None:
 
 def _chmod(state: State, fd: int, inode: Inode, mode: int) -> None:
     if stat.S_ISLNK(inode.kind):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise os_error(errno.EOPNOTSUPP)
     upper = state.writable().layer
     mode = stat.S_IMODE(mode)
     if upper.ownership is not None:
@@ -267,9 +268,9 @@ def restate(state: State, inode: Inode, facts: Facts) -> bool:
     assert isinstance(inode, (File, Directory))
     ownership = state.writable().layer.ownership
     if ownership is None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise os_error(errno.EOPNOTSUPP)
     if facts.kind == stat.S_IFCHR and facts.rdev == 0:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)
     shown = stat_of(state, inode)
     if not facts.kind:
         facts = facts._replace(kind=stat.S_IFMT(shown.st_mode), rdev=shown.st_rdev)
@@ -277,7 +278,7 @@ def restate(state: State, inode: Inode, facts: Facts) -> bool:
         real = os.fstat(fd)
         stands_for_another = stat.S_ISREG(real.st_mode) and not real.st_size and facts.kind not in (_LINK, _DIRECTORY)
         if facts.kind != stat.S_IFMT(shown.st_mode) and not stands_for_another:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            raise os_error(errno.EINVAL)
         ownership.store(fd, real, facts)
         os.chmod(proc_fd(fd), metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
     inode.stale()

@@ -34,6 +34,7 @@ from fuseunion.core.ownership import Facts
 from fuseunion.core.tree.inode import Directory, File
 from fuseunion.core.tree.lookup import covering, lower_name
 from fuseunion.core.tree.state import State, Upper
+from fuseunion.linux.os_error import os_error
 
 # Below this a copy without fsync takes less time than handing it to a thread.
 _INLINE_BYTES = 128 * 1024
@@ -309,7 +310,7 @@ def copy_up_directory(state: State, directory: Directory) -> RealDir:
         return directory.upper
     upper = state.writable()
     if directory.removed:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        raise os_error(errno.ENOENT)
     missing: list[Directory] = []
     node: Directory | None = directory
     while node is not None and node.upper is None:

@@ -28,6 +28,7 @@ from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Directory, File, Inode
 from fuseunion.core.tree.lookup import is_reserved, resolve
 from fuseunion.core.tree.state import State
+from fuseunion.linux.os_error import os_error
 
 _Make = Callable[[bytes, int, int], int | None]
 """`make(name, dirfd, mode)` does the system call and may return a descriptor."""
@@ -60,18 +61,18 @@ def check_name(name: bytes) -> None:
         OSError: ENAMETOOLONG; EINVAL for names that are whiteouts to others.
     """
     if len(name) > 255:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+        raise os_error(errno.ENAMETOOLONG, name)
     if is_reserved(name):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+        raise os_error(errno.EINVAL, name)
 
 
 def _place(state: State, directory: Directory, name: bytes) -> _Place:
     check_name(name)
     state.writable()
     if directory.removed:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise os_error(errno.ENOENT, name)
     if name in directory.children or resolve(state, directory.layers(), name) is not None:
-        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        raise os_error(errno.EEXIST, name)
     upper = copy_up_directory(state, directory)
     device = upper.stat(name) is not None
     return _Place(directory, upper, name, device, device or upper.hides(name))
@@ -238,7 +239,7 @@ def mknod(state: State, directory: Directory, name: bytes, mode: int, rdev: int,
             otherwise as `create`.
     """
     if stat.S_ISCHR(mode) and rdev == 0:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+        raise os_error(errno.EPERM, name)
     place = _place(state, directory, name)
 
     def make(new: bytes, dirfd: int, new_mode: int) -> None:
@@ -269,7 +270,7 @@ def link(state: State, file: File, directory: Directory, name: bytes) -> File:
     """
     place = _place(state, directory, name)
     if file.removed and file.group is None:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise os_error(errno.ENOENT, name)
     upper = state.writable()
     with _number_kept(state, file):
         if place.device:

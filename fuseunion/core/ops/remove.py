@@ -19,6 +19,7 @@ from fuseunion.core.tree.inode import Directory, File
 from fuseunion.core.tree.listing import is_empty
 from fuseunion.core.tree.lookup import covering, lookup, lower_is_positive, lower_name
 from fuseunion.core.tree.state import State
+from fuseunion.linux.os_error import os_error
 
 
 def unlink(state: State, directory: Directory, name: bytes) -> None:
@@ -30,10 +31,10 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
     state.writable()
     file = lookup(state, directory, name)
     if file is None:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise os_error(errno.ENOENT, name)
     with state.table.held(file):
         if not isinstance(file, File):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            raise os_error(errno.EISDIR, name)
         whiteouts = state.writable().whiteouts
         upper = copy_up_directory(state, directory)
         if upper.stat(name) is None:
@@ -57,12 +58,12 @@ def rmdir(state: State, directory: Directory, name: bytes) -> None:
     upper_side = state.writable()
     target = lookup(state, directory, name)
     if target is None:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise os_error(errno.ENOENT, name)
     with state.table.held(target):
         if not isinstance(target, Directory):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+            raise os_error(errno.ENOTDIR, name)
         if not is_empty(state, target):
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+            raise os_error(errno.ENOTEMPTY, name)
         upper = copy_up_directory(state, directory)
         positive = lower_is_positive(state, directory, name)
         if target.upper is None:

@@ -29,6 +29,7 @@ from fuseunion.core.tree.listing import candidates, is_empty
 from fuseunion.core.tree.lookup import lookup, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 
 _What = TypeVar("_What")
 # Directory, name, and what is there.
@@ -45,7 +46,7 @@ def check_flags(flags: int) -> None:
     """
     both = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE
     if flags & ~_FLAGS or flags & both == both:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
 
 
 def copy_tree(state: State, directory: Directory) -> Generator[File, None, None]:
@@ -104,10 +105,10 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
     check_name(new_name)
     source = lookup(state, old_dir, old_name)
     if source is None:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), old_name)
+        raise os_error(errno.ENOENT, old_name)
     target = lookup(state, new_dir, new_name)
     if flags & syscalls.RENAME_NOREPLACE and target is not None:
-        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+        raise os_error(errno.EEXIST, new_name)
     if source is target:
         return  # two names of one file (rename(2))
     with state.table.held(source, target):
@@ -123,7 +124,7 @@ def _rename(state: State, old: _Named[Inode], new: _Named[Inode | None], flags: 
         link_name(state, source, old_dir, old_name)
     if flags & syscalls.RENAME_EXCHANGE:
         if target is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), new_name)
+            raise os_error(errno.ENOENT, new_name)
         _exchange(state, old, (new_dir, new_name, target))
         return
     _check_target(state, source, target, new_name)
@@ -171,11 +172,11 @@ def _check_target(state: State, source: Inode, target: Inode | None, name: bytes
         return
     if isinstance(source, Directory):
         if not isinstance(target, Directory):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+            raise os_error(errno.ENOTDIR, name)
         if not is_empty(state, target):
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+            raise os_error(errno.ENOTEMPTY, name)
     elif isinstance(target, Directory):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        raise os_error(errno.EISDIR, name)
 
 
 def _prepare_source(

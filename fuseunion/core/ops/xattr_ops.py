@@ -23,6 +23,7 @@ from fuseunion.core.ops.copy_up import copy_up_directory
 from fuseunion.core.ownership.stored_names import STORED
 from fuseunion.core.tree.inode import Directory, Inode
 from fuseunion.core.tree.state import State
+from fuseunion.linux.os_error import os_error
 
 # Asked for again and again by the kernel; nobody sets them behind our back.
 _REMEMBERED = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
@@ -32,7 +33,7 @@ _ACLS = frozenset({xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
 
 def _check(state: State, name: bytes) -> None:
     if not state.settings.xattrs or (name in _ACLS and not state.settings.acl):
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise os_error(errno.EOPNOTSUPP)
 
 
 def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
@@ -42,7 +43,7 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
         OSError: ENODATA, EOPNOTSUPP.
     """
     if name in inode.absent_xattrs:
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        raise os_error(errno.ENODATA)
     _check(state, name)
     layer = state.layer_of(inode)
     try:
@@ -55,7 +56,7 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
         if none and name in _REMEMBERED:
             inode.absent_xattrs |= {name}
         if none or error.errno == errno.EPERM:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
+            raise os_error(errno.ENODATA) from error
         raise
     if name == xattr_names.POSIX_ACL_ACCESS and layer.ownership is not None:
         value = acl.with_owner(value, stat_of(state, inode).st_mode >> 6 & 7)
@@ -127,7 +128,7 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
     upper = state.writable().layer
     if inode is state.root and name in STORED:
         # On the root it would turn the whole upper into one with stored ownership (ownership/choose.py).
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        raise os_error(errno.EPERM)
     disk_name = upper.xattr_to_disk(name)
     value = _to_disk(name, value, state.settings.identity)
     _prepare(state, inode)
@@ -166,7 +167,7 @@ def is_there(state: State, inode: Inode, name: bytes) -> bool:
         if error.errno == errno.EACCES and name in listxattr(state, inode):
             return True
     if name not in _ACLS:
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        raise os_error(errno.ENODATA)
     return False
 
 
@@ -189,5 +190,5 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
                 if error.errno != errno.ENODATA:
                     raise
     if not removed:
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        raise os_error(errno.ENODATA)
     _changed(inode, name)

@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.store import OwnershipStore, Where
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 
 _log = logging.getLogger("fuseunion.ownership")
 
@@ -91,7 +92,7 @@ class DatabaseStore(OwnershipStore):
         (version,) = run("PRAGMA user_version").fetchone()
         if version not in (0, _FORMAT):
             _log.error("the ownership database has format %d, not %d", version, _FORMAT)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise os_error(errno.EIO)
         # Also when nothing is new: the first write to a log syncs its directory, by path. That must happen now, and
         # not when the mount may cover the path.
         run("BEGIN")
@@ -178,4 +179,4 @@ def _translated() -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         _log.error("ownership database: %s", error)
         number = _ERRNOS.get(code, errno.EIO)
-        raise OSError(number, os.strerror(number)) from error
+        raise os_error(number) from error

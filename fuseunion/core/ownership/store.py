@@ -15,6 +15,7 @@ from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
 from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.facts import Facts
+from fuseunion.linux.os_error import os_error
 
 Where = bytes | int
 
@@ -80,7 +81,7 @@ class OwnershipStore(ABC):
             OSError: EPERM for names that a user may not set: a store's own, which would be a way around chown(2).
         """
         if name.startswith(stored_names.PREFIX) or name in stored_names.STORED:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise os_error(errno.EPERM)
         return xattr_names.to_disk(name)
 
     def xattr_to_shown(self, disk: bytes) -> bytes | None:

@@ -18,6 +18,7 @@ from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.store import OwnershipStore, Where
 from fuseunion.core.ownership.stored_names import OverrideName
+from fuseunion.linux.os_error import os_error
 
 _log = logging.getLogger("fuseunion.ownership")
 
@@ -70,7 +71,7 @@ class XattrStore(OwnershipStore):
             return super().xattr_to_disk(name)
         disk = stored_names.to_disk(name)
         if disk is None:
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            raise os_error(errno.EPERM)
         return disk
 
     def xattr_to_shown(self, disk: bytes) -> bytes | None:

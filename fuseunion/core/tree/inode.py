@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from fuseunion.core.disk.realdir import RealDir, proc_fd
 from fuseunion.core.format.numbers import ROOT, Ino, Numbers
 from fuseunion.core.ownership import OwnershipStore
+from fuseunion.linux.os_error import os_error
 
 if TYPE_CHECKING:
     from fuseunion.core.marks.link_index import LinkGroup
@@ -174,7 +175,7 @@ class File(Inode):
             return self.pin
         for handle in self.handles:
             return handle.fd
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise os_error(errno.ESTALE)
 
     @contextmanager
     def grasp(self) -> Iterator[int]:
@@ -201,7 +202,7 @@ class File(Inode):
             return os.fstat(self.descriptor())
         st = place[0].stat(place[1])
         if st is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place[1])
+            raise os_error(errno.ENOENT, place[1])
         return st
 
     def open(self, flags: int) -> int:
@@ -306,7 +307,7 @@ class Unreadable(Inode):
         return iter(())
 
     def grasp(self) -> AbstractContextManager[int]:
-        raise OSError(self.code, os.strerror(self.code))
+        raise os_error(self.code)
 
 
 class InodeTable:

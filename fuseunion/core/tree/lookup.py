@@ -30,6 +30,7 @@ from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of, token_of
 from fuseunion.core.marks.origin_mark import path_of
 from fuseunion.core.tree.inode import Directory, File, Inode, Unreadable
 from fuseunion.core.tree.state import State
+from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.lookup")
 
@@ -135,7 +136,7 @@ def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tu
                 inode = Unreadable(state.table.free_number(number), stat.S_IFMT(st.st_mode), code)
                 state.table.add(inode)
             return inode, st
-    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    raise os_error(errno.ENOENT, name)
 
 
 def lower_is_positive(state: State, directory: Directory, name: bytes) -> bool:
@@ -165,7 +166,7 @@ def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
     if known is not None:
         return known
     if len(name) > 255:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+        raise os_error(errno.ENAMETOOLONG, name)
     if directory.removed or is_reserved(name):
         return None
     try:
@@ -201,7 +202,7 @@ def _directory(state: State, parent: Directory, name: bytes, found: FoundDirecto
     assert beside is not None, "a layer's root is never looked up"
     st = beside.stat(name)
     if st is None:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise os_error(errno.ENOENT, name)
     if lowers:
         numbered = st if upper is None else lowers[0].own_stat()
         ino = state.numbers.number(numbered.st_dev, numbered.st_ino)

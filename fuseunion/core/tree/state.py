@@ -17,6 +17,7 @@ from fuseunion.core.marks.link_index import LinkIndex
 from fuseunion.core.marks.origin_mark import OriginReader
 from fuseunion.core.marks.whiteout import WhiteoutWriter
 from fuseunion.core.tree.inode import Directory, File, Inode, InodeTable
+from fuseunion.linux.os_error import os_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +118,5 @@ class State:
             OSError: EROFS when the union has none.
         """
         if self.upper is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise os_error(errno.EROFS)
         return self.upper

@@ -17,6 +17,8 @@ import struct
 
 import trio
 
+from fuseunion.linux.os_error import os_error
+
 _NO_EXPORT_SUPPORT = 1 << 38
 """Linux 6.9: file handles cannot be opened, so name_to_handle_at(2) answers EOPNOTSUPP. Without it the kernel gives out
 handles that are stale as soon as it forgets the inode, because a forgotten number leads nowhere here."""
@@ -74,7 +76,7 @@ def _answer(device: int, reply: bytes) -> None:
     try:
         os.write(device, reply)
     except FileNotFoundError as error:  # fs/fuse/dev.c fuse_dev_do_write: no such request, nobody waits any more
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
+        raise os_error(errno.ENODEV) from error
 
 
 def completed(request: bytes, reply: bytes) -> bytes:

@@ -36,6 +36,7 @@ from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.replies import Replies
 from fuseunion.engines.fuse.serving.settle import settle
+from fuseunion.linux.os_error import os_error
 
 PID_XATTR = questions.PID.encode()
 SYNC_XATTR = questions.SYNC.encode()
@@ -98,13 +99,13 @@ class Operations(pyfuse3.Operations):
     def _file_handle(self, fh: int) -> FileHandle:
         handle = self._handles.get(fh)
         if not isinstance(handle, FileHandle):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise os_error(errno.EBADF)
         return handle
 
     def _directory_handle(self, fh: int) -> DirectoryHandle:
         handle = self._handles.get(fh)
         if not isinstance(handle, DirectoryHandle):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise os_error(errno.EBADF)
         return handle
 
     # -- inodes ------------------------------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ class Operations(pyfuse3.Operations):
         """Copy up what is to be renamed, with all that is in it."""
         inode = self.union.lookup(directory, name)
         if inode is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+            raise os_error(errno.ENOENT, name)
         files = self.union.trees_to_copy(inode)
         try:
             for file in files:

@@ -12,10 +12,11 @@ still to run.
 from __future__ import annotations
 
 import errno
-import os
 import select
 
 import trio
+
+from fuseunion.linux.os_error import os_error
 
 _LOOKS = 2
 _PAUSE = 0.001
@@ -41,4 +42,4 @@ async def settle(device: int) -> None:
             at_rest = not threads.borrowed_tokens and not poll.poll(0)
             quiet = quiet + 1 if at_rest else 0
         return
-    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    raise os_error(errno.EBUSY)
