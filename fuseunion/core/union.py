@@ -19,15 +19,18 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops import attributes, create, remove, rename, xattr_ops
+from fuseunion.core.ops import attributes, create, link_names, remove, rename, xattr_ops
 from fuseunion.core.ops.attributes import Change
-from fuseunion.core.ops.copy_up import CopyJob, copy_up_directory, copy_up_special, readlink, try_link_name
+from fuseunion.core.ops.copy_up import CopyJob, copy_up_special, readlink
 from fuseunion.core.ops.create import Owner
+from fuseunion.core.ops.directories import copy_up_directory
 from fuseunion.core.ownership.facts import parse
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
-from fuseunion.core.tree.inode import Directory, File, Inode, Unreadable
+from fuseunion.core.tree.inode import Inode, Unreadable
 from fuseunion.core.tree.listing import candidates
-from fuseunion.core.tree.lookup import lookup, repair_links, unreadable
+from fuseunion.core.tree.lookup import lookup, unreadable
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
@@ -52,7 +55,7 @@ class Union:
         side = Upper(upper, work) if upper is not None and work is not None else None
         self.state = State(lowers, side, settings)
         self.settings = settings
-        repair_links(self.state)
+        link_names.repair(self.state)
 
     def close(self) -> None:
         """Close all descriptors and clean the work directory; the union must not be used after it."""
@@ -113,10 +116,15 @@ class Union:
 
     def lookup(self, directory: Directory, name: bytes) -> Inode | None:
         """The inode of a name, or None. `remember` it when the kernel is told of it, else `release` it."""
-        inode = lookup(self.state, directory, name)
-        if isinstance(inode, File) and inode.group is not None and inode.in_upper and self.writable:
-            try_link_name(self.state, inode, directory, name)
-        return inode
+        return lookup(self.state, directory, name)
+
+    def complete_links(self, inode: Inode, directory: Directory, name: bytes) -> None:
+        """Bring what is kept of a file with several names up to date with a name that was looked up (link_names).
+
+        The name of a copied-up file gets its link in the upper, so that other readers of the upper see one file.
+        """
+        if isinstance(inode, File):
+            link_names.complete(self.state, inode, directory, name)
 
     def unreadable(self, directory: Directory, name: bytes, error: MalformedError) -> tuple[Inode, os.stat_result]:
         """What to list for a name whose lookup raised `error`: an inode, as of `lookup`, and the object's lstat."""
@@ -245,14 +253,9 @@ class Union:
 
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""
-        file = handle.file
-        file.remove_handle(handle)
+        handle.file.closed(handle)
         self.state.descriptors.give_back()
-        if file.needs_descriptor:
-            file.pin = handle.fd  # it has no name: the descriptor serves until the kernel forgets it
-        else:
-            handle.close()
-        self.state.table.let_go(file)
+        self.state.table.drop_if_unused(handle.file)
 
     def write(self, handle: FileHandle, data: bytes, offset: int) -> int:
         """Write `data`, or as much of it as there is space for. Precondition: the file was copied up.
@@ -310,7 +313,8 @@ class Union:
 
     def release_directory(self, handle: DirectoryHandle) -> None:
         """The last user of a directory handle closed it."""
-        self.state.table.let_go(handle.directory)
+        handle.directory.let_go(handle)
+        self.state.table.drop_if_unused(handle.directory)
 
     def fsync_directory(self, directory: Directory) -> int | None:
         """A new descriptor to fsync for a directory, or None when nothing of it is in the upper."""

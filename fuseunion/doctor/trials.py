@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fuseunion
-from fuseunion.core.disk.layer import Capabilities
+from fuseunion.core.disk.capabilities import Capabilities
 from fuseunion.errors import UserError
 from fuseunion.linux import syscalls
 from fuseunion.mounting.options import Engine

@@ -12,7 +12,7 @@ import os
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ownership.store_choice import detect, has_database
-from fuseunion.core.tree.inode import Directory
+from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.listing import candidates
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
@@ -49,7 +49,9 @@ def complete_links(prepared: Prepared) -> None:
         while pending:
             directory = pending.pop()
             for name in candidates(directory):
-                inode = union.lookup(directory, name)  # which links the name
+                inode = union.lookup(directory, name)
+                if inode is not None:
+                    union.complete_links(inode, directory, name)
                 if isinstance(inode, Directory):
                     pending.append(inode)
                 elif inode is not None:

@@ -11,8 +11,6 @@ examined once, so that a rule that does not fit is found before anything has cha
 
 from __future__ import annotations
 
-import errno
-import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,8 +22,8 @@ from fuseunion.core.ownership import OwnershipStore
 from fuseunion.core.ownership.stored_names import PREFIX
 from fuseunion.offline.walk import Found
 
-_CAPABILITIES = frozenset(("security.capability", PREFIX.decode() + "security.capability"))
-_ACLS = frozenset(("system.posix_acl_access", "system.posix_acl_default"))
+_CAPABILITIES = frozenset((b"security.capability", PREFIX + b"security.capability"))
+_ACLS = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -114,7 +112,7 @@ class Step:
     before: tuple[int, int]
     after: tuple[int, int]
     mode: int | None = None
-    xattrs: dict[str, bytes] = field(default_factory=dict)
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
     @property
     def needed(self) -> bool:
@@ -127,16 +125,16 @@ class Step:
         Raises:
             OSError: as chown(2) and setxattr(2).
         """
-        path = found.proc_path
+        held = found.held
         if self.before != self.after:
             if self.store is None:
-                os.chown(path, *self.after)
+                held.chown(*self.after)
             else:
-                self.store.change(found.fd, found.st, uid=self.after[0], gid=self.after[1])
+                self.store.change(held, found.st, uid=self.after[0], gid=self.after[1])
         if self.mode is not None:
-            os.chmod(path, self.mode)
+            held.chmod(self.mode)
         for name, value in self.xattrs.items():
-            os.setxattr(path, name, value)
+            held.setxattr(name, value)
 
 
 def examine(found: Found, rule: Rule, store: OwnershipStore | None) -> Step:
@@ -150,14 +148,14 @@ def examine(found: Found, rule: Rule, store: OwnershipStore | None) -> Step:
         OSError: EOVERFLOW for a capability of another user namespace, which chown would destroy; EINVAL for an
             attribute that is broken.
     """
-    seen = found.st if store is None else store.load(found.fd, found.st)
+    seen = found.st if store is None else store.load(found.held, found.st)
     before = seen.st_uid, seen.st_gid
     step = Step(store, before, rule.owner(*before))
     clears = store is None and step.before != step.after
     mode = found.st.st_mode
     if clears and mode & _SET_ID and not stat.S_ISDIR(mode):
         step.mode = stat.S_IMODE(mode)
-    names = _listxattr(found)
+    names = frozenset(found.held.listxattr())
     for name in names & _ACLS:
         _examine_value(found, name, step, lambda value: _shift_acl(value, rule), always=False)
     for name in names & _CAPABILITIES:
@@ -165,8 +163,8 @@ def examine(found: Found, rule: Rule, store: OwnershipStore | None) -> Step:
     return step
 
 
-def _examine_value(found: Found, name: str, step: Step, change: Callable[[bytes], bytes], *, always: bool) -> None:
-    value = os.getxattr(found.proc_path, name)
+def _examine_value(found: Found, name: bytes, step: Step, change: Callable[[bytes], bytes], *, always: bool) -> None:
+    value = found.held.getxattr(name)
     changed = change(value)
     if always or changed != value:
         step.xattrs[name] = changed
@@ -188,13 +186,4 @@ def _shift_capability(value: bytes, rule: Rule) -> bytes:
     except NotCoveredError:
         if parsed.rootid == 0:
             return value  # version 2 says nothing of a root: that of the reader is meant
-        raise
-
-
-def _listxattr(found: Found) -> frozenset[str]:
-    try:
-        return frozenset(os.listxattr(found.proc_path))
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            return frozenset()  # the filesystem has none
         raise

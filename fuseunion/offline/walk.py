@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fuseunion.linux import syscalls
+from fuseunion.linux.real_object import RealObject
 
 _BENEATH = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -23,19 +24,14 @@ class Found:
     """One object; valid until the walk goes on.
 
     Attributes:
-        fd: an O_PATH descriptor of it.
+        held: the object, by an O_PATH descriptor.
         path: where it lies in the tree; empty for the root.
         st: its stat result.
     """
 
-    fd: int
+    held: RealObject
     path: bytes
     st: os.stat_result
-
-    @property
-    def proc_path(self) -> bytes:
-        """A path that leads to this very object, for the calls that take no O_PATH descriptor."""
-        return b"/proc/self/fd/%d" % self.fd
 
 
 def walk(root_fd: int) -> Iterator[Found]:
@@ -46,7 +42,7 @@ def walk(root_fd: int) -> Iterator[Found]:
     """
     here = os.open(b".", os.O_PATH | os.O_DIRECTORY, dir_fd=root_fd)
     try:
-        yield Found(here, b"", os.fstat(here))
+        yield Found(RealObject(here), b"", os.fstat(here))
         trail = [_Level(here, b"")]
         while trail:
             level = trail[-1]
@@ -63,7 +59,7 @@ def walk(root_fd: int) -> Iterator[Found]:
                 raise OSError(error.errno, error.strerror, path) from None
             try:
                 st = os.fstat(fd)
-                yield Found(fd, path, st)
+                yield Found(RealObject(fd), path, st)
                 if stat.S_ISDIR(st.st_mode):
                     trail.append(_Level(fd, path))
                     here, fd = fd, here

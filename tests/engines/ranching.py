@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from fuseunion.cli.main import run as command
-from fuseunion.core.tree.inode import Directory
-from fuseunion.core.tree.inode import File as UnionFile
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File as UnionFile
 from tests.engines.shown import run
 from tests.support import tree
 from tests.support.actor import Role

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fuseunion.core.ops.attributes import Change
-from fuseunion.core.tree.inode import Directory, File
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 from fuseunion.linux import syscalls
 from tests.support.inprocess import InProcess, in_process
 

@@ -16,7 +16,9 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership.store_choice import choose, detect
 from fuseunion.core.ownership.stored_names import OverrideName
-from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 
@@ -47,6 +49,7 @@ class InProcess:
             below = self.union.lookup(inode, name)
             if below is None:
                 raise FileNotFoundError(2, os.strerror(2), path)
+            self.union.complete_links(below, inode, name)
             inode = self._remember(below)
         return inode
 
@@ -157,6 +160,7 @@ class InProcess:
             for name in self.union.names(handle, again=True):
                 inode = self.union.lookup(directory, name)
                 if inode is not None:
+                    self.union.complete_links(inode, directory, name)
                     self._remember(inode)
                     shown.append(os.fsdecode(name))
             return sorted(shown)

@@ -19,6 +19,7 @@ from fuseunion.core.ids.capability import Capability
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux.real_object import RealObject
 from fuseunion.mounting.prepare import default_work_path
 from fuseunion.offline.owner_change import Step
 from fuseunion.offline.walk import Found
@@ -244,17 +245,19 @@ def test_stored_ownership_changes_in_the_database(tmp_path: Path, given: bool) -
     work = tmp_path / "work" if given else Path(default_work_path(str(upper)))
     work.mkdir()
     fd = os.open(work, os.O_RDONLY)
+    held = RealObject(os.open(upper, os.O_PATH), b"link")
     try:
         store = DatabaseStore(fd)
-        store.store(os.fsencode(link), link.lstat(), Facts(1000, 1001, 0o777, stat.S_IFLNK))
+        store.store(held, link.lstat(), Facts(1000, 1001, 0o777, stat.S_IFLNK))
         store.close()
         extra = ["--work", str(work)] if given else []
         assert chown.main([str(upper), "--map", "0:50:1:1000:60:2", *extra]) == ExitCode.OK
         store = DatabaseStore(fd)
-        assert store.find(os.fsencode(link), link.lstat()) == Facts(60, 61, 0o777, stat.S_IFLNK)
+        assert store.find(held, link.lstat()) == Facts(60, 61, 0o777, stat.S_IFLNK)
         store.close()
     finally:
         os.close(fd)
+        os.close(held.fd)
     assert os.getxattr(upper, OVERRIDE) == b"50:50:0555:dir"
 
 

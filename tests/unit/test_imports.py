@@ -22,6 +22,7 @@ FLOORS = [
     "core.ownership",
     "core.disk",
     "core.marks",
+    "core.copying",
     "core.tree",
     "core.ops",
     "core.union",

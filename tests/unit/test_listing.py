@@ -11,7 +11,8 @@ import pyfuse3
 import pytest
 import trio
 
-from fuseunion.core.tree.inode import Directory, Inode
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.serving.operations import Operations
 from tests.support.faults import failing
 from tests.support.inprocess import InProcess, in_process

@@ -38,7 +38,7 @@ def _copying(union: InProcess, path: str) -> Iterator[Iterator[str]]:
 
     def steps() -> Iterator[str]:
         for file in files:
-            yield ",".join(sorted(os.fsdecode(name) for _, name in file.places()))
+            yield ",".join(sorted(os.fsdecode(name) for _, name in file.names()))
             union.copy(file)
 
     try:

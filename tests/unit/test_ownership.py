@@ -19,6 +19,7 @@ from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.core.ownership.xattr_store import XattrStore
 from fuseunion.linux import syscalls
+from fuseunion.linux.real_object import RealObject
 
 CONTAINERS = OverrideName.CONTAINERS
 
@@ -42,8 +43,20 @@ def database(path: Path) -> Iterator[DatabaseStore]:
         store.close()
 
 
-def at(path: Path) -> bytes:
-    return os.fsencode(path)
+_parents: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def parents_closed() -> Iterator[None]:
+    yield
+    while _parents:
+        os.close(_parents.pop())
+
+
+def at(path: Path) -> RealObject:
+    """A name, until the test ends."""
+    _parents.append(os.open(path.parent, os.O_PATH))
+    return RealObject(_parents[-1], os.fsencode(path.name))
 
 
 # -- stores ------------------------------------------------------------------------------------------------------
@@ -102,8 +115,8 @@ def test_descriptors_of_any_kind_will_do(store: OwnershipStore, tmp_path: Path, 
     path = _object(tmp_path, kind)
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     try:
-        store.change(fd, os.fstat(fd), uid=5)
-        assert store.load(fd, os.fstat(fd)).st_uid == 5
+        store.change(RealObject(fd), os.fstat(fd), uid=5)
+        assert store.load(RealObject(fd), os.fstat(fd)).st_uid == 5
     finally:
         os.close(fd)
     assert store.load(at(path), path.lstat()).st_uid == 5
@@ -208,11 +221,13 @@ _WRITER = """
 import os, sys
 from fuseunion.core.ownership.database_store import DatabaseStore
 directory = sys.argv[1]
-store = DatabaseStore(os.open(directory, os.O_RDONLY))
+from fuseunion.linux.real_object import RealObject
+store_fd = os.open(directory, os.O_RDONLY)
+store = DatabaseStore(store_fd)
 for number in range(100):
     path = os.fsencode(f"{directory}/{number}")
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
-    store.change(path, os.lstat(path), uid=number)
+    store.change(RealObject(store_fd, b"%d" % number), os.lstat(path), uid=number)
 print("stored", flush=True)
 sys.stdin.read()
 """
@@ -252,7 +267,7 @@ def test_a_witness_is_the_objects_and_never_the_names(tmp_path: Path) -> None:
     assert witness(at(link)) == witness(at(one))
     fd = os.open(two, os.O_PATH | os.O_NOFOLLOW)
     try:
-        assert witness(fd) == witness(at(two))
+        assert witness(RealObject(fd)) == witness(at(two))
     finally:
         os.close(fd)
 
@@ -324,11 +339,11 @@ def place_without_xattrs(tmp_path: Path) -> Iterator[Place]:
     """On ramfs, which has no user xattrs."""
     base = tmp_path / "ramfs"
     base.mkdir()
-    syscalls.mount(b"ramfs", at(base), b"ramfs", 0, b"")
+    syscalls.mount(b"ramfs", os.fsencode(base), b"ramfs", 0, b"")
     try:
         yield Place(base)
     finally:
-        syscalls.umount2(at(base), 0)
+        syscalls.umount2(os.fsencode(base), 0)
 
 
 def test_a_plain_upper_has_no_store(place: Place) -> None:
@@ -365,7 +380,7 @@ def test_an_unmarked_upper_takes_the_lowers_root(place: Place) -> None:
     store = place.choose(OverrideName.CONTAINERS)
     assert store is not None
     with opened(place.upper) as fd:
-        assert stat.S_IMODE(store.load(fd, os.fstat(fd)).st_mode) == 0o555
+        assert stat.S_IMODE(store.load(RealObject(fd), os.fstat(fd)).st_mode) == 0o555
     store.close()
 
 

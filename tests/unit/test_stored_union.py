@@ -21,7 +21,8 @@ from fuseunion.core.ownership import Facts
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.core.ownership.stored_names import OverrideName
-from fuseunion.core.tree.inode import Directory
+from fuseunion.core.tree.directory import Directory
+from fuseunion.linux.real_object import RealObject
 from tests.support import acl
 from tests.support.inprocess import InProcess, in_process
 
@@ -36,7 +37,7 @@ def _begin_database(upper: Path, work: Path) -> None:
     fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (upper, work)]
     store = DatabaseStore(fds[1])
     real = os.fstat(fds[0])
-    store.store(fds[0], real, Facts.of(real))
+    store.store(RealObject(fds[0]), real, Facts.of(real))
     store.close()
     for fd in fds:
         os.close(fd)

@@ -19,14 +19,19 @@ import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from fuseunion.linux.os_error import os_error
 
-if TYPE_CHECKING:
-    from fuseunion.core.disk.realdir import RealDir
-
 T = TypeVar("T")
+
+
+class Cached(Protocol):
+    """What has its descriptor in the cache: a directory of a layer (realdir.py)."""
+
+    def forget_descriptor(self) -> None:
+        """The cache closed the descriptor."""
+
 
 FLOOR = 32
 """Cached directories that are always allowed: four operands of an operation, each opened through KEPT_ON_THE_WAY."""
@@ -58,7 +63,7 @@ class Descriptors:
         self._half = limit // 2
         self._most = limit - _RESERVE - FLOOR
         self._others = 0
-        self._open: OrderedDict[RealDir, int] = OrderedDict()
+        self._open: OrderedDict[Cached, int] = OrderedDict()
 
     # -- what is not in the cache ------------------------------------------------------------------------------------
 
@@ -109,16 +114,16 @@ class Descriptors:
         """How many directories may be cached now."""
         return max(self._half - self._others, FLOOR)
 
-    def touch(self, real: RealDir) -> None:
+    def touch(self, real: Cached) -> None:
         """A cached directory was used."""
         self._open.move_to_end(real)
 
-    def add(self, real: RealDir, fd: int) -> None:
+    def add(self, real: Cached, fd: int) -> None:
         """Cache the descriptor of a directory, which belongs to the cache from now on."""
         self._open[real] = fd
         self._shrink()
 
-    def hand_over(self, real: RealDir) -> int | None:
+    def hand_over(self, real: Cached) -> int | None:
         """Give the descriptor of a directory to the caller, or None when it has none."""
         return self._open.pop(real, None)
 

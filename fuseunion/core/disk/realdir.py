@@ -16,18 +16,22 @@ fs/overlayfs/super.c ovl_get_layers): where something is mounted inside a lower,
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import stat
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from fuseunion.core.disk import wh_files
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.descriptors import KEPT_ON_THE_WAY
+from fuseunion.core.disk.permission import as_owner, lent
+from fuseunion.core.disk.wh_files import WhFiles
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
 
-if TYPE_CHECKING:
-    from fuseunion.core.disk.layer import Layer
+log = logging.getLogger("fuseunion.layer")
 
 T = TypeVar("T")
 
@@ -38,67 +42,13 @@ _RESOLVE = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.
 # What stat(2) answers when a name is not there, cannot be there, or when its directory is a mount point.
 _ABSENT = frozenset({errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EXDEV})
 
-AUFS_PREFIX = b".wh."
-AUFS_OPAQUE = b".wh..wh..opq"
-
-
-def proc_fd(fd: int) -> bytes:
-    """A path to what a descriptor holds, O_PATH or not, for the calls that take none (proc(5)).
-
-    It leads there by a magic link, which has to be followed, and no link behind it is.
-    """
-    return b"/proc/self/fd/%d" % fd
-
-
-_RIGHTS = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}
-
-
-@contextmanager
-def lent(fd: int, kinds: Container[int] = frozenset(_RIGHTS)) -> Iterator[None]:
-    """Give the owner all rights on a directory or regular file for a while; closes the O_PATH descriptor it is given.
-
-    By descriptor, because the name may lead elsewhere afterwards.
-
-    Args:
-        kinds: S_IFMT bits of what is to be opened; anything else stays as it is.
-    """
-    try:
-        st = os.fstat(fd)
-        kind = stat.S_IFMT(st.st_mode)
-        rights = _RIGHTS.get(kind, 0) if kind in kinds else 0
-        if st.st_mode & rights == rights:
-            yield
-            return
-        path = proc_fd(fd)
-        os.chmod(path, stat.S_IMODE(st.st_mode) | rights)
-        try:
-            yield
-        finally:
-            os.chmod(path, stat.S_IMODE(st.st_mode))
-    finally:
-        os.close(fd)
-
-
-def as_owner_of(fd: int, operation: Callable[[], T]) -> T:
-    """Run an operation on what a descriptor holds, though its mode forbids it to its owner, the daemon's user.
-
-    An attribute of a user needs read or write permission on the object (fs/xattr.c xattr_permission).
-    """
-    try:
-        return operation()
-    except PermissionError as error:
-        if error.errno != errno.EACCES:
-            raise
-    with lent(os.dup(fd)):
-        return operation()
-
 
 class RealDir:
     """A directory of one layer. `parent` is None for the layer's root."""
 
-    __slots__ = ("_fd", "_hidden", "_opaque_file", "_pinned", "_trail", "layer", "name", "parent")
+    __slots__ = ("_fd", "_pinned", "_trail", "_wh_files", "layer", "name", "parent")
 
-    def __init__(self, layer: Layer, parent: RealDir | None, name: bytes, trail: tuple[bytes, ...] = ()) -> None:
+    def __init__(self, layer: LayerAccess, parent: RealDir | None, name: bytes, trail: tuple[bytes, ...] = ()) -> None:
         self.layer = layer
         self.parent = parent
         self.name = name
@@ -106,9 +56,7 @@ class RealDir:
         self._pinned = False
         # The rest of the way from here to the union's own mount point, when that lies below: it must never be entered.
         self._trail = trail
-        # Names hidden by `.wh.NAME` files here: None before the directory was listed.
-        self._hidden: set[bytes] | None = None
-        self._opaque_file = False
+        self._wh_files: WhFiles | None = None  # before the directory was listed
 
     def child(self, name: bytes) -> RealDir:
         """The real directory called `name` in this one; it need not exist."""
@@ -166,7 +114,7 @@ class RealDir:
         except PermissionError as error:
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
-        # A directory of the upper that its owner closed: what is in it can still be moved with it.
+        # What is in a closed directory can still be moved with it.
         with lent(os.dup(parent_fd)):
             return call()
 
@@ -208,6 +156,10 @@ class RealDir:
         """True for the name that the union itself is mounted over: any access by path would wait for ourselves."""
         return bool(self._trail) and self._trail == (name,)
 
+    def _as_owner(self, call: Callable[[], T]) -> T:
+        """Make a call that looks for a name here, though the owner closed this directory of the upper."""
+        return as_owner(call, self) if self.layer.writable else call()
+
     def stat(self, name: bytes) -> os.stat_result | None:
         """lstat(2) of one name, or None when it is not there."""
         if self.is_covered(name):
@@ -219,12 +171,15 @@ class RealDir:
                 return None
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
-        # A directory of the upper that its owner, the daemon's user, closed: what is in it is still his.
         with lent(os.dup(self.fd())):
             try:
                 return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
             except FileNotFoundError:
                 return None
+
+    def object(self, name: bytes) -> RealObject:
+        """One name, good as long as `fd` is. What has to stay the same object is `held`."""
+        return RealObject(self.fd(), name)
 
     def hold(self, name: bytes) -> int:
         """An O_PATH descriptor of one name, owned by the caller; a link is held itself.
@@ -234,24 +189,14 @@ class RealDir:
         """
         if self.is_covered(name):
             raise os_error(errno.EOPNOTSUPP, name)
-
-        def call() -> int:
-            return os.open(name, _HOLD, dir_fd=self.fd())
-
-        try:
-            return self.layer.descriptors.retried(call)
-        except PermissionError as error:
-            if error.errno != errno.EACCES or not self.layer.writable:
-                raise
-        with lent(os.dup(self.fd())):
-            return call()
+        return self._as_owner(lambda: self.layer.descriptors.retried(lambda: os.open(name, _HOLD, dir_fd=self.fd())))
 
     @contextmanager
-    def held(self, name: bytes) -> Iterator[int]:
+    def held(self, name: bytes) -> Iterator[RealObject]:
         """`hold` for the length of a block."""
         fd = self.hold(name)
         try:
-            yield fd
+            yield RealObject(fd)
         finally:
             os.close(fd)
 
@@ -264,8 +209,8 @@ class RealDir:
         ownership = self.layer.ownership
         if ownership is None or self.is_covered(name):
             return st
-        with self.held(name) as fd:
-            return ownership.load(fd, st)
+        with self.held(name) as held:
+            return ownership.load(held, st)
 
     def open(self, name: bytes, flags: int) -> int:
         """openat(2) of one name, close-on-exec, never following a link, without touching the access time.
@@ -274,35 +219,31 @@ class RealDir:
             OSError: as openat(2); ELOOP for a symbolic link.
         """
         try:
-            return self._open_to_read(name, flags | os.O_NOFOLLOW, self.fd)
+            return self._open_to_read(lambda: self.object(name), flags)
         except PermissionError as error:
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
         # In a directory of the upper that its owner closed; or the object itself is closed, which it then says again.
         with self.held(name) as held:
-            return self._open_to_read(proc_fd(held), flags & ~os.O_NOFOLLOW, lambda: None)
-
-    def proc_path(self, name: bytes) -> bytes:
-        """A path to one name for the calls that take no directory descriptor (the xattr family before Linux 6.13)."""
-        return b"/proc/self/fd/%d/%s" % (self.fd(), name)
+            return self._open_to_read(lambda: held, flags)
 
     @contextmanager
-    def grasp(self) -> Iterator[int]:
-        """A descriptor of the directory itself, good for calls on `proc_fd` of it until the block ends.
+    def grasp(self) -> Iterator[RealObject]:
+        """The directory itself, until the block ends.
 
         Raises:
             OSError: as `fd`, but not EXDEV: where something is mounted there, it is what is mounted.
         """
         try:
-            fd = self.fd()
+            itself = RealObject(self.fd())
         except OSError as error:
             if error.errno != errno.EXDEV or self.parent is None:
                 raise
         else:
-            yield fd
+            yield itself
             return
-        with self.parent.held(self.name) as fd:
-            yield fd
+        with self.parent.held(self.name) as held:
+            yield held
 
     def own_stat(self) -> os.stat_result:
         """fstat(2) of the directory itself; lstat(2) of its name where something is mounted there."""
@@ -320,21 +261,13 @@ class RealDir:
         Raises:
             OSError: EACCES where a directory of a lower may not be read; EXDEV where something is mounted there.
         """
-        try:
-            return self._open_again()
-        except PermissionError:
-            if not self.layer.writable:
-                raise
-        with lent(os.dup(self.fd())):  # closed by its owner, who is the daemon's user
-            return self._open_again()
-
-    def _open_again(self) -> int:
         # Through the O_PATH descriptor, which lies on the layer's own mount.
-        return self._open_to_read(proc_fd(self.fd()), os.O_RDONLY | os.O_DIRECTORY, lambda: None)
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        return self._as_owner(lambda: self._open_to_read(lambda: RealObject(self.fd()), flags))
 
-    def _open_to_read(self, path: bytes, flags: int, dirfd: Callable[[], int | None]) -> int:
+    def _open_to_read(self, what: Callable[[], RealObject], flags: int) -> int:
         def call(flags: int) -> int:
-            return self.layer.descriptors.retried(lambda: os.open(path, flags, dir_fd=dirfd()))
+            return self.layer.descriptors.retried(lambda: what().open(flags))
 
         if self.layer.noatime:
             try:
@@ -361,54 +294,85 @@ class RealDir:
             names = [os.fsencode(name) for name in os.listdir(fd)]
         finally:
             os.close(fd)
-        self._learn(names)
+        self._wh_files = WhFiles(names)
         return names
 
     # -- `.wh.` files ------------------------------------------------------------------------------------------------
 
-    def _learn(self, names: list[bytes]) -> None:
-        hidden: set[bytes] = set()
-        opaque = False
-        for name in names:
-            if name.startswith(AUFS_PREFIX):
-                if name == AUFS_OPAQUE:
-                    opaque = True
-                elif not name.startswith(b".wh..wh."):
-                    hidden.add(name[len(AUFS_PREFIX) :])
-        self._hidden = hidden
-        self._opaque_file = opaque
-
-    def _listed(self) -> set[bytes] | None:
-        if self._hidden is None:
+    def _listed(self) -> WhFiles | None:
+        """What the `.wh.` files say; None for a directory that can be searched but not read: ask for each name."""
+        if self._wh_files is None:
             try:
                 self.names()
             except PermissionError:
-                return None  # a directory that can be searched but not read: ask for each name
-        return self._hidden
+                return None
+            if self._wh_files is None:
+                return WhFiles(())  # something is mounted there
+        return self._wh_files
 
     def hides(self, name: bytes) -> bool:
-        """True when a file `.wh.NAME` here hides `name` in the layers below (OCI image layer specification)."""
-        hidden = self._listed()
-        if hidden is None:
-            return self.stat(AUFS_PREFIX + name) is not None
-        return name in hidden
+        """True when a file `.wh.NAME` here hides `name` in the layers below."""
+        listed = self._listed()
+        if listed is None:
+            return self.stat(wh_files.PREFIX + name) is not None
+        return name in listed.hidden
 
     def has_opaque_file(self) -> bool:
         """True when `.wh..wh..opq` lies here. In a lower that the daemon may not search it hides nothing."""
-        if self._listed() is None:
+        listed = self._listed()
+        if listed is None:
             try:
-                return self.stat(AUFS_OPAQUE) is not None
+                return self.stat(wh_files.OPAQUE) is not None
             except PermissionError:
                 return False
-        return self._opaque_file
+        return listed.opaque
 
-    def note_mark(self, name: bytes, present: bool) -> None:
+    def note_wh_file(self, name: bytes, *, present: bool) -> None:
         """Keep what is known of `.wh.` files true after one was written or removed."""
-        if self._hidden is None:
-            return
-        if name == AUFS_OPAQUE:
-            self._opaque_file = present
-        elif present:
-            self._hidden.add(name[len(AUFS_PREFIX) :])
-        else:
-            self._hidden.discard(name[len(AUFS_PREFIX) :])
+        if self._wh_files is not None:
+            self._wh_files.note(name, present=present)
+
+    # -- changes -----------------------------------------------------------------------------------------------------
+
+    def unlink(self, name: bytes) -> None:
+        """unlinkat(2) of a non-directory.
+
+        Raises:
+            OSError: as unlinkat(2), but not EACCES in a directory that its owner closed; so all changes.
+        """
+        as_owner(lambda: os.unlink(name, dir_fd=self.fd()), self)
+
+    def rmdir(self, name: bytes) -> None:
+        """unlinkat(2) of an empty directory."""
+        as_owner(lambda: os.rmdir(name, dir_fd=self.fd()), self)
+
+    def rename(self, name: bytes, target: RealDir, new_name: bytes, flags: int = 0) -> None:
+        """renameat2(2) to another directory, or the same.
+
+        Args:
+            flags: of renameat2; EINVAL where the filesystem does not know one.
+        """
+
+        def move() -> None:
+            if flags:
+                syscalls.renameat2(self.fd(), name, target.fd(), new_name, flags)
+            else:
+                os.rename(name, new_name, src_dir_fd=self.fd(), dst_dir_fd=target.fd())
+
+        both = ((self, name), (target, new_name)) if flags & syscalls.RENAME_EXCHANGE else ((self, name),)
+        as_owner(move, self, target, moved=both)
+
+    @contextmanager
+    def times_kept(self) -> Iterator[None]:
+        """Give the directory its times back after something was copied up into it in the block.
+
+        That comes after the change that everybody sees: what fails then is logged.
+        """
+        st = self.own_stat()
+        try:
+            yield
+        finally:
+            try:
+                RealObject(self.fd()).utime(st.st_atime_ns, st.st_mtime_ns)
+            except OSError as error:
+                log.warning("the times of directory %r show that something was copied up into it: %s", self.name, error)

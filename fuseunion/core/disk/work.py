@@ -13,20 +13,17 @@ import errno
 import itertools
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from collections.abc import Iterator
 
+from fuseunion.core.disk.capabilities import Capabilities
 from fuseunion.core.disk.descriptors import Descriptors
-from fuseunion.core.disk.layer import Capabilities, Layer
-from fuseunion.core.disk.realdir import RealDir, lent, proc_fd
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.permission import lent
+from fuseunion.core.disk.realdir import RealDir
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.work")
-
-T = TypeVar("T")
 
 # Left in WORK/work by a volatile mount (fs/overlayfs/super.c ovl_make_workdir): not ours to remove.
 _VOLATILE_MARK = "incompat"
@@ -34,7 +31,6 @@ _VOLATILE_MARK = "incompat"
 _MODE = 0o700
 
 _PATH = os.O_PATH | os.O_NOFOLLOW
-_DIRECTORY = frozenset({stat.S_IFDIR})
 
 
 class WorkDirectory:
@@ -66,8 +62,7 @@ class WorkDirectory:
         try:
             os.mkdir(name, _MODE, dir_fd=root.fd())
         except FileExistsError:
-            # The kernel leaves its own with mode 000.
-            os.chmod(root.proc_path(name), _MODE)
+            root.object(name).chmod(_MODE)  # the kernel leaves its own with mode 000
         real = root.child(name)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root.fd())
         real.pin(fd)
@@ -99,43 +94,59 @@ class WorkDirectory:
     def unlink(self, name: bytes) -> None:
         """Remove one non-directory of WORK/work; garbage that resists is logged and left for the next mount."""
         try:
-            os.unlink(name, dir_fd=self.tmp.fd())
+            self.tmp.unlink(name)
         except OSError as error:
             log.warning("cannot remove work file %r: %s", name, error)
 
-    def publish(self, name: bytes, target: RealDir, new_name: bytes) -> None:
-        """Rename a finished object from work into the upper, where nothing of that name may be.
+    # -- into the upper, and out of it -------------------------------------------------------------------------------
+
+    def install(self, name: bytes, target: RealDir, new_name: bytes) -> None:
+        """Put a finished object from work into the upper, where nothing of that name may be.
 
         Raises:
-            OSError: EEXIST when something is there.
+            OSError: EEXIST when something is there; nothing has changed then, as with any other error.
         """
+        if self.capabilities.noreplace:
+            self.tmp.rename(name, target, new_name, syscalls.RENAME_NOREPLACE)
+            return
+        if target.stat(new_name) is not None:
+            raise os_error(errno.EEXIST, new_name)
+        self.tmp.rename(name, target, new_name)
 
-        def move() -> None:
-            if self.capabilities.noreplace:
-                syscalls.renameat2(self.tmp.fd(), name, target.fd(), new_name, syscalls.RENAME_NOREPLACE)
-                return
-            if target.stat(new_name) is not None:
-                raise os_error(errno.EEXIST, new_name)
-            os.rename(name, new_name, src_dir_fd=self.tmp.fd(), dst_dir_fd=target.fd())
+    def install_over(self, name: bytes, target: RealDir, new_name: bytes, *, directories: bool) -> bytes | None:
+        """Put a finished object from work into the upper, in the place of what is there.
 
-        as_owner(move, target, moved=[(self.tmp, name)])
+        One rename, or an exchange where a directory takes part (fs/overlayfs/dir.c ovl_create_over_whiteout). Where
+        the filesystem cannot exchange, what is there moves to work first, and back if the second rename fails: a crash
+        in between leaves the name free.
 
-    def exchange(self, name: bytes, target: RealDir, other: bytes) -> None:
-        """Swap an object in work with one in the upper (RENAME_EXCHANGE)."""
+        Args:
+            directories: one of the two is a directory, or may be.
 
-        def swap() -> None:
-            syscalls.renameat2(self.tmp.fd(), name, target.fd(), other, syscalls.RENAME_EXCHANGE)
+        Returns:
+            The name in work of what was there; None when it is gone.
 
-        as_owner(swap, target, moved=[(self.tmp, name), (target, other)])
+        Raises:
+            OSError: nothing has changed then.
+        """
+        if not directories:
+            self.tmp.rename(name, target, new_name)
+            return None
+        if self.capabilities.exchange:
+            self.tmp.rename(name, target, new_name, syscalls.RENAME_EXCHANGE)
+            return name
+        taken = self.take(target, new_name)
+        try:
+            self.install(name, target, new_name)
+        except BaseException:
+            self.install(taken, target, new_name)
+            raise
+        return taken
 
     def take(self, source: RealDir, name: bytes) -> bytes:
         """Move an object of the upper into work; returns its new name."""
         taken = self.new_name()
-
-        def move() -> None:
-            os.rename(name, taken, src_dir_fd=source.fd(), dst_dir_fd=self.tmp.fd())
-
-        as_owner(move, source, moved=[(source, name)])
+        source.rename(name, self.tmp, taken)
         return taken
 
     # -- removing ---------------------------------------------------------------------------------------------------
@@ -192,58 +203,3 @@ def _entries(dirfd: int, name: bytes) -> Iterator[tuple[int, bytes]]:
             yield fd, os.fsencode(entry)
     finally:
         os.close(fd)
-
-
-def as_owner(operation: Callable[[], T], changed: RealDir, *, moved: Sequence[tuple[RealDir, bytes]] = ()) -> T:
-    """Run an operation that the user may do but the mode bits forbid to the daemon, as its files' plain owner.
-
-    A chmod of a file in a directory of mode 0555 is allowed to its owner, but copying the file up needs to write in
-    that directory; and a directory of mode 0555 can be removed or copied up, but not be moved to another directory,
-    which writes its ".." (rename(2), EACCES). Where the daemon has CAP_DAC_OVERRIDE this never happens. Where it has
-    not, it lends itself the missing bits.
-
-    Args:
-        changed: the directory in which a name comes or goes.
-        moved: objects that change their directory.
-    """
-    try:
-        return operation()
-    except PermissionError as error:
-        if error.errno != errno.EACCES:
-            raise
-    with ExitStack() as stack:
-        stack.enter_context(lent(os.dup(changed.fd())))
-        for real, name in moved:
-            fd = os.open(name, _PATH, dir_fd=real.fd())
-            stack.enter_context(lent(fd, kinds=_DIRECTORY))
-        return operation()
-
-
-@contextmanager
-def opened(real: RealDir | None) -> Iterator[None]:
-    """Let a daemon that is the plain owner of a directory of the upper into it, though its mode is closed to the owner.
-
-    The user has closed the directory, and may remove or rename it all the same.
-    """
-    if real is None or os.geteuid() == 0:
-        yield
-        return
-    with lent(os.dup(real.fd())):
-        yield
-
-
-@contextmanager
-def times_kept(real: RealDir) -> Iterator[None]:
-    """Give a directory of the upper its times back after something was copied up into it.
-
-    That comes after the change that everybody sees: what fails then is logged.
-    """
-    st = real.own_stat()
-    try:
-        yield
-    finally:
-        try:
-            # Through the magic link of its descriptor: the directory above may be closed.
-            os.utime(proc_fd(real.fd()), ns=(st.st_atime_ns, st.st_mtime_ns))
-        except OSError as error:
-            log.warning("the times of directory %r show that something was copied up into it: %s", real.name, error)

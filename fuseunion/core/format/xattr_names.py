@@ -21,6 +21,9 @@ PREFIXES = (b"trusted.overlay.", b"user.overlay.")
 _FOREIGN = b"user.fuseoverlayfs."
 _ESCAPE = b"overlay."
 
+MARK_PREFIXES = (*PREFIXES, _FOREIGN)
+"""What the names of marks begin with, the prefix that counts most first."""
+
 POSIX_ACL_ACCESS = b"system.posix_acl_access"
 POSIX_ACL_DEFAULT = b"system.posix_acl_default"
 CAPABILITY = b"security.capability"
@@ -34,8 +37,6 @@ ORIGIN = b"origin"
 UNION_ORIGIN = b"fuseunion.origin"
 LOWERS = b"fuseunion.lowers"
 
-_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
-
 
 class MalformedError(OSError):
     """A mark on an object says what no mark can say, or what we cannot do: that one object cannot be used."""
@@ -44,6 +45,11 @@ class MalformedError(OSError):
 def malformed(code: int = errno.EINVAL) -> MalformedError:
     """The error for an object whose marks cannot be understood."""
     return MalformedError(code, os.strerror(code))
+
+
+def is_escaped(suffix: bytes) -> bool:
+    """True for what follows the prefix of a mark in the name of a user's own attribute."""
+    return suffix.startswith(_ESCAPE)
 
 
 def to_disk(name: bytes) -> bytes:
@@ -72,46 +78,3 @@ def to_shown(name: bytes) -> bytes | None:
 def is_private(name: bytes) -> bool:
     """True for what copy-up leaves behind: every mark, but not a user's escaped attributes."""
     return to_shown(name) is None
-
-
-def listxattr(path: bytes | int, *, follow: bool = False) -> list[bytes]:
-    """The raw names on an object; empty where the filesystem has none.
-
-    Raises:
-        OSError: as listxattr(2), but not EOPNOTSUPP.
-    """
-    try:
-        names = os.listxattr(path) if isinstance(path, int) else os.listxattr(path, follow_symlinks=follow)
-    except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            return []
-        raise
-    return [os.fsencode(name) for name in names]
-
-
-def marks(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
-    """The union's marks on an object by suffix (`opaque`, `redirect`, ...), with the prefix that counts.
-
-    trusted.overlay. wins over user.overlay., that one over user.fuseoverlayfs., as in fuse-overlayfs.
-
-    Args:
-        follow: the path is a magic link (realdir.proc_fd).
-
-    Raises:
-        PermissionError: EACCES where there is a mark that may not be read: user.* needs read permission on the object
-            (fs/xattr.c xattr_permission).
-    """
-    names = listxattr(path, follow=follow)
-    found: dict[bytes, bytes] = {}
-    for prefix in (*PREFIXES, _FOREIGN):
-        for name in names:
-            if name.startswith(prefix):
-                suffix = name[len(prefix) :]
-                if suffix in found or suffix.startswith(_ESCAPE):
-                    continue
-                try:
-                    found[suffix] = os.getxattr(path, name, follow_symlinks=follow)
-                except OSError as error:
-                    if error.errno not in (errno.ENODATA, errno.EPERM):
-                        raise
-    return found

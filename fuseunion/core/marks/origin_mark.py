@@ -23,9 +23,10 @@ import os
 import struct
 from collections.abc import Sequence
 
-from fuseunion.core.disk.realdir import RealDir, proc_fd
+from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.numbers import Ino, Numbers
+from fuseunion.linux.real_object import RealObject
 
 _HEADER = struct.Struct("<BQQq")
 _VERSION = 1
@@ -48,8 +49,8 @@ def path_of(real: RealDir, name: bytes) -> bytes:
     return b"/".join(reversed(names))
 
 
-def write(fd: int, prefix: bytes, number: Ino, ctime_ns: int) -> None:
-    """Set the mark of a new copy, given by a descriptor.
+def write(held: RealObject, prefix: bytes, number: Ino, ctime_ns: int) -> None:
+    """Set the mark of a new copy.
 
     Args:
         number: of the lower object.
@@ -57,13 +58,13 @@ def write(fd: int, prefix: bytes, number: Ino, ctime_ns: int) -> None:
     """
     if not -(1 << 63) <= ctime_ns < 1 << 63:
         return  # a time beyond the year 2262 cannot be told; the number is then not kept
-    rewrite(fd, prefix, _HEADER.pack(_VERSION, os.fstat(fd).st_ino, number, ctime_ns))
+    rewrite(held, prefix, _HEADER.pack(_VERSION, held.stat().st_ino, number, ctime_ns))
 
 
-def rewrite(fd: int, prefix: bytes, value: bytes) -> bool:
+def rewrite(held: RealObject, prefix: bytes, value: bytes) -> bool:
     """Replace the mark of an object; False where it cannot be kept."""
     try:
-        os.setxattr(proc_fd(fd), prefix + xattr_names.UNION_ORIGIN, value)
+        held.setxattr(prefix + xattr_names.UNION_ORIGIN, value)
     except OSError as error:
         if error.errno not in _TOLERATED:
             raise

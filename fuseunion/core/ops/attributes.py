@@ -17,14 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fuseunion.core.disk.realdir import proc_fd
+from fuseunion.core.copying import metadata
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
-from fuseunion.core.ops import metadata
 from fuseunion.core.ownership import Facts, OwnershipStore
-from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
 
 _LINK, _DIRECTORY = stat.S_IFLNK, stat.S_IFDIR
 _CLOCK_REALTIME_COARSE = 5  # include/uapi/linux/time.h
@@ -95,8 +97,8 @@ def stat_of(state: State, inode: Inode) -> os.stat_result:
         st = inode.real_stat()
         ownership = state.layer_of(inode).ownership
         if ownership is not None:
-            with inode.grasp() as fd:
-                st = ownership.load(fd, st)
+            with inode.grasp() as held:
+                st = ownership.load(held, st)
         inode.st = st
     return st
 
@@ -110,7 +112,7 @@ def nlink_of(state: State, inode: Inode, st: os.stat_result) -> int:
     assert isinstance(inode, File)
     if inode.group is not None:
         return inode.group.nlink(st.st_nlink if inode.in_upper else None)
-    if inode.in_upper or inode.link_key is not None:
+    if inode.in_upper or inode.lower_links is not None:
         return st.st_nlink
     return 0 if inode.removed else 1
 
@@ -123,68 +125,70 @@ def apply(state: State, inode: Inode, change: Change) -> None:
     """
     assert isinstance(inode, (File, Directory))
     try:
-        with inode.grasp() as fd, _restored_on_failure(state, fd, change):
+        with inode.grasp() as held, _restored_on_failure(state, held, change):
             if change.changes_owner or change.touch:
-                _chown(state, fd, inode, change)
+                _chown(state, held, inode, change)
             if change.clear_capability:
-                _remove_capability(state, fd)
+                _remove_capability(state, held)
             if change.mode is not None:
-                _chmod(state, fd, inode, change.mode)
-            st = os.fstat(fd) if change.atime_ns is not None or change.mtime_ns is not None else None
+                _chmod(state, held, inode, change.mode)
+            st = held.stat() if change.atime_ns is not None or change.mtime_ns is not None else None
             if change.size is not None:
                 _truncate(inode, change.size)
             if st is not None:
                 atime_ns = st.st_atime_ns if change.atime_ns is None else change.atime_ns
                 mtime_ns = st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
-                os.utime(proc_fd(fd), ns=(atime_ns, mtime_ns))
+                held.utime(atime_ns, mtime_ns)
     finally:
         inode.stale()
 
 
 @contextmanager
-def _restored_on_failure(state: State, fd: int, change: Change) -> Iterator[None]:
+def _restored_on_failure(state: State, held: RealObject, change: Change) -> Iterator[None]:
     """Give an object its owner and mode back when only a part of a change could be made."""
     ownership = state.writable().layer.ownership
     one_call = change.mode is None if change.changes_owner else change.size is None or change.mode is None
     if ownership is None and one_call:
         yield
         return
-    real = os.fstat(fd)
-    facts = Facts.of(real if ownership is None else ownership.load(fd, real))
+    real = held.stat()
+    facts = Facts.of(real if ownership is None else ownership.load(held, real))
     try:
         yield
     except BaseException:
         try:
             if ownership is not None:
-                ownership.store(fd, real, facts)
+                ownership.store(held, real, facts)
             elif change.changes_owner:
-                os.chown(proc_fd(fd), real.st_uid, real.st_gid)
+                held.chown(real.st_uid, real.st_gid)
             if not stat.S_ISLNK(real.st_mode):
-                os.chmod(proc_fd(fd), stat.S_IMODE(real.st_mode))
+                held.chmod(stat.S_IMODE(real.st_mode))
         except OSError as error:
             state.log.error("a change of inode %d was made in part: %s", real.st_ino, error)
         raise
 
 
-def _chown(state: State, fd: int, inode: File | Directory, change: Change) -> None:
+def _chown(state: State, held: RealObject, inode: File | Directory, change: Change) -> None:
     uid = KEEP if change.uid is None else change.uid
     gid = KEEP if change.gid is None else change.gid
     ownership = state.writable().layer.ownership
     if ownership is None:
-        metadata.chown(fd, uid, gid, state.settings.identity)
+        metadata.chown(held, uid, gid, state.settings.identity)
     else:
         if change.changes_owner:
-            _store_owner(state, ownership, fd, inode, uid, gid)
-        os.chown(proc_fd(fd), KEEP, KEEP)  # makes ctime true, and clears what a real chown clears
+            _store_owner(state, ownership, held, inode, uid, gid)
+        held.chown(KEEP, KEEP)  # makes ctime true, and clears what a real chown clears
     inode.absent_xattrs = frozenset()
 
 
-def _store_owner(state: State, ownership: OwnershipStore, fd: int, inode: File | Directory, uid: int, gid: int) -> None:
+def _store_owner(
+    state: State, ownership: OwnershipStore, held: RealObject, inode: File | Directory, uid: int, gid: int
+) -> None:
     mode = KEEP
     if isinstance(inode, File) and not stat.S_ISLNK(inode.kind):
         mode = without_privileges(stat_of(state, inode).st_mode)
-        _remove_capability(state, fd)
-    ownership.change(fd, os.fstat(fd), uid=uid, gid=gid, mode=mode)
+        _remove_capability(state, held)
+    ownership.change(held, held.stat(), uid=uid, gid=gid, mode=mode)
 
 
 def without_privileges(mode: int, *, outsider: bool = False) -> int:
@@ -197,10 +201,10 @@ def without_privileges(mode: int, *, outsider: bool = False) -> int:
     return stat.S_IMODE(mode) & ~cleared
 
 
-def _remove_capability(state: State, fd: int) -> None:
+def _remove_capability(state: State, held: RealObject) -> None:
     for name in state.writable().layer.xattr_names(xattr_names.CAPABILITY):
         try:
-            os.removexattr(proc_fd(fd), name)
+            held.removexattr(name)
         except OSError as error:
             # Most files have none, and some filesystems cannot have any; who may not remove one may not have set it.
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
@@ -215,18 +219,18 @@ def chmod(state: State, inode: Inode, mode: int) -> None:
             would follow it.
     """
     assert isinstance(inode, (File, Directory))
-    with inode.grasp() as fd:
-        _chmod(state, fd, inode, mode)
+    with inode.grasp() as held:
+        _chmod(state, held, inode, mode)
 
 
-def _chmod(state: State, fd: int, inode: Inode, mode: int) -> None:
+def _chmod(state: State, held: RealObject, inode: Inode, mode: int) -> None:
     if stat.S_ISLNK(inode.kind):
         raise os_error(errno.EOPNOTSUPP)
     upper = state.writable().layer
     mode = stat.S_IMODE(mode)
     if upper.ownership is not None:
-        upper.ownership.change(fd, os.fstat(fd), mode=mode)
-    os.chmod(proc_fd(fd), metadata.real_mode(inode.kind, mode, upper))
+        upper.ownership.change(held, held.stat(), mode=mode)
+    held.chmod(metadata.real_mode(inode.kind, mode, upper))
     inode.stale()
 
 
@@ -274,13 +278,13 @@ def restate(state: State, inode: Inode, facts: Facts) -> bool:
     shown = stat_of(state, inode)
     if not facts.kind:
         facts = facts._replace(kind=stat.S_IFMT(shown.st_mode), rdev=shown.st_rdev)
-    with inode.grasp() as fd:
-        real = os.fstat(fd)
+    with inode.grasp() as held:
+        real = held.stat()
         stands_for_another = stat.S_ISREG(real.st_mode) and not real.st_size and facts.kind not in (_LINK, _DIRECTORY)
         if facts.kind != stat.S_IFMT(shown.st_mode) and not stands_for_another:
             raise os_error(errno.EINVAL)
-        ownership.store(fd, real, facts)
-        os.chmod(proc_fd(fd), metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
+        ownership.store(held, real, facts)
+        held.chmod(metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
     inode.stale()
     changed = inode.kind != facts.kind
     inode.kind = facts.kind

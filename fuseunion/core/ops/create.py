@@ -1,7 +1,7 @@
 """New names: create, mkdir, mknod, symlink, link.
 
 An object is never seen half made. Where its owner is the daemon's own, no ownership is stored and nothing lies in its
-place, one system call makes it in the upper as it shall be, and the upper's filesystem does the inheriting
+place, one system call makes it in the upper as it is to be, and the upper's filesystem does the inheriting
 (set-group-ID directories, default ACLs, umask). Otherwise it is made in work, closed to everybody, gets owner, ACL and
 mode, and enters the upper by one rename: over a whiteout where there is one.
 """
@@ -15,18 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fuseunion.core.disk.realdir import RealDir, proc_fd
+from fuseunion.core.copying import metadata
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
-from fuseunion.core.marks.link_index import key_of_number
-from fuseunion.core.ops import metadata
 from fuseunion.core.ops.attributes import stat_of
-from fuseunion.core.ops.copy_up import copy_up_directory, link_into
-from fuseunion.core.ops.origin_paths import note_path
+from fuseunion.core.ops.directories import copy_up_directory
+from fuseunion.core.ops.link_names import link_into, number_kept
 from fuseunion.core.ownership import Facts
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
-from fuseunion.core.tree.inode import Directory, File, Inode
-from fuseunion.core.tree.lookup import is_reserved, resolve
+from fuseunion.core.tree.inode import Inode
+from fuseunion.core.tree.lookup import resolve
+from fuseunion.core.tree.place import InUpper
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 
@@ -94,8 +97,8 @@ def default_acl(state: State, directory: Directory) -> bytes:
         known = b""
         if state.settings.acl:
             try:
-                with directory.grasp() as fd:
-                    known = os.getxattr(proc_fd(fd), xattr_names.POSIX_ACL_DEFAULT)
+                with directory.grasp() as held:
+                    known = held.getxattr(xattr_names.POSIX_ACL_DEFAULT)
             except OSError as error:
                 if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
                     raise
@@ -139,14 +142,11 @@ def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _M
             if kind == stat.S_IFDIR and place.hidden:
                 upper.whiteouts.make_opaque(new)
             if inherited.default is not None and kind == stat.S_IFDIR:
-                os.setxattr(proc_fd(new), xattr_names.POSIX_ACL_DEFAULT, inherited.default)
+                new.setxattr(xattr_names.POSIX_ACL_DEFAULT, inherited.default)
             if inherited.access is not None:
-                os.setxattr(proc_fd(new), xattr_names.POSIX_ACL_ACCESS, inherited.access)
+                new.setxattr(xattr_names.POSIX_ACL_ACCESS, inherited.access)
             metadata.give_mode(new, facts, upper.layer)
-        if place.device:
-            upper.whiteouts.swap_in(temporary, place.upper, place.name, is_directory=kind == stat.S_IFDIR)
-        else:
-            work.publish(temporary, place.upper, place.name)
+        upper.whiteouts.install(temporary, place.upper, place.name, is_directory=kind == stat.S_IFDIR)
     except BaseException:
         if fd is not None:
             os.close(fd)
@@ -171,10 +171,9 @@ def _register(state: State, place: _Place, kind: int) -> Inode:
     if stat.S_ISDIR(st.st_mode):
         inode = Directory(ino, place.directory, place.name, place.upper.child(place.name), ())
     else:
-        inode = file = File(ino, stat.S_IFMT(shown.st_mode))
-        file.upper = (place.upper, place.name)
-        file.disk_id = (st.st_dev, st.st_ino)
-        file.add_place(place.directory, place.name)
+        where = InUpper(place.upper, place.name, (st.st_dev, st.st_ino))
+        inode = file = File(ino, stat.S_IFMT(shown.st_mode), where)
+        file.add_name(place.directory, place.name)
     inode.st = shown
     state.table.add(inode)
     place.directory.children[place.name] = inode
@@ -272,43 +271,21 @@ def link(state: State, file: File, directory: Directory, name: bytes) -> File:
     if file.removed and file.group is None:
         raise os_error(errno.ENOENT, name)
     upper = state.writable()
-    with _number_kept(state, file):
+    with number_kept(state, file):
         if place.device:
             temporary = upper.work.new_name()
             link_into(file, upper.work.tmp, temporary)
             try:
-                upper.whiteouts.swap_in(temporary, place.upper, name, is_directory=False)
+                upper.whiteouts.install(temporary, place.upper, name, is_directory=False)
             except BaseException:
                 upper.work.unlink(temporary)
                 raise
         else:
             link_into(file, place.upper, name)
     upper.whiteouts.drop_file_mark(place.upper, name)
-    file.add_place(directory, name)
+    file.add_name(directory, name)
     file.stale()
     state.table.note_names(file)
     directory.children[name] = file
     directory.stale()
     return file
-
-
-@contextmanager
-def _number_kept(state: State, file: File) -> Iterator[None]:
-    """Let all names of a copy show the lower's number after a remount, when it gets one more in the block.
-
-    Its origin mark gets the lower's path; where that cannot be kept, the number goes into the link index.
-    """
-    kept = [note_path(state, known, name) for known, name in file.places()] if file.group is None else []
-    if all(kept):
-        yield
-        return
-    links = state.writable().links
-    group = links.get_or_new(key_of_number(file.ino), file.ino, 0)
-    assert file.upper is not None, "a file with a mark has a name in the upper"
-    group.add_copy(*file.upper, file.real_stat())
-    try:
-        yield
-    except BaseException:
-        group.drop_copy()
-        raise
-    file.group = group

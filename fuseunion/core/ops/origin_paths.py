@@ -7,14 +7,12 @@ remount.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 
-from fuseunion.core.disk.realdir import as_owner_of, proc_fd
-from fuseunion.core.disk.work import opened
+from fuseunion.core.disk.permission import as_owner_of, opened
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks import origin_mark
-from fuseunion.core.tree.inode import Directory
+from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.listing import candidates
 from fuseunion.core.tree.lookup import FoundFile, lookup, resolve
 from fuseunion.core.tree.state import State
@@ -29,9 +27,9 @@ def note_path(state: State, directory: Directory, name: bytes) -> bool:
     prefix = state.writable().work.capabilities.xattr_prefix
     if prefix is None or directory.upper is None or not directory.lowers:
         return True
-    with directory.upper.held(name) as fd:
+    with directory.upper.held(name) as held:
         try:
-            value = as_owner_of(fd, lambda: os.getxattr(proc_fd(fd), prefix + xattr_names.UNION_ORIGIN))
+            value = as_owner_of(held, lambda: held.getxattr(prefix + xattr_names.UNION_ORIGIN))
         except OSError as error:
             if error.errno not in origin_mark.NO_MARK:
                 raise
@@ -43,7 +41,7 @@ def note_path(state: State, directory: Directory, name: bytes) -> bool:
         if real is None:
             return True  # the lower was changed: the mark is no longer true
         completed = origin_mark.with_path(value, origin_mark.path_of(real, name))
-        return completed is not None and as_owner_of(fd, lambda: origin_mark.rewrite(fd, prefix, completed))
+        return completed is not None and as_owner_of(held, lambda: origin_mark.rewrite(held, prefix, completed))
 
 
 def note_paths_below(state: State, directory: Directory) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.marks.link_index import INODE, key_of
+from fuseunion.core.marks.link_index import INODE
 from fuseunion.core.ops.attributes import nlink_of, stat_of
-from fuseunion.core.ops.copy_up import copy_up_directory
-from fuseunion.core.tree.inode import Directory, File
+from fuseunion.core.ops.directories import copy_up_directory
+from fuseunion.core.ops.link_names import covering_lower_name
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.listing import is_empty
-from fuseunion.core.tree.lookup import covering, lookup, lower_is_positive, lower_name
+from fuseunion.core.tree.lookup import lookup, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 
@@ -45,7 +47,7 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
                 if lower_is_positive(state, directory, name):
                     whiteouts.replace_file(upper, name)
                 else:
-                    os.unlink(name, dir_fd=upper.fd())
+                    upper.unlink(name)
         name_gone(state, file, directory, name)
 
 
@@ -85,7 +87,7 @@ def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positi
         removed = side.whiteouts.replace_directory(upper, name)
     else:
         try:
-            os.rmdir(name, dir_fd=upper.fd())
+            upper.rmdir(name)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -101,42 +103,19 @@ def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positi
 @contextmanager
 def holding(file: File, upper: RealDir, name: bytes) -> Iterator[None]:
     """Hold a file by a descriptor while, in the block, a name that may be the one that leads to it goes."""
-    pinned = file.pin >= 0
-    if file.upper == (upper, name):
-        file.pin_down()
-    try:
+    with file.holding() if file.is_at(upper, name) else nullcontext():
         yield
-    except BaseException:
-        if not pinned:
-            file.unpin()
-        raise
-
-
-@contextmanager
-def covering_lower_name(state: State, directory: Directory, name: bytes) -> Iterator[None]:
-    """Count a name of a lower file with several names as gone, while it goes in the block."""
-    found = lower_name(state, directory, name)
-    if found is None or found[1].st_nlink < 2:
-        yield
-        return
-    real, st = found
-    number = state.numbers.number(st.st_dev, st.st_ino)
-    group = state.writable().links.get_or_new(key_of(number, st), number, st.st_nlink)
-    with covering(state, group, real, name):
-        yield
-    known = state.table.find_lower((st.st_dev, st.st_ino))
-    if known is not None:
-        known.group = group
 
 
 def name_gone(state: State, file: File, directory: Directory, name: bytes) -> None:
     """Keep the inodes true after a non-directory lost a name. It cannot fail: the name is gone."""
     directory.children.pop(name, None)
     directory.stale()
-    file.remove_place(directory, name)
+    file.remove_name(directory, name)
     file.stale()
-    if file.upper is not None and directory.upper is not None and file.upper == (directory.upper, name):
-        _relocate(file)
+    if directory.upper is not None and file.is_at(directory.upper, name):
+        others = [(place.upper, other) for place, other in file.names() if place.upper is not None]
+        file.lost_name(others if file.group is None else [*others, (file.group.directory, INODE)])
     if file.group is not None:
         _end_group(state, file)
 
@@ -147,31 +126,12 @@ def _end_group(state: State, file: File) -> None:
     try:
         if nlink_of(state, file, stat_of(state, file)):
             return
-        if file.in_upper:
-            file.pin_down()
-            file.upper = None
+        file.unlinked()
     except OSError as error:
         state.log.warning("the link index keeps inode %d: %s", file.ino, error)
         return
     file.group.remove()
     file.stale()
-
-
-def _relocate(file: File) -> None:
-    """Find another name that leads to the file in the upper; else the descriptor does that holds it."""
-    file.upper = None
-    candidates = [(place.upper, name) for place, name in file.places() if place.upper is not None]
-    if file.group is not None:
-        candidates.append((file.group.directory, INODE))
-    for real, name in candidates:
-        try:
-            st = real.stat(name)
-        except OSError:
-            continue  # in a directory that cannot be entered: the file is held
-        if st is not None and (st.st_dev, st.st_ino) == file.disk_id:
-            file.upper = (real, name)
-            file.unpin()
-            return
 
 
 def directory_gone(state: State, target: Directory, directory: Directory, name: bytes) -> None:
@@ -181,4 +141,3 @@ def directory_gone(state: State, target: Directory, directory: Directory, name: 
     for child in list(target.children.values()):
         state.log.error("inode %d was left in a removed directory", child.ino)
     target.mark_removed()
-    target.stale()

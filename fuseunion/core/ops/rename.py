@@ -13,27 +13,26 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TypeVar
+from typing import NamedTuple
 
+from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.disk.work import opened, times_kept
-from fuseunion.core.marks import whiteout
-from fuseunion.core.ops.copy_up import copy_up_directory, link_name
+from fuseunion.core.marks.marks import is_whiteout
 from fuseunion.core.ops.create import check_name
+from fuseunion.core.ops.directories import copy_up_directory
+from fuseunion.core.ops.link_names import covering_lower_name, link_name
 from fuseunion.core.ops.origin_paths import note_path, note_paths_below
-from fuseunion.core.ops.remove import covering_lower_name, directory_gone, holding, name_gone
-from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.ops.remove import directory_gone, holding, name_gone
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.listing import candidates, is_empty
 from fuseunion.core.tree.lookup import lookup, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
-
-_What = TypeVar("_What")
-# Directory, name, and what is there.
-_Named = tuple[Directory, bytes, _What]
 
 _FLAGS = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
 
@@ -94,6 +93,14 @@ def _copy_files(
                 link_name(state, file, directory, name)
 
 
+class _End(NamedTuple):
+    """One end of a rename: a name, and where it is or comes to be in the upper."""
+
+    directory: Directory
+    name: bytes
+    upper: RealDir
+
+
 def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
     """Rename, replace or exchange.
 
@@ -112,59 +119,41 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
     if source is target:
         return  # two names of one file (rename(2))
     with state.table.held(source, target):
-        _rename(state, (old_dir, old_name, source), (new_dir, new_name, target), flags)
-
-
-def _rename(state: State, old: _Named[Inode], new: _Named[Inode | None], flags: int) -> None:
-    old_dir, old_name, source = old
-    new_dir, new_name, target = new
-    old_upper = copy_up_directory(state, old_dir)
-    new_upper = copy_up_directory(state, new_dir)
-    if isinstance(source, File) and old_upper.stat(old_name) is None:
-        link_name(state, source, old_dir, old_name)
-    if flags & syscalls.RENAME_EXCHANGE:
-        if target is None:
+        old = _End(old_dir, old_name, copy_up_directory(state, old_dir))
+        new = _End(new_dir, new_name, copy_up_directory(state, new_dir))
+        if isinstance(source, File):
+            link_name(state, source, old_dir, old_name)  # where it was copied up under another name
+        if not flags & syscalls.RENAME_EXCHANGE:
+            _replace(state, source, old, target, new, whiteout=bool(flags & syscalls.RENAME_WHITEOUT))
+        elif target is None:
             raise os_error(errno.ENOENT, new_name)
-        _exchange(state, old, (new_dir, new_name, target))
-        return
-    _check_target(state, source, target, new_name)
-    _prepare_source(state, source, old_dir, old_name, new_dir, new_name)
-    with _replaced(state, target, new_dir, new_upper, new_name) as held:
-        leave = bool(flags & syscalls.RENAME_WHITEOUT) or lower_is_positive(state, old_dir, old_name)
-        _move(state, source, old_upper, old_name, new_upper, new_name, leave_whiteout=leave)
+        else:
+            _exchange(state, source, old, target, new)
+
+
+def _replace(state: State, source: Inode, old: _End, target: Inode | None, new: _End, *, whiteout: bool) -> None:
+    _check_target(state, source, target, new.name)
+    _make_independent(state, source, old, new)
+    with _replaced(state, target, new) as replaced:
+        _move(state, source, old, new, whiteout=whiteout or lower_is_positive(state, old.directory, old.name))
     # Everybody sees the new name from here on: nothing may fail any more.
-    if isinstance(target, Directory):
-        if target.upper is not None:
-            target.upper.pin(held)
-        directory_gone(state, target, new_dir, new_name)
-    elif isinstance(target, File):
-        name_gone(state, target, new_dir, new_name)
-    _moved(source, old_dir, old_name, new_dir, new_name)
-    state.writable().whiteouts.drop_file_mark(new_upper, new_name)
+    replaced()
+    _renamed(source, old, new)
+    state.writable().whiteouts.drop_file_mark(new.upper, new.name)
 
 
-@contextmanager
-def _replaced(state: State, target: Inode | None, directory: Directory, upper: RealDir, name: bytes) -> Iterator[int]:
-    """Hold what a rename in the block replaces, so that those who have it open keep it.
+def _exchange(state: State, one: Inode, here: _End, other: Inode, there: _End) -> None:
+    _make_independent(state, one, here, there)
+    _make_independent(state, other, there, here)
+    # Without the flag in the filesystem there is no way that a crash could not spoil: EINVAL, as rename(2) says.
+    here.upper.rename(here.name, there.upper, there.name, syscalls.RENAME_EXCHANGE)
+    del here.directory.children[here.name]
+    del there.directory.children[there.name]
+    _renamed(one, here, there)
+    _renamed(other, there, here)
 
-    Returns:
-        A descriptor of a directory of the upper that is replaced, which the caller owns once the block is done; or -1.
-    """
-    if isinstance(target, Directory):
-        _empty_target(state, target)
-        held = -1 if target.upper is None else upper.hold(name)
-        try:
-            yield held
-        except BaseException:
-            if held >= 0:
-                os.close(held)
-            raise
-    elif isinstance(target, File):
-        in_upper = upper.stat(name) is not None
-        with nullcontext() if in_upper else covering_lower_name(state, directory, name), holding(target, upper, name):
-            yield -1
-    else:
-        yield -1
+
+# -- the target -------------------------------------------------------------------------------------------------------
 
 
 def _check_target(state: State, source: Inode, target: Inode | None, name: bytes) -> None:
@@ -179,25 +168,66 @@ def _check_target(state: State, source: Inode, target: Inode | None, name: bytes
         raise os_error(errno.EISDIR, name)
 
 
-def _prepare_source(
-    state: State, source: Inode, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes
-) -> None:
+@contextmanager
+def _replaced(state: State, target: Inode | None, new: _End) -> Iterator[Callable[[], None]]:
+    """Hold what a rename in the block replaces, so that those who have it open keep it.
+
+    Returns:
+        What keeps the inodes true, to be called once it was replaced.
+    """
+    if isinstance(target, Directory):
+        _make_empty(state, target)
+        with ExitStack() as undo:
+            held = -1 if target.upper is None else new.upper.hold(new.name)
+            if held >= 0:
+                undo.callback(os.close, held)
+
+            def gone() -> None:
+                if target.upper is not None:
+                    target.upper.pin(held)
+                directory_gone(state, target, new.directory, new.name)
+
+            yield gone
+            undo.pop_all()
+    elif isinstance(target, File):
+        in_upper = new.upper.stat(new.name) is not None
+        covering = nullcontext() if in_upper else covering_lower_name(state, new.directory, new.name)
+        with covering, holding(target, new.upper, new.name):
+            yield lambda: name_gone(state, target, new.directory, new.name)
+    else:
+        yield lambda: None
+
+
+def _make_empty(state: State, target: Directory) -> None:
+    """Make the upper part of an empty-looking directory really empty, so that it can be renamed over."""
+    if target.upper is None:
+        return
+    if target.lowers:
+        with target.grasp() as held:
+            state.writable().whiteouts.make_opaque(held, target.upper)
+    for name in target.upper.names():
+        target.upper.unlink(name)
+        target.upper.note_wh_file(name, present=False)
+
+
+# -- the source -------------------------------------------------------------------------------------------------------
+
+
+def _make_independent(state: State, source: Inode, old: _End, new: _End) -> None:
     """Make the source independent of the place where it lies."""
-    assert old_dir.upper is not None
-    note_path(state, old_dir, old_name)
+    note_path(state, old.directory, old.name)
     if not isinstance(source, Directory):
         return
     assert source.upper is not None
-    whiteouts = state.writable().whiteouts
-    if source.lowers:
+    merged = bool(source.lowers)
+    if merged:
         note_paths_below(state, source)
-        with source.grasp() as fd:
-            whiteouts.make_opaque(fd, source.upper)
+    if merged or lower_is_positive(state, new.directory, new.name):
+        with source.grasp() as held:
+            state.writable().whiteouts.make_opaque(held, source.upper)
+    if merged:
         _detach(source)
         _drop_whiteouts(source.upper)
-    elif lower_is_positive(state, new_dir, new_name):
-        with source.grasp() as fd:
-            whiteouts.make_opaque(fd, source.upper)
 
 
 def _detach(directory: Directory) -> None:
@@ -223,91 +253,58 @@ def _drop_whiteouts(directory: RealDir) -> None:
                     continue
                 if stat.S_ISDIR(st.st_mode):
                     waiting.append(current.child(name))
-                elif whiteout.is_whiteout(current, name, st):
+                elif is_whiteout(current, name, st):
                     useless.append(name)
             if useless:
-                with times_kept(current):
+                with current.times_kept():
                     for name in useless:
-                        os.unlink(name, dir_fd=current.fd())
+                        current.unlink(name)
 
 
-def _empty_target(state: State, target: Directory) -> None:
-    """Make the upper part of an empty-looking directory really empty, so that it can be renamed over."""
-    if target.upper is None:
-        return
-    if target.lowers:
-        with target.grasp() as fd:
-            state.writable().whiteouts.make_opaque(fd, target.upper)
-    for name in target.upper.names():
-        os.unlink(name, dir_fd=target.upper.fd())
-        target.upper.note_mark(name, False)
+# -- the move ---------------------------------------------------------------------------------------------------------
 
 
-def _move(
-    state: State,
-    source: Inode,
-    old_upper: RealDir,
-    old_name: bytes,
-    new_upper: RealDir,
-    new_name: bytes,
-    *,
-    leave_whiteout: bool,
-) -> None:
+def _move(state: State, source: Inode, old: _End, new: _End, *, whiteout: bool) -> None:
+    """The rename in the upper.
+
+    Args:
+        whiteout: the old name needs one.
+    """
     side = state.writable()
-    in_the_way = new_upper.stat(new_name)
-    over_whiteout = in_the_way is not None and whiteout.is_whiteout(new_upper, new_name, in_the_way)
+    in_the_way = new.upper.stat(new.name)
+    over_whiteout = in_the_way is not None and is_whiteout(new.upper, new.name, in_the_way)
     if isinstance(source, Directory) and over_whiteout:
         if side.work.capabilities.exchange:
             # The whiteout goes to the old name, where it may be needed.
-            syscalls.renameat2(old_upper.fd(), old_name, new_upper.fd(), new_name, syscalls.RENAME_EXCHANGE)
-            if not leave_whiteout:
-                _drop_useless(state, old_upper, old_name)
+            old.upper.rename(old.name, new.upper, new.name, syscalls.RENAME_EXCHANGE)
+            if not whiteout:
+                _drop_useless(state, old)
             return
-        os.unlink(new_name, dir_fd=new_upper.fd())
-    if leave_whiteout:
-        side.whiteouts.move_away(old_upper, old_name, new_upper, new_name)
+        new.upper.unlink(new.name)
+    if whiteout:
+        side.whiteouts.move_away(old.upper, old.name, new.upper, new.name)
     else:
-        os.rename(old_name, new_name, src_dir_fd=old_upper.fd(), dst_dir_fd=new_upper.fd())
+        old.upper.rename(old.name, new.upper, new.name)
 
 
-def _drop_useless(state: State, upper: RealDir, name: bytes) -> None:
+def _drop_useless(state: State, end: _End) -> None:
     """Remove a whiteout of nothing; one that resists does no harm."""
     try:
-        os.unlink(name, dir_fd=upper.fd())
+        end.upper.unlink(end.name)
     except OSError as error:
-        state.log.warning("a useless whiteout %r stays: %s", name, error)
+        state.log.warning("a useless whiteout %r stays: %s", end.name, error)
 
 
-def _exchange(state: State, one: _Named[Inode], other: _Named[Inode]) -> None:
-    (one_dir, one_name, one_inode), (other_dir, other_name, other_inode) = one, other
-    assert one_dir.upper is not None and other_dir.upper is not None
-    _prepare_source(state, one_inode, one_dir, one_name, other_dir, other_name)
-    _prepare_source(state, other_inode, other_dir, other_name, one_dir, one_name)
-    # Without the flag in the filesystem there is no way that a crash could not spoil: EINVAL, as rename(2) says.
-    syscalls.renameat2(one_dir.upper.fd(), one_name, other_dir.upper.fd(), other_name, syscalls.RENAME_EXCHANGE)
-    del one_dir.children[one_name]
-    del other_dir.children[other_name]
-    _moved(one_inode, one_dir, one_name, other_dir, other_name)
-    _moved(other_inode, other_dir, other_name, one_dir, one_name)
-
-
-def _moved(inode: Inode, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes) -> None:
+def _renamed(inode: Inode, old: _End, new: _End) -> None:
     """Keep the inodes true after a rename."""
-    if old_dir.children.get(old_name) is inode:
-        del old_dir.children[old_name]
-    new_dir.children[new_name] = inode
-    assert old_dir.upper is not None and new_dir.upper is not None
+    if old.directory.children.get(old.name) is inode:
+        del old.directory.children[old.name]
+    new.directory.children[new.name] = inode
     if isinstance(inode, Directory):
-        inode.parent = new_dir
-        inode.name = new_name
-        assert inode.upper is not None
-        inode.upper.parent = new_dir.upper
-        inode.upper.name = new_name
+        inode.renamed(new.directory, new.name)
     elif isinstance(inode, File):
-        inode.remove_place(old_dir, old_name)
-        inode.add_place(new_dir, new_name)
-        if inode.upper == (old_dir.upper, old_name):
-            inode.upper = (new_dir.upper, new_name)
-    inode.stale()
-    old_dir.stale()
-    new_dir.stale()
+        inode.remove_name(old.directory, old.name)
+        inode.add_name(new.directory, new.name)
+        inode.renamed((old.upper, old.name), (new.upper, new.name))
+    old.directory.stale()
+    new.directory.stale()

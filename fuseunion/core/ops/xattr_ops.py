@@ -10,20 +10,20 @@ file, for security.capability. Attributes known to be absent are therefore remem
 from __future__ import annotations
 
 import errno
-import os
 
-from fuseunion.core.disk.layer import Layer
-from fuseunion.core.disk.realdir import proc_fd
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.identity import Identity
 from fuseunion.core.ops import attributes
 from fuseunion.core.ops.attributes import stat_of
-from fuseunion.core.ops.copy_up import copy_up_directory
+from fuseunion.core.ops.directories import copy_up_directory
 from fuseunion.core.ownership.stored_names import STORED
-from fuseunion.core.tree.inode import Directory, Inode
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
 
 # Asked for again and again by the kernel; nobody sets them behind our back.
 _REMEMBERED = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
@@ -47,8 +47,8 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     _check(state, name)
     layer = state.layer_of(inode)
     try:
-        with inode.grasp() as fd:
-            value = _read(layer, fd, name)
+        with inode.grasp() as held:
+            value = _read(layer, held, name)
     except OSError as error:
         # A filesystem without ACLs has none to show; EOPNOTSUPP would fail the kernel's permission check (fs/fuse/acl.c
         # fuse_get_acl).
@@ -63,15 +63,15 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     return _to_shown(name, value, state.settings.identity)
 
 
-def _read(layer: Layer, fd: int, name: bytes) -> bytes:
+def _read(layer: LayerAccess, held: RealObject, name: bytes) -> bytes:
     *first, last = layer.xattr_names(name)
     for disk_name in first:
         try:
-            return os.getxattr(proc_fd(fd), disk_name)
+            return held.getxattr(disk_name)
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise
-    return os.getxattr(proc_fd(fd), last)
+    return held.getxattr(last)
 
 
 def _to_shown(name: bytes, value: bytes, identity: Identity) -> bytes:
@@ -96,8 +96,8 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
     """listxattr(2)."""
     if not state.settings.xattrs:
         return []
-    with inode.grasp() as fd:
-        names = xattr_names.listxattr(proc_fd(fd), follow=True)
+    with inode.grasp() as held:
+        names = held.listxattr()
     layer = state.layer_of(inode)
     shown = map(layer.xattr_to_shown, names)
     visible = (name for name in shown if name is not None and (state.settings.acl or name not in _ACLS))
@@ -132,18 +132,18 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
     disk_name = upper.xattr_to_disk(name)
     value = _to_disk(name, value, state.settings.identity)
     _prepare(state, inode)
-    with inode.grasp() as fd:
+    with inode.grasp() as held:
         if name == xattr_names.POSIX_ACL_ACCESS and upper.ownership is not None:
-            _set_stored_access_acl(state, fd, inode, value)
+            _set_stored_access_acl(state, held, inode, value)
         else:
-            os.setxattr(proc_fd(fd), disk_name, value)
+            held.setxattr(disk_name, value)
     _changed(inode, name)
 
 
-def _set_stored_access_acl(state: State, fd: int, inode: Inode, value: bytes) -> None:
+def _set_stored_access_acl(state: State, held: RealObject, inode: Inode, value: bytes) -> None:
     """An ACL sets the permission bits too (fs/posix_acl.c posix_acl_update_mode): stored ones, here."""
     parsed = acl.parse(value)
-    os.setxattr(proc_fd(fd), xattr_names.POSIX_ACL_ACCESS, acl.with_owner(value, acl.FULL))
+    held.setxattr(xattr_names.POSIX_ACL_ACCESS, acl.with_owner(value, acl.FULL))
     if parsed:
         kept = stat_of(state, inode).st_mode & ~_PERMISSIONS
         attributes.chmod(state, inode, kept | acl.equivalent(parsed).permissions)
@@ -181,10 +181,10 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
     disk_names = state.writable().layer.xattr_names(name)
     _prepare(state, inode)
     removed = 0
-    with inode.grasp() as fd:
+    with inode.grasp() as held:
         for disk_name in disk_names:
             try:
-                os.removexattr(proc_fd(fd), disk_name)
+                held.removexattr(disk_name)
                 removed += 1
             except OSError as error:
                 if error.errno != errno.ENODATA:

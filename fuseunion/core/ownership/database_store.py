@@ -26,9 +26,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
-from fuseunion.core.ownership.store import OwnershipStore, Where
-from fuseunion.linux import syscalls
+from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.ownership")
 
@@ -100,7 +100,7 @@ class DatabaseStore(OwnershipStore):
         run(f"PRAGMA user_version = {_FORMAT}")
         run("COMMIT")
 
-    def find(self, where: Where, st: os.stat_result) -> Facts | None:
+    def find(self, where: RealObject, st: os.stat_result) -> Facts | None:
         with self._lock, _translated():
             row = self._connection.execute(
                 "SELECT witness, uid, gid, mode, kind, rdev FROM facts WHERE ino = ?", (_key(st),)
@@ -109,7 +109,7 @@ class DatabaseStore(OwnershipStore):
             return None
         return Facts(*row[1:])
 
-    def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
+    def store(self, where: RealObject, st: os.stat_result, facts: Facts) -> None:
         with self._lock, _translated():
             self._connection.execute(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?, ?, ?)", (_key(st), witness(where), *facts)
@@ -144,24 +144,20 @@ class DatabaseStore(OwnershipStore):
             os.close(self._work_fd)
 
 
-def witness(where: Where) -> bytes:
+def witness(where: RealObject) -> bytes:
     """Bytes that no other object of the filesystem has, now or later; empty where it can tell nothing.
 
     Raises:
         OSError: ENOENT, EACCES, as any access by name.
     """
-    if isinstance(where, int):
-        dirfd, path, flags = where, b"", syscalls.AT_EMPTY_PATH
-    else:
-        dirfd, path, flags = syscalls.AT_FDCWD, where, 0
     try:
-        kind, handle = syscalls.name_to_handle_at(dirfd, path, flags)
+        kind, handle = where.handle()
         return b"handle %d " % kind + handle
     except OSError as error:
         # EOPNOTSUPP: the filesystem has no handles. EPERM: a sandbox forbids the call. EOVERFLOW: a long one.
         if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EOVERFLOW, errno.ENOSYS):
             raise
-    birth = syscalls.birth_time_ns(dirfd, path, flags)
+    birth = where.birth_time_ns()
     return b"" if birth is None else b"birth %d" % birth
 
 

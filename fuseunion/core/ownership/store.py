@@ -1,8 +1,6 @@
 """The interface of an ownership store.
 
-An object is addressed as the xattr calls need it: by a path that is never followed (`/proc/self/fd/N/NAME`, see
-`RealDir.proc_path`) or by a descriptor of any kind, O_PATH too. Together with the stat result of the real object,
-which every caller has at hand.
+An object is given together with the stat result of the real object, which every caller has at hand.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from fuseunion.core.ids.identity import KEEP
 from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.linux.os_error import os_error
-
-Where = bytes | int
+from fuseunion.linux.real_object import RealObject
 
 
 class OwnershipStore(ABC):
@@ -30,7 +27,7 @@ class OwnershipStore(ABC):
     label: str
 
     @abstractmethod
-    def find(self, where: Where, st: os.stat_result) -> Facts | None:
+    def find(self, where: RealObject, st: os.stat_result) -> Facts | None:
         """What is stored of an object, or None where the real stat result is all there is.
 
         Raises:
@@ -38,14 +35,14 @@ class OwnershipStore(ABC):
         """
 
     @abstractmethod
-    def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
+    def store(self, where: RealObject, st: os.stat_result, facts: Facts) -> None:
         """Remember the facts of an object, whose real stat result is given.
 
         Raises:
             OSError: as setxattr(2); EIO, ENOSPC for the database.
         """
 
-    def load(self, where: Where, st: os.stat_result) -> os.stat_result:
+    def load(self, where: RealObject, st: os.stat_result) -> os.stat_result:
         """The real stat result with what is stored in place of owner, mode, type and device number.
 
         Raises:
@@ -54,7 +51,9 @@ class OwnershipStore(ABC):
         facts = self.find(where, st)
         return st if facts is None else facts.apply(st)
 
-    def change(self, where: Where, st: os.stat_result, *, uid: int = KEEP, gid: int = KEEP, mode: int = KEEP) -> None:
+    def change(
+        self, where: RealObject, st: os.stat_result, *, uid: int = KEEP, gid: int = KEEP, mode: int = KEEP
+    ) -> None:
         """chown(2) and chmod(2): change some of the facts and keep the others.
 
         Args:

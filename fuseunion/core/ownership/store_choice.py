@@ -24,7 +24,8 @@ from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import OverrideName
-from fuseunion.core.ownership.xattr_store import XattrStore, getxattr, setxattr
+from fuseunion.core.ownership.xattr_store import XattrStore
+from fuseunion.linux.real_object import RealObject
 
 _ABSENT = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 
@@ -70,14 +71,14 @@ def choose(
     else:
         value = _root_facts(root_fd, lower_fds)
         try:
-            setxattr(root_fd, wanted, value)
+            RealObject(root_fd).setxattr(wanted, value)
         except OSError as error:
             store = _database(work_fd, volatile=volatile) if error.errno == errno.EOPNOTSUPP else None
             if store is None:
                 raise
             st = os.fstat(root_fd)
-            if store.find(root_fd, st) is None:
-                store.store(root_fd, st, codec.parse(value))
+            if store.find(RealObject(root_fd), st) is None:
+                store.store(RealObject(root_fd), st, codec.parse(value))
         else:
             store = _with_xattr(wanted, work_fd, volatile=volatile)
     return store
@@ -95,7 +96,7 @@ def has_database(work_fd: int) -> bool:
 def _marked(root_fd: int) -> tuple[OverrideName, bytes] | None:
     for name in OverrideName:
         try:
-            return name, getxattr(root_fd, name)
+            return name, RealObject(root_fd).getxattr(name)
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise

@@ -16,9 +16,10 @@ from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.facts import Facts
-from fuseunion.core.ownership.store import OwnershipStore, Where
+from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.ownership")
 
@@ -45,20 +46,20 @@ class XattrStore(OwnershipStore):
     def _holds(self, st: os.stat_result) -> bool:
         return self.name is OverrideName.PRIVILEGED or stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)
 
-    def find(self, where: Where, st: os.stat_result) -> Facts | None:
+    def find(self, where: RealObject, st: os.stat_result) -> Facts | None:
         if not self._holds(st):
             return None if self.companion is None else self.companion.find(where, st)
         try:
-            value = getxattr(where, self.name)
+            value = where.getxattr(self.name)
         except OSError as error:
             if error.errno in self._none:
                 return None
             raise
         return codec.parse(value)
 
-    def store(self, where: Where, st: os.stat_result, facts: Facts) -> None:
+    def store(self, where: RealObject, st: os.stat_result, facts: Facts) -> None:
         if self._holds(st):
-            setxattr(where, self.name, codec.unparse(facts))
+            where.setxattr(self.name, codec.unparse(facts))
         elif facts == Facts.of(st) and self.companion is not None:
             self.companion.forget(st)  # most links are their maker's: they need no row, and a mount no database
         elif self.companion is not None:
@@ -96,18 +97,3 @@ class XattrStore(OwnershipStore):
     def close(self) -> None:
         if self.companion is not None:
             self.companion.close()
-
-
-def getxattr(where: Where, name: str) -> bytes:
-    """getxattr(2) that follows no link, and takes O_PATH descriptors too."""
-    if isinstance(where, int):
-        return os.getxattr(b"/proc/self/fd/%d" % where, name)
-    return os.getxattr(where, name, follow_symlinks=False)
-
-
-def setxattr(where: Where, name: str, value: bytes) -> None:
-    """setxattr(2) that follows no link, and takes O_PATH descriptors too."""
-    if isinstance(where, int):
-        os.setxattr(b"/proc/self/fd/%d" % where, name, value)
-    else:
-        os.setxattr(where, name, value, follow_symlinks=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 
-from fuseunion.core.tree.inode import Directory, File
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 
 
 class FileHandle:
@@ -28,8 +29,7 @@ class FileHandle:
         self.fd = fd
         self.writable = writable
         self.outsider = False
-        file.add_handle(self)
-        file.open_count += 1
+        file.opened(self)
 
     def switch(self, fd: int) -> None:
         """Refer to what `fd` refers to from now on."""
@@ -47,7 +47,7 @@ class DirectoryHandle:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self.names: list[bytes] | None = None
-        directory.open_count += 1
+        directory.keep(self)
 
 
 Handle = FileHandle | DirectoryHandle

@@ -7,9 +7,10 @@ is visible, and what it is, is decided by `lookup` when the entry is sent: one s
 
 from __future__ import annotations
 
-from fuseunion.core.disk.work import opened
-from fuseunion.core.tree.inode import Directory
-from fuseunion.core.tree.lookup import is_reserved, resolve
+from fuseunion.core.disk.permission import opened
+from fuseunion.core.disk.wh_files import is_reserved
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.lookup import resolve
 from fuseunion.core.tree.state import State
 
 

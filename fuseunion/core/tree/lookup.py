@@ -18,17 +18,19 @@ import logging
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from fuseunion.core.disk.realdir import AUFS_PREFIX, RealDir
-from fuseunion.core.disk.work import opened
+from fuseunion.core.disk.permission import opened
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.numbers import Ino
-from fuseunion.core.marks import whiteout
-from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of, token_of
-from fuseunion.core.marks.origin_mark import path_of
-from fuseunion.core.tree.inode import Directory, File, Inode, Unreadable
+from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of
+from fuseunion.core.marks.marks import is_opaque, is_whiteout, marks_of
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File, LowerLinks
+from fuseunion.core.tree.inode import Inode, Unreadable
+from fuseunion.core.tree.place import DiskId, Held, InLower, InUpper, Place
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 
@@ -46,9 +48,10 @@ class FoundFile:
 
 @dataclass(slots=True)
 class FoundDirectory:
-    """The stack of a directory, topmost first, and the marks on the topmost."""
+    """The stack of a directory, topmost first, with the lstat of each, and the marks on the topmost."""
 
     stack: list[RealDir]
+    stats: list[os.stat_result]
     marks: dict[bytes, bytes]
 
 
@@ -60,6 +63,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             the layers.
     """
     directories: list[RealDir] = []
+    stats: list[os.stat_result] = []
     top_marks: dict[bytes, bytes] = {}
     last_marks: dict[bytes, bytes] = {}
     end = len(stack)
@@ -71,30 +75,34 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
         st = real.stat(name)
         if st is not None:
             if not stat.S_ISDIR(st.st_mode):
-                if whiteout.is_whiteout(real, name, st) or directories:
+                if is_whiteout(real, name, st) or directories:
                     break
-                marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
+                marks = marks_of(real, name) if below or real.layer.writable else {}
                 if xattr_names.METACOPY in marks:
                     log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
                     raise xattr_names.malformed(errno.EPERM)
                 return FoundFile(real, st, marks)
-            if directories and whiteout.is_opaque(directories[-1].parent or real, directories[-1], last_marks):
+            if directories and is_opaque(directories[-1].parent or real, directories[-1], last_marks):
                 break
             child = real.child(name)
-            last_marks = whiteout.marks_of(real, name) if below or real.layer.writable else {}
+            last_marks = marks_of(real, name) if below or real.layer.writable else {}
             if not directories:
                 top_marks = last_marks
             directories.append(child)
+            stats.append(st)
             redirect = last_marks.get(xattr_names.REDIRECT)
-            if redirect is not None and below and not whiteout.is_opaque(real, child, last_marks):
-                directories += _redirected(state, stack[index:], redirect)
+            if redirect is not None and below and not is_opaque(real, child, last_marks):
+                found = _redirected(state, stack[index:], redirect)
+                if found is not None:
+                    directories += found.stack
+                    stats += found.stats
                 break
         if below and real.hides(name):
             break
-    return FoundDirectory(directories, top_marks) if directories else None
+    return FoundDirectory(directories, stats, top_marks) if directories else None
 
 
-def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list[RealDir]:
+def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> FoundDirectory | None:
     """The stack below a directory that was renamed with redirect_dir=on (overlayfs.rst, "Redirecting directories").
 
     Raises:
@@ -110,12 +118,13 @@ def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> list
     if absolute:
         layers = {real.layer for real in below}
         dirs = [root for root in state.root.lowers if root.layer in layers]
+    found: FoundFile | FoundDirectory | None = None
     for part in names:
         found = resolve(state, dirs, part)
         if not isinstance(found, FoundDirectory):
-            return []
+            return None
         dirs = found.stack
-    return list(dirs)
+    return found if isinstance(found, FoundDirectory) else None
 
 
 def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tuple[Unreadable, os.stat_result]:
@@ -145,15 +154,10 @@ def lower_is_positive(state: State, directory: Directory, name: bytes) -> bool:
     for real in directory.lowers:
         st = real.stat(name)
         if st is not None:
-            return not whiteout.is_whiteout(real, name, st)
+            return not is_whiteout(real, name, st)
         if real.hides(name):
             return False
     return False
-
-
-def is_reserved(name: bytes) -> bool:
-    """True for names that are whiteouts to fuse-overlayfs and OCI tools."""
-    return name.startswith(AUFS_PREFIX)
 
 
 def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
@@ -194,17 +198,13 @@ def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
 
 
 def _directory(state: State, parent: Directory, name: bytes, found: FoundDirectory) -> Directory:
-    stack = found.stack
+    stack, st = found.stack, found.stats[0]
     upper = stack[0] if stack[0].layer.writable else None
     lowers = tuple(stack[1:] if upper is not None else stack)
-    top = stack[0]
-    beside = top.parent
+    beside = stack[0].parent
     assert beside is not None, "a layer's root is never looked up"
-    st = beside.stat(name)
-    if st is None:
-        raise os_error(errno.ENOENT, name)
     if lowers:
-        numbered = st if upper is None else lowers[0].own_stat()
+        numbered = found.stats[-len(lowers)]
         ino = state.numbers.number(numbered.st_dev, numbered.st_ino)
     else:
         ino = _marked_number(state, parent, name, st, found.marks)
@@ -231,115 +231,61 @@ def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     if st.st_nlink > 1:
         known = state.table.find_upper(disk_id)
         if known is not None:
-            known.add_place(parent, name)
-            if known.upper is None:
-                known.upper = (found.real, name)
-                known.unpin()
+            known.add_name(parent, name)
+            if isinstance(known.place, Held):
+                known.leads_to(found.real, name)
             return known
     group = state.writable().links.by_copy.get(st.st_ino)
     ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
     shown = found.real.shown(name, st)
-    inode = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode))
-    inode.upper = (found.real, name)
-    inode.disk_id = disk_id
-    inode.group = group
-    inode.st = shown
-    inode.add_place(parent, name)
-    state.table.add(inode)
+    place = InUpper(found.real, name, disk_id)
+    file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place)
+    file.group = group
+    file.st = shown
+    file.add_name(parent, name)
+    state.table.add(file)
     if st.st_nlink > 1:
-        state.table.note_names(inode)
-    return inode
+        state.table.note_names(file)
+    return file
 
 
 def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) -> File:
     st = found.st
     ino = state.numbers.number(st.st_dev, st.st_ino)
-    lower_id = (st.st_dev, st.st_ino)
-    group = None
+    links, group = None, None
     if st.st_nlink > 1:
-        group = state.upper.links.get(key_of(ino, st)) if state.upper is not None else None
-        known = _known_lower_file(state, lower_id, group)
+        links = LowerLinks((st.st_dev, st.st_ino), key_of(ino, st))
+        group = state.upper.links.get(links.key) if state.upper is not None else None
+        known = _known_lower_file(state, links.lower_id, group)
         if known is not None:
-            known.add_place(parent, name)
-            _seen_again(state, known, found.real, name)
+            known.add_name(parent, name)
             return known
     shown = found.real.shown(name, st)
-    inode = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode))
-    inode.lower = (found.real, name)
-    inode.lower_id = lower_id
-    inode.st = shown
-    inode.add_place(parent, name)
+    place: Place = InLower(found.real, name)
+    if group is not None and group.copy_ino is not None:
+        place = InUpper(group.directory, INODE, _copy_id(state, group.copy_ino))
+    file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place)
+    if isinstance(place, InLower):
+        file.st = shown
+    file.lower_links = links
+    file.group = group
+    file.add_name(parent, name)
+    state.table.add(file)
     if st.st_nlink > 1:
-        inode.link_key = key_of(ino, st)
-        inode.lower_nlink = st.st_nlink
-        inode.group = group
-        if group is not None and group.copy_ino is not None:
-            inode.upper = (group.directory, INODE)
-            inode.disk_id = _copy_id(state, group.copy_ino)
-            inode.stale()
-        _seen_again(state, inode, found.real, name)
-    state.table.add(inode)
-    if st.st_nlink > 1:
-        state.table.note_names(inode)
-    return inode
+        state.table.note_names(file)
+    return file
 
 
-def _copy_id(state: State, copy_ino: int) -> tuple[int, int]:
+def _copy_id(state: State, copy_ino: int) -> DiskId:
     return state.writable().layer.st_dev, copy_ino
 
 
-def _known_lower_file(state: State, lower_id: tuple[int, int], group: LinkGroup | None) -> File | None:
+def _known_lower_file(state: State, lower_id: DiskId, group: LinkGroup | None) -> File | None:
     """The known file that is the lower file, or the copy of it that was met under a name in the upper."""
     known = state.table.find_lower(lower_id)
     if known is None and group is not None and group.copy_ino is not None:
         known = state.table.find_upper(_copy_id(state, group.copy_ino))
     return known
-
-
-def _seen_again(state: State, inode: File, real: RealDir, name: bytes) -> None:
-    """A lower name shows the lower file: if the index counted it as gone, a crash came in between."""
-    if inode.group is not None and inode.group.covered:
-        token = lower_token(state, real, name)
-        if token in inode.group.covered:
-            inode.group.uncover(token)
-            inode.stale()
-
-
-def lower_token(state: State, real: RealDir, name: bytes) -> bytes:
-    """The link index's token for a name in a lower directory."""
-    st = real.own_stat()
-    return token_of(state.numbers.number(st.st_dev, st.st_ino), name)
-
-
-def covering(state: State, group: LinkGroup, real: RealDir, name: bytes) -> AbstractContextManager[None]:
-    """Count a name in a lower directory as gone while it is removed in the block (LinkGroup.covering)."""
-    return group.covering(lower_token(state, real, name), path_of(real, name))
-
-
-def repair_links(state: State) -> None:
-    """After a mount that was killed: names that the link index counts as gone, but that are there, count again."""
-    if state.upper is None or not state.upper.links.was_killed:
-        return
-    for group in state.upper.links.groups():
-        for token in sorted(group.covered):
-            try:
-                _see(state, group.covered_path(token))
-            except OSError as error:
-                log.warning("cannot tell whether a name of inode %d is still there: %s", group.number, error)
-
-
-def _see(state: State, path: bytes) -> None:
-    """Look a path up; seeing a name is what makes it count (_seen_again)."""
-    names = path.split(b"/")
-    if b"\0" in path or {b"", b".", b".."} & {*names}:
-        return  # cut off when the process was killed, or not written by us
-    inode: Inode | None = state.root
-    for name in names:
-        if not isinstance(inode, Directory):
-            return
-        inode = lookup(state, inode, name)
-    if inode is not None:
-        state.table.drop_if_unused(inode)
 
 
 def lower_name(state: State, directory: Directory, name: bytes) -> tuple[RealDir, os.stat_result] | None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
@@ -15,8 +16,12 @@ from fuseunion.core.format.numbers import ROOT, Numbers
 from fuseunion.core.ids.identity import IDENTITY, Identity
 from fuseunion.core.marks.link_index import LinkIndex
 from fuseunion.core.marks.origin_mark import OriginReader
-from fuseunion.core.marks.whiteout import WhiteoutWriter
-from fuseunion.core.tree.inode import Directory, File, Inode, InodeTable
+from fuseunion.core.marks.whiteout_writer import WhiteoutWriter
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
+from fuseunion.core.tree.place import InLower
+from fuseunion.core.tree.table import InodeTable
 from fuseunion.linux.os_error import os_error
 
 
@@ -101,15 +106,13 @@ class State:
         self.root = Directory(ROOT, None, b"", upper_root, roots)
         self.table = InodeTable(self.root, self.numbers, upper.layer.ownership if upper is not None else None)
 
-    def layer_of(self, inode: Inode) -> Layer:
+    def layer_of(self, inode: Inode) -> LayerAccess:
         """The layer that gives an inode its attributes."""
         if isinstance(inode, Directory):
             return inode.top.layer
         assert isinstance(inode, File)
-        if inode.in_upper:
-            return self.writable().layer
-        assert inode.lower is not None
-        return inode.lower[0].layer
+        place = inode.place
+        return place.real.layer if isinstance(place, InLower) else self.writable().layer
 
     def writable(self) -> Upper:
         """The writable side.

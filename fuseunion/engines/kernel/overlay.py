@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from fuseunion.core.disk.layer import Layer
-from fuseunion.core.disk.realdir import AUFS_PREFIX, RealDir
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.wh_files import PREFIX as AUFS_PREFIX
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format import xattr_names
 from fuseunion.errors import ExitCode, UserError

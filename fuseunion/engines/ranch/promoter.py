@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.disk.work import times_kept
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch import corral
@@ -117,7 +116,7 @@ class _Promoter:
         self._report(self._count)
         found, place = self._open(target)
         try:
-            with self._ledger.lent(directory, WRITE_DIRECTORY), times_kept(directory):
+            with self._ledger.lent(directory, WRITE_DIRECTORY), directory.times_kept():
                 if stat.S_ISDIR(found.st_mode):
                     self._expand(directory, name, target, place, way)
                 elif stat.S_ISREG(found.st_mode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from fuseunion.core.ops.attributes import Change
-from fuseunion.core.tree.inode import File
+from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 
 

@@ -27,8 +27,10 @@ from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, setgid_is_at_risk
 from fuseunion.core.ops.rename import check_flags
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle, Handle
-from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse import questions
 from fuseunion.engines.fuse.serving.boundary import answered, log
@@ -112,8 +114,12 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = self.union.lookup(self.union.directory(parent_inode), name)
-        return self._replies.negative if inode is None else self._replies.told(inode)
+        directory = self.union.directory(parent_inode)
+        inode = self.union.lookup(directory, name)
+        if inode is None:
+            return self._replies.negative
+        self.union.complete_links(inode, directory, name)
+        return self._replies.told(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not `answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
@@ -334,6 +340,7 @@ class Operations(pyfuse3.Operations):
             inode = self.union.lookup(directory, name)
             if inode is None:
                 return Sent.NOTHING
+            self.union.complete_links(inode, directory, name)
             entry = self._replies.attributes(inode)
         except OSError as error:
             if inode is not None:
@@ -444,7 +451,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(target, File):
             await self._copy_ups.done(target)
         if self.union.restate(target, value):
-            for directory, name in target.places():
+            for directory, name in target.names():
                 with contextlib.suppress(FileNotFoundError):  # the kernel does not know this name
                     await trio.to_thread.run_sync(pyfuse3.invalidate_entry, directory.ino, name)
         else:

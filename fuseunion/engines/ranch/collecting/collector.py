@@ -26,10 +26,12 @@ from dataclasses import dataclass
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.ids.identity import KEEP
-from fuseunion.core.marks.whiteout import is_device
-from fuseunion.core.ops.copy_up import copy_up_directory
+from fuseunion.core.marks.marks import is_device
 from fuseunion.core.ops.create import Owner, check_name
-from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.ops.directories import copy_up_directory
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import FoundDirectory, lower_name, resolve
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch.collecting.compare import Comparison, Name, lineage

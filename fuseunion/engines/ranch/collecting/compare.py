@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.tree.inode import File
+from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch.farm import private
 from fuseunion.engines.ranch.farm.targets import Target, Targets

@@ -11,11 +11,14 @@ import stat
 from contextlib import nullcontext
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.marks.whiteout import is_whiteout
-from fuseunion.core.ops.copy_up import copy_up_directory
+from fuseunion.core.marks.marks import is_whiteout
+from fuseunion.core.ops.directories import copy_up_directory
+from fuseunion.core.ops.link_names import covering_lower_name
 from fuseunion.core.ops.origin_paths import note_path
-from fuseunion.core.ops.remove import covering_lower_name, directory_gone, holding, name_gone
-from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.ops.remove import directory_gone, holding, name_gone
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import lower_is_positive
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch.farm import private
@@ -105,7 +108,7 @@ class Publisher:
                     return False
                 return True
             temporary = self._side.work.new_name()
-            for known, known_name in file.places():
+            for known, known_name in file.names():
                 note_path(self._state, known, known_name)
             if not self._link(*place, temporary):
                 return False

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fuseunion.core.disk.work import opened, times_kept
-from fuseunion.core.ops.copy_up import copy_up_directory
-from fuseunion.core.tree.inode import Directory, File
+from fuseunion.core.disk.permission import opened
+from fuseunion.core.ops.directories import copy_up_directory
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch.collecting.compare import Claimant, Name, lineage
 from fuseunion.engines.ranch.collecting.publisher import Publisher
@@ -86,7 +87,7 @@ class Several:
             if file is not None and isinstance(found, File) and lineage(found) == lineage(file):
                 return file
             upper = copy_up_directory(self._union.state, directory)
-            with opened(upper), times_kept(upper):
+            with opened(upper), upper.times_kept():
                 if isinstance(found, Directory):
                     self._publisher.remove(directory, last, found)
                 if file is not None and self._publisher.link(file, directory, last):

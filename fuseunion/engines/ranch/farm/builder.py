@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.tree.inode import Directory, File
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.listing import candidates
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch.descend import Step, run

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import stat
 
+from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.disk.work import opened, times_kept
 from fuseunion.engines.ranch.farm import private
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.options import LinkStyle
@@ -51,7 +51,7 @@ def put(planned: tuple[tuple[str, str], ...], farm: RealDir) -> None:
         st = directory.stat(name)
         if st is not None and stat.S_ISDIR(st.st_mode):
             raise UserError(f"--inject: '{path}' is a directory of the ranch; name a file in it", ExitCode.LAYERS)
-        with opened(directory), times_kept(directory):
+        with opened(directory), directory.times_kept():
             temporary = private.TEMPORARY + name[:200]
             os.symlink(os.fsencode(text), temporary, dir_fd=directory.fd())
             os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
@@ -85,7 +85,7 @@ def _is_directory(farm: RealDir, names: list[bytes]) -> bool:
 def _enter(directory: RealDir, name: bytes, path: str) -> RealDir:
     st = directory.stat(name)
     if st is None:
-        with opened(directory), times_kept(directory):
+        with opened(directory), directory.times_kept():
             os.mkdir(name, 0o755, dir_fd=directory.fd())
     elif not stat.S_ISDIR(st.st_mode):
         raise UserError(

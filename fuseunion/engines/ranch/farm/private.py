@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from fuseunion.core.disk import copy_data
+from fuseunion.core.copying import copy_data
+from fuseunion.core.copying.metadata import attempts, known_entries, mode_kept
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
-from fuseunion.core.ops.metadata import attempts, known_entries, mode_kept
 from fuseunion.core.ownership import Facts
-from fuseunion.core.tree.inode import Directory
+from fuseunion.core.tree.directory import Directory
 from fuseunion.engines.ranch.record import marker
 from fuseunion.engines.ranch.record.owners import Owners, same_attributes
 

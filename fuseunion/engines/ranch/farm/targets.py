@@ -15,7 +15,9 @@ from pathlib import Path
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.tree.inode import Directory, File, Inode
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
 from fuseunion.mounting.options import LinkStyle
 
 PATH_MAX = 4096

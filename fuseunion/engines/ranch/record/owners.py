@@ -17,7 +17,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuseunion.core.ops.metadata import is_unknown, mode_kept
+from fuseunion.core.copying.metadata import is_unknown, mode_kept
 from fuseunion.core.ownership import Facts
 
 _CAP_CHOWN = 1 << 0

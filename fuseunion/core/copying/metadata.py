@@ -14,12 +14,12 @@ import os
 import stat
 from pathlib import Path
 
-from fuseunion.core.disk.layer import Layer
-from fuseunion.core.disk.realdir import proc_fd
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
 from fuseunion.core.ids.identity import KEEP, Identity, overflow_id
 from fuseunion.core.ownership import Facts, backing_mode
+from fuseunion.linux.real_object import RealObject
 
 # Not kept in silence: attributes that the upper's filesystem has no place for (fs/overlayfs/copy_up.c ovl_copy_xattr).
 _NO_PLACE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
@@ -35,14 +35,20 @@ _ALL_IDS = ["0", "0", str(2**32 - 1)]
 
 
 def copy_xattrs(
-    source: int, target: int, lower: Layer, upper: Layer, *, without_capability: bool, owner_optional: bool = False
+    source: RealObject,
+    target: RealObject,
+    lower: LayerAccess,
+    upper: LayerAccess,
+    *,
+    without_capability: bool,
+    owner_optional: bool = False,
 ) -> None:
     """Copy every xattr that a user sees, but not the union's own marks.
 
     Between layers that keep ownership in different ways the same attribute has different names.
 
     Args:
-        source, target: descriptors, O_PATH or not.
+        source, target: held by descriptors.
         without_capability: leave security.capability out.
         owner_optional: leave out what speaks for an owner that cannot be kept.
 
@@ -51,7 +57,7 @@ def copy_xattrs(
             that the upper's filesystem does not have is left out.
     """
     chosen: dict[bytes, bytes] = {}
-    for name in xattr_names.listxattr(proc_fd(source), follow=True):
+    for name in source.listxattr():
         shown = lower.xattr_to_shown(name)
         if shown is not None and (shown not in chosen or name != shown):
             chosen[shown] = name  # the store's own name wins over the plain one (Layer.xattr_names)
@@ -65,7 +71,7 @@ def copy_xattrs(
         except PermissionError:
             continue  # a stored owner in a layer that has none, or a name that is too long with its prefix
         try:
-            value = os.getxattr(proc_fd(source), name)
+            value = source.getxattr(name)
         except OSError as error:
             if error.errno in _UNREADABLE:
                 continue
@@ -75,7 +81,7 @@ def copy_xattrs(
         if owner_optional and shown in _ACLS:
             value = known_entries(value)
         try:
-            os.setxattr(proc_fd(target), disk, value)
+            target.setxattr(disk, value)
         except OSError as error:
             must = shown in _ACLS or (shown == xattr_names.CAPABILITY and not owner_optional)
             if error.errno in _NO_PLACE and not must:
@@ -106,7 +112,7 @@ def attempts(uid: int, gid: int) -> tuple[tuple[int, int], ...]:
     return (uid, gid), (KEEP, gid), (uid, KEEP)
 
 
-def chown(fd: int, uid: int, gid: int, identity: Identity, *, optional: bool = False) -> None:
+def chown(held: RealObject, uid: int, gid: int, identity: Identity, *, optional: bool = False) -> None:
     """chown(2) of a real object; an owner that cannot be given is let go where owners are squashed anyway.
 
     Args:
@@ -114,30 +120,32 @@ def chown(fd: int, uid: int, gid: int, identity: Identity, *, optional: bool = F
     """
     for pair in attempts(uid, gid) if optional else ((uid, gid),):
         try:
-            os.chown(proc_fd(fd), *pair)
+            held.chown(*pair)
             return
         except OSError as error:
             if not (optional or identity.lenient) or error.errno not in _NOT_OURS_TO_GIVE:
                 raise
 
 
-def give_owner(fd: int, facts: Facts, upper: Layer, identity: Identity, *, optional: bool = False) -> Facts:
+def give_owner(
+    held: RealObject, facts: Facts, upper: LayerAccess, identity: Identity, *, optional: bool = False
+) -> Facts:
     """Give an object that is still in work its owner; with stored ownership, all of the facts.
 
     Args:
-        facts: as they shall be shown; KEEP as uid or gid leaves the daemon's own.
+        facts: as they are to be shown; KEEP as uid or gid leaves the daemon's own.
         optional: give as much of the owner as can be given.
 
     Returns:
         The facts with the mode that the object may have with the owner that it got.
     """
     if upper.ownership is None:
-        chown(fd, facts.uid, facts.gid, identity, optional=optional)
-        return facts._replace(mode=mode_kept(facts, os.fstat(fd))) if optional else facts
-    real = os.fstat(fd)
+        chown(held, facts.uid, facts.gid, identity, optional=optional)
+        return facts._replace(mode=mode_kept(facts, held.stat())) if optional else facts
+    real = held.stat()
     uid = real.st_uid if facts.uid == KEEP else facts.uid
     gid = real.st_gid if facts.gid == KEEP else facts.gid
-    upper.ownership.store(fd, real, facts._replace(uid=uid, gid=gid))
+    upper.ownership.store(held, real, facts._replace(uid=uid, gid=gid))
     return facts
 
 
@@ -147,29 +155,29 @@ def mode_kept(facts: Facts, owner: os.stat_result) -> int:
     return facts.mode & ~lost
 
 
-def give_mode(fd: int, facts: Facts, upper: Layer) -> None:
+def give_mode(held: RealObject, facts: Facts, upper: LayerAccess) -> None:
     """Give an object that is still in work its mode, after owner and ACL: both change it."""
     if facts.kind != stat.S_IFLNK:
-        os.chmod(proc_fd(fd), real_mode(facts.kind, facts.mode, upper))
+        held.chmod(real_mode(facts.kind, facts.mode, upper))
 
 
-def real_mode(kind: int, mode: int, upper: Layer) -> int:
+def real_mode(kind: int, mode: int, upper: LayerAccess) -> int:
     """The permissions of the real object for one that shows `mode`."""
     return mode if upper.ownership is None else stat.S_IMODE(backing_mode(kind | mode))
 
 
-def real_kind(kind: int, upper: Layer) -> int:
+def real_kind(kind: int, upper: LayerAccess) -> int:
     """The type of the real object that stands for one of type `kind` in the upper."""
     return kind if upper.ownership is None else stat.S_IFMT(backing_mode(kind))
 
 
-def mark_merged(fd: int, prefix: bytes) -> None:
+def mark_merged(held: RealObject, prefix: bytes) -> None:
     """Tell the kernel that a directory was copied up, so that it looks for whiteouts when it lists it.
 
     An empty `origin` says "copied up, from I do not know where" (fs/overlayfs/namei.c ovl_check_origin_xattr).
     """
     try:
-        os.setxattr(proc_fd(fd), prefix + xattr_names.ORIGIN, b"")
+        held.setxattr(prefix + xattr_names.ORIGIN, b"")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPERM, errno.EOPNOTSUPP):
             raise

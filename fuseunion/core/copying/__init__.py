@@ -1,0 +1,1 @@
+"""What a copy of an object gets: its data, and everything else."""

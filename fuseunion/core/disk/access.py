@@ -1,0 +1,87 @@
+"""What every directory of a layer has to know of it."""
+
+from __future__ import annotations
+
+import os
+
+from fuseunion.core.disk.descriptors import Descriptors
+from fuseunion.core.format import xattr_names
+from fuseunion.core.ownership import OwnershipStore
+
+
+class LayerAccess:
+    """How the objects of one layer are reached.
+
+    Args:
+        root_fd: an O_RDONLY|O_DIRECTORY descriptor of its root.
+        writable: True for the upper.
+        label: how messages name it, usually its path.
+        covered: where the union itself is mounted, as names from this root, when that lies strictly inside.
+        descriptors: the budget.
+
+    Attributes:
+        ownership: where owners and modes are stored, or None where they are what stat(2) says.
+        noatime: it can be read without touching access times.
+        covered_stat: lstat of the place where the union is mounted, from before the mount.
+    """
+
+    def __init__(
+        self, root_fd: int, *, writable: bool, label: str, covered: tuple[bytes, ...], descriptors: Descriptors
+    ) -> None:
+        self.root_fd = root_fd
+        self.writable = writable
+        self.label = label
+        self.ownership: OwnershipStore | None = None
+        self.st_dev = os.fstat(root_fd).st_dev
+        self.descriptors = descriptors
+        self.noatime = _may_open_noatime(root_fd)
+        self.covered_stat = _stat_below(root_fd, covered)
+
+    def xattr_to_disk(self, name: bytes) -> bytes:
+        """The name under which a user's attribute is kept in this layer.
+
+        Raises:
+            OSError: EPERM for names that a user may not set.
+        """
+        return xattr_names.to_disk(name) if self.ownership is None else self.ownership.xattr_to_disk(name)
+
+    def xattr_names(self, name: bytes) -> tuple[bytes, ...]:
+        """The names under which a user's attribute may lie in this layer, the one that counts first.
+
+        containers/storage unpacks file capabilities as they are, beside stored owners (force_mask).
+
+        Raises:
+            OSError: as `xattr_to_disk`.
+        """
+        disk = self.xattr_to_disk(name)
+        return (disk, name) if name == xattr_names.CAPABILITY and disk != name else (disk,)
+
+    def xattr_to_shown(self, disk: bytes) -> bytes | None:
+        """The name a user sees for one on disk in this layer, or None when he must not see it."""
+        return xattr_names.to_shown(disk) if self.ownership is None else self.ownership.xattr_to_shown(disk)
+
+
+def _may_open_noatime(root_fd: int) -> bool:
+    """open(2): O_NOATIME is for the owner or CAP_FOWNER; a layer owned by somebody else is read without it."""
+    try:
+        os.close(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME, dir_fd=root_fd))
+    except OSError:
+        return False
+    return True
+
+
+def _stat_below(root_fd: int, names: tuple[bytes, ...]) -> os.stat_result | None:
+    """lstat of a path given as names, before the union is mounted there; None where there is no such path."""
+    if not names:
+        return None
+    fd = os.dup(root_fd)
+    try:
+        for name in names[:-1]:
+            below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        return os.stat(names[-1], dir_fd=fd, follow_symlinks=False)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

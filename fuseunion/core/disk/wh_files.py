@@ -1,0 +1,44 @@
+"""Names in a directory that begin with `.wh.`: whiteouts of AUFS, of OCI layers and of fuse-overlayfs.
+
+.wh.NAME        hides NAME in the layers below its own, never in its own (OCI image specification, layer.md)
+.wh..wh..opq    hides all names of the layers below
+.wh..wh.*       other names that begin so are AUFS's own, and mean nothing here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+PREFIX = b".wh."
+OPAQUE = b".wh..wh..opq"
+_OWN = b".wh..wh."
+
+
+def is_reserved(name: bytes) -> bool:
+    """True for names that are whiteouts to fuse-overlayfs and OCI tools, so that no other object can have them."""
+    return name.startswith(PREFIX)
+
+
+class WhFiles:
+    """What the `.wh.` files of one directory say.
+
+    Attributes:
+        hidden: the names that are hidden in the layers below.
+        opaque: all are.
+    """
+
+    __slots__ = ("hidden", "opaque")
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        self.hidden: set[bytes] = set()
+        self.opaque = False
+        for name in names:
+            if name.startswith(PREFIX):
+                self.note(name, present=True)
+
+    def note(self, name: bytes, *, present: bool) -> None:
+        """A name was written or removed."""
+        if name == OPAQUE:
+            self.opaque = present
+        elif name.startswith(PREFIX) and not name.startswith(_OWN):
+            (self.hidden.add if present else self.hidden.discard)(name[len(PREFIX) :])

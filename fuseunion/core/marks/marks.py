@@ -1,0 +1,82 @@
+"""Reading every on-disk mark that hides something, mixed within one stack of layers.
+
+whiteout   0/0 character device (kernel), empty file with xattr `whiteout` (kernel 6.7 "xwhiteout"),
+           file `.wh.NAME` (AUFS, OCI, fuse-overlayfs)
+opaque     xattr `opaque` = "y" as trusted.overlay., user.overlay. or user.fuseoverlayfs.,
+           file `.wh..wh..opq` (AUFS, OCI, fuse-overlayfs)
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from os import stat_result
+
+from fuseunion.core.disk.permission import as_owner_of
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.format import xattr_names
+from fuseunion.linux.real_object import RealObject
+
+
+def is_device(st: stat_result) -> bool:
+    """True for a 0/0 character device."""
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def is_whiteout(real: RealDir, name: bytes, st: stat_result) -> bool:
+    """True when the file `name`, whose lstat is `st`, is a whiteout in device or xattr form."""
+    if is_device(st):
+        return True
+    if stat.S_ISREG(st.st_mode) and st.st_size == 0:
+        return xattr_names.WHITEOUT in marks_of(real, name)
+    return False
+
+
+def is_opaque(parent: RealDir, directory: RealDir, marks: dict[bytes, bytes] | None = None) -> bool:
+    """True when `directory` (a child of `parent`) hides the directories of the layers below."""
+    if marks is None:
+        marks = marks_of(parent, directory.name)
+    return marks.get(xattr_names.OPAQUE) == b"y" or directory.has_opaque_file()
+
+
+def marks_of(real: RealDir, name: bytes) -> dict[bytes, bytes]:
+    """The union's marks on one object by suffix (`opaque`, `redirect`, ...), with the prefix that counts.
+
+    An object of the upper that its owner closed tells its marks all the same: without them the lower would show again.
+    One of a lower that the daemon may not read counts as having none.
+    """
+    if real.is_covered(name):
+        return {}
+    try:
+        return _read(real.object(name))
+    except PermissionError:
+        if not real.layer.writable:
+            return {}
+    with real.held(name) as held:
+        return as_owner_of(held, lambda: _read(held))
+
+
+def _read(where: RealObject) -> dict[bytes, bytes]:
+    """As `marks_of`; trusted.overlay. wins over user.overlay., that one over user.fuseoverlayfs., as in fuse-overlayfs.
+
+    Raises:
+        PermissionError: EACCES where there is a mark that may not be read: user.* needs read permission on the object
+            (fs/xattr.c xattr_permission).
+    """
+    found: dict[bytes, bytes] = {}
+    names = where.listxattr()
+    if not names:
+        return found
+    for prefix in xattr_names.MARK_PREFIXES:
+        for name in names:
+            if not name.startswith(prefix):
+                continue
+            suffix = name[len(prefix) :]
+            if suffix in found or xattr_names.is_escaped(suffix):
+                continue
+            try:
+                found[suffix] = where.getxattr(name)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EPERM):
+                    raise
+    return found

@@ -1,0 +1,80 @@
+"""A directory of the merged tree: a stack of real directories, the upper's (if any) apart from the lowers', topmost
+first."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.format.numbers import Ino
+from fuseunion.core.tree.inode import Inode
+from fuseunion.linux.real_object import RealObject
+
+
+class Directory(Inode):
+    """A directory of the merged tree."""
+
+    __slots__ = ("_removed", "children", "default_acl", "lowers", "name", "parent", "upper")
+
+    def __init__(
+        self,
+        ino: Ino,
+        parent: Directory | None,
+        name: bytes,
+        upper: RealDir | None,
+        lowers: tuple[RealDir, ...],
+    ) -> None:
+        super().__init__(ino, stat.S_IFDIR)
+        self.parent = parent
+        self.name = name
+        self.upper = upper
+        self.lowers = lowers
+        self.children: dict[bytes, Inode] = {}
+        self.default_acl: bytes | None = None  # b"" when there is none, None when not yet asked
+        self._removed = False
+
+    @property
+    def removed(self) -> bool:
+        return self._removed
+
+    def mark_removed(self) -> None:
+        """The directory was deleted; it stays usable for those who have it open."""
+        self._removed = True
+        self.stale()
+
+    def renamed(self, parent: Directory, name: bytes) -> None:
+        """The directory, which is in the upper, has another name."""
+        assert self.upper is not None and parent.upper is not None
+        self.parent, self.name = parent, name
+        self.upper.parent, self.upper.name = parent.upper, name
+        self.stale()
+
+    def names(self) -> Iterator[tuple[Directory, bytes]]:
+        if self.parent is not None and not self._removed:
+            yield self.parent, self.name
+
+    @property
+    def top(self) -> RealDir:
+        """The real directory that gives the attributes."""
+        return self.upper if self.upper is not None else self.lowers[0]
+
+    @property
+    def is_merged(self) -> bool:
+        """True when more than one real directory takes part."""
+        return len(self.lowers) + (self.upper is not None) > 1
+
+    def layers(self) -> tuple[RealDir, ...]:
+        """The stack, topmost first."""
+        return self.lowers if self.upper is None else (self.upper, *self.lowers)
+
+    @contextmanager
+    def grasp(self) -> Iterator[RealObject]:
+        with self.top.grasp() as itself:
+            yield itself
+
+    def real_stat(self) -> os.stat_result:
+        """fstat of the real directory that gives the attributes."""
+        return self.top.own_stat()

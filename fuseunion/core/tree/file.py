@@ -1,0 +1,283 @@
+"""A file of the merged tree: a regular file, symbolic link, device, fifo or socket.
+
+It lies in one place at a time (place.py). `File` is the only one that changes it:
+
+    copied_up        InLower -> InUpper, or Held when it has no name any more
+    leads_to         Held -> InUpper, when a name of it was found; InUpper -> InUpper by another name
+    lost_name        InUpper -> InUpper by another name, or Held
+    unlinked         InUpper -> Held
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.format.numbers import Ino
+from fuseunion.core.marks.link_index import LinkGroup
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.inode import Inode
+from fuseunion.core.tree.place import DiskId, Held, InLower, InUpper, Location, Place
+from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
+
+
+class OpenFile(Protocol):
+    """A user's open file (handle.py): `fd` refers to the object where it lies now."""
+
+    fd: int
+    writable: bool
+
+    def switch(self, fd: int) -> None:
+        """Refer to what `fd` refers to from now on."""
+
+    def close(self) -> None:
+        """Close the descriptor."""
+
+
+_NONE_OPEN: frozenset[OpenFile] = frozenset()
+
+
+class LowerLinks:
+    """What is known of a lower file with several names.
+
+    Attributes:
+        lower_id: st_dev and st_ino of the lower file.
+        key: of its entry in the link index.
+    """
+
+    __slots__ = ("key", "lower_id")
+
+    def __init__(self, lower_id: DiskId, key: bytes) -> None:
+        self.lower_id = lower_id
+        self.key = key
+
+
+class File(Inode):
+    """A file of the merged tree.
+
+    Attributes:
+        lower_links: for a lower file with several names, and for its copy.
+        group: its entry in the link index, if it has one.
+        handles: the users who have it open.
+    """
+
+    __slots__ = ("_first_name", "_more_names", "_pin", "_place", "group", "handles", "lower_links")
+
+    def __init__(self, ino: Ino, kind: int, place: Place) -> None:
+        super().__init__(ino, kind)
+        self._place = place
+        self._pin = -1  # a descriptor of its own, once no name leads to it, or the last one is about to go
+        self.lower_links: LowerLinks | None = None
+        self.group: LinkGroup | None = None
+        self.handles: set[OpenFile] | frozenset[OpenFile] = _NONE_OPEN
+        self._first_name: tuple[Directory, bytes] | None = None
+        self._more_names: set[tuple[Directory, bytes]] | None = None
+
+    # -- who has it open -----------------------------------------------------------------------------------------
+
+    def opened(self, handle: OpenFile) -> None:
+        """One more user has the file open."""
+        self.keep(handle)
+        if isinstance(self.handles, frozenset):
+            self.handles = {handle}  # most inodes never have one, and an empty set is not small
+        else:
+            self.handles.add(handle)
+
+    def closed(self, handle: OpenFile) -> None:
+        """One user closed the file; closes the descriptor, unless nothing else leads to the file."""
+        self.let_go(handle)
+        self.handles = self.handles - {handle} or _NONE_OPEN
+        if isinstance(self._place, Held) and self._pin < 0 and not self.handles:
+            self._pin = handle.fd
+        else:
+            handle.close()
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    @property
+    def removed(self) -> bool:
+        return self._first_name is None
+
+    def names(self) -> Iterator[tuple[Directory, bytes]]:
+        if self._first_name is not None:
+            yield self._first_name
+        if self._more_names:
+            yield from tuple(self._more_names)
+
+    def add_name(self, directory: Directory, name: bytes) -> None:
+        """A name of the file is known."""
+        found = (directory, name)
+        if self._first_name is None:
+            self._first_name = found
+        elif self._first_name != found:
+            if self._more_names is None:
+                self._more_names = set()
+            self._more_names.add(found)
+
+    def remove_name(self, directory: Directory, name: bytes) -> None:
+        """A name of the file is gone."""
+        gone = (directory, name)
+        if self._first_name == gone:
+            self._first_name = self._more_names.pop() if self._more_names else None
+        elif self._more_names:
+            self._more_names.discard(gone)
+
+    # -- where it lies -----------------------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> Place:
+        """Where the file lies."""
+        return self._place
+
+    @property
+    def in_upper(self) -> bool:
+        """True when the data is the upper's (or was, before the file was deleted)."""
+        return not isinstance(self._place, InLower)
+
+    @property
+    def disk_id(self) -> DiskId | None:
+        """st_dev and st_ino of the upper object; None for a file of a lower."""
+        return None if isinstance(self._place, InLower) else self._place.disk_id
+
+    def location(self) -> Location | None:
+        """The name that leads to the file, or None when only a descriptor does."""
+        return self._place.location
+
+    def copied_up(self, location: Location | None, disk_id: DiskId, pin: int) -> None:
+        """The file is in the upper from now on.
+
+        Args:
+            location: a name of it there; None when it has none.
+            pin: a descriptor of the copy, which belongs to the file from now on; -1 when none is needed.
+        """
+        self._place = Held(disk_id) if location is None else InUpper(*location, disk_id)
+        self._pin = pin
+        self.absent_xattrs = frozenset()
+        self.stale()
+
+    def leads_to(self, real: RealDir, name: bytes) -> None:
+        """A name in the upper leads to the file, which is there."""
+        assert not isinstance(self._place, InLower)
+        self._place = InUpper(real, name, self._place.disk_id)
+        self._unpin()
+
+    def renamed(self, old: Location, new: Location) -> None:
+        """A name in the upper is another."""
+        if isinstance(self._place, InUpper) and self._place.location == old:
+            self._place = InUpper(*new, self._place.disk_id)
+        self.stale()
+
+    def is_at(self, real: RealDir, name: bytes) -> bool:
+        """True when this name in the upper is the one that leads to the file."""
+        return isinstance(self._place, InUpper) and self._place.location == (real, name)
+
+    def lost_name(self, others: Iterable[Location]) -> None:
+        """The name in the upper that led to the file is gone: another one does, or the descriptor that holds it.
+
+        Precondition: it is held (`holding`).
+
+        Args:
+            others: names that may be links of it.
+        """
+        assert isinstance(self._place, InUpper)
+        self._place = Held(self._place.disk_id)
+        for real, name in others:
+            try:
+                st = real.stat(name)
+            except OSError:
+                continue  # in a directory that cannot be entered: the file is held
+            if st is not None and (st.st_dev, st.st_ino) == self._place.disk_id:
+                self.leads_to(real, name)
+                return
+
+    def unlinked(self) -> None:
+        """No name is to lead to the file in the upper any more.
+
+        Raises:
+            OSError: it cannot be held; then nothing changes.
+        """
+        if isinstance(self._place, InUpper):
+            self._hold()
+            self._place = Held(self._place.disk_id)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Hold the file by a descriptor while, in the block, the name that leads to it goes."""
+        pinned = self._pin >= 0
+        self._hold()
+        try:
+            yield
+        except BaseException:
+            if not pinned:
+                self._unpin()
+            raise
+
+    def _hold(self) -> None:
+        if self._pin >= 0 or (self.handles and self.in_upper):
+            return  # a descriptor of who has it open serves as well
+        location = self._place.location
+        if location is not None:
+            self._pin = location[0].hold(location[1])
+
+    def _unpin(self) -> None:
+        if self._pin >= 0:
+            os.close(self._pin)
+            self._pin = -1
+
+    def drop(self) -> None:
+        """Nobody needs the file any more."""
+        self._unpin()
+
+    # -- the object on disk ------------------------------------------------------------------------------------------
+
+    def _descriptor(self) -> int:
+        """A descriptor of a file that no name leads to, borrowed.
+
+        Raises:
+            OSError: ESTALE when there is none, which cannot be.
+        """
+        if self._pin >= 0:
+            return self._pin
+        for handle in self.handles:
+            return handle.fd
+        raise os_error(errno.ESTALE)
+
+    @contextmanager
+    def grasp(self) -> Iterator[RealObject]:
+        """As Inode.grasp.
+
+        Raises:
+            OSError: ENOENT when it vanished behind our back; EACCES in a lower.
+        """
+        location = self._place.location
+        if location is None:
+            yield RealObject(self._descriptor())
+            return
+        with location[0].held(location[1]) as held:
+            yield held
+
+    def real_stat(self) -> os.stat_result:
+        """lstat of the object on disk.
+
+        Raises:
+            FileNotFoundError: when it vanished behind our back.
+        """
+        location = self._place.location
+        if location is None:
+            return os.fstat(self._descriptor())
+        st = location[0].stat(location[1])
+        if st is None:
+            raise os_error(errno.ENOENT, location[1])
+        return st
+
+    def open(self, flags: int) -> int:
+        """A descriptor of the object, owned by the caller."""
+        location = self._place.location
+        if location is None:
+            return RealObject(self._descriptor()).open(flags)
+        return location[0].open(location[1], flags)

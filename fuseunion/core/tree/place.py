@@ -1,0 +1,60 @@
+"""Where a file lies: in one place at a time. Which one is changed in file.py alone.
+
+    InLower    by name in a lower; stays valid for ever, since lowers never change
+    InUpper    by name in the upper, once copied up or made there
+    Held       by a descriptor, once no name leads to it any more (deleted but open, or a hard link whose remaining
+               names were never looked up)
+
+A file goes from InLower to InUpper or Held, and between these two; never back to a lower.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from fuseunion.core.disk.realdir import RealDir
+
+DiskId: TypeAlias = tuple[int, int]
+"""st_dev and st_ino of an object of a layer."""
+
+Location: TypeAlias = tuple[RealDir, bytes]
+"""A real directory and a name in it."""
+
+
+class InLower(NamedTuple):
+    """By name in a lower."""
+
+    real: RealDir
+    name: bytes
+
+    @property
+    def location(self) -> Location:
+        """The name that leads to it."""
+        return self.real, self.name
+
+
+class InUpper(NamedTuple):
+    """By name in the upper: one of its names, or its entry in the link index."""
+
+    real: RealDir
+    name: bytes
+    disk_id: DiskId
+
+    @property
+    def location(self) -> Location:
+        """The name that leads to it."""
+        return self.real, self.name
+
+
+class Held(NamedTuple):
+    """By a descriptor: that of a user who has it open, else one that the file owns."""
+
+    disk_id: DiskId
+
+    @property
+    def location(self) -> None:
+        """No name leads to it."""
+        return
+
+
+Place: TypeAlias = InLower | InUpper | Held

@@ -1,0 +1,123 @@
+"""One object of a filesystem, named so that no symbolic link is ever followed and no path is ever resolved.
+
+    RealObject(fd)          what a descriptor holds, O_PATH or not
+    RealObject(fd, name)    one name in the directory that the descriptor holds; a link is the link itself
+
+Many calls take no descriptor of kind O_PATH, and before Linux 6.13 the calls for extended attributes take no directory
+descriptor. They are given a path through /proc/self/fd (proc(5)): to the descriptor itself, which is a magic link that
+has to be followed, or to the name behind it, which is not followed.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fuseunion.linux import syscalls
+
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+class RealObject(NamedTuple):
+    """An object, for the length of a call or of the block that it was given for.
+
+    Every method raises the OSError of its system call.
+
+    Attributes:
+        fd: of the object, or of the directory that holds it.
+        name: in that directory; empty for what `fd` holds.
+    """
+
+    fd: int
+    name: bytes = b""
+
+    def _reach(self) -> tuple[bytes, bool]:
+        """A path, and whether it has to be followed."""
+        if self.name:
+            return b"/proc/self/fd/%d/%s" % (self.fd, self.name), False
+        return b"/proc/self/fd/%d" % self.fd, True
+
+    def stat(self) -> os.stat_result:
+        """lstat(2)."""
+        if self.name:
+            return os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
+        return os.fstat(self.fd)
+
+    def open(self, flags: int) -> int:
+        """openat(2): a new descriptor, close-on-exec, owned by the caller; ELOOP for a symbolic link."""
+        if self.name:
+            return os.open(self.name, flags | os.O_NOFOLLOW, dir_fd=self.fd)
+        # What is held cannot be exchanged, and a link that is held answers ELOOP as well.
+        return os.open(b"/proc/self/fd/%d" % self.fd, flags & ~os.O_NOFOLLOW)
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        if not self.name:
+            yield self.fd
+            return
+        fd = os.open(self.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def chown(self, uid: int, gid: int) -> None:
+        """chown(2) of the object itself; -1 keeps an id."""
+        path, follow = self._reach()
+        os.chown(path, uid, gid, follow_symlinks=follow)
+
+    def chmod(self, mode: int) -> None:
+        """chmod(2); EOPNOTSUPP for a symbolic link. By a descriptor, since there is no lchmod(2)."""
+        with self._held() as fd:
+            os.chmod(b"/proc/self/fd/%d" % fd, mode)
+
+    def utime(self, atime_ns: int, mtime_ns: int) -> None:
+        """utimensat(2), in nanoseconds."""
+        path, follow = self._reach()
+        os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=follow)
+
+    def getxattr(self, name: bytes | str) -> bytes:
+        """getxattr(2)."""
+        path, follow = self._reach()
+        return os.getxattr(path, name, follow_symlinks=follow)
+
+    def setxattr(self, name: bytes | str, value: bytes) -> None:
+        """setxattr(2)."""
+        path, follow = self._reach()
+        os.setxattr(path, name, value, follow_symlinks=follow)
+
+    def removexattr(self, name: bytes | str) -> None:
+        """removexattr(2)."""
+        path, follow = self._reach()
+        os.removexattr(path, name, follow_symlinks=follow)
+
+    def listxattr(self) -> list[bytes]:
+        """listxattr(2): the names as they are on disk; none where the filesystem has no attributes."""
+        path, follow = self._reach()
+        try:
+            names = os.listxattr(path, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return []
+            raise
+        return [os.fsencode(name) for name in names]
+
+    def readlink(self) -> bytes:
+        """readlinkat(2): EINVAL or ENOENT for what is no link."""
+        return os.readlink(self.name, dir_fd=self.fd)
+
+    def link(self, directory_fd: int, name: bytes) -> None:
+        """linkat(2): give the object one more name."""
+        if self.name:
+            os.link(self.name, name, src_dir_fd=self.fd, dst_dir_fd=directory_fd, follow_symlinks=False)
+        else:
+            os.link(b"/proc/self/fd/%d" % self.fd, name, dst_dir_fd=directory_fd, follow_symlinks=True)
+
+    def handle(self) -> tuple[int, bytes]:
+        """name_to_handle_at(2): the type and the bytes of the file handle."""
+        return syscalls.name_to_handle_at(self.fd, self.name, 0 if self.name else syscalls.AT_EMPTY_PATH)
+
+    def birth_time_ns(self) -> int | None:
+        """statx(2): when it was made, in nanoseconds; None where the filesystem does not know."""
+        return syscalls.birth_time_ns(self.fd, self.name, 0 if self.name else syscalls.AT_EMPTY_PATH)
