@@ -17,6 +17,7 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ownership import Facts
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.stored_names import OverrideName
+from fuseunion.linux.real_object import RealObject
 from tests.support.inprocess import InProcess, in_process
 
 Operation = Callable[[InProcess], None]
@@ -115,7 +116,7 @@ def _begin_database(base: Path) -> None:
     fds = [os.open(base / name, os.O_RDONLY | os.O_DIRECTORY) for name in ("upper", "work")]
     store = DatabaseStore(fds[1])
     real = os.fstat(fds[0])
-    store.store(fds[0], real, Facts.of(real))
+    store.store(RealObject(fds[0]), real, Facts.of(real))
     store.close()
     for fd in fds:
         os.close(fd)

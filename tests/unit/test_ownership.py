@@ -49,6 +49,10 @@ _parents: list[int] = []
 @pytest.fixture(autouse=True)
 def parents_closed() -> Iterator[None]:
     yield
+    _close_parents()
+
+
+def _close_parents() -> None:
     while _parents:
         os.close(_parents.pop())
 
@@ -343,6 +347,7 @@ def place_without_xattrs(tmp_path: Path) -> Iterator[Place]:
     try:
         yield Place(base)
     finally:
+        _close_parents()
         syscalls.umount2(os.fsencode(base), 0)
 
 
