@@ -14,12 +14,14 @@ import errno
 import os
 import stat
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 
 from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops import attributes, create, remove, rename, xattr_ops
+from fuseunion.core.ops import attributes, create, entries, remove, rename, xattr_ops
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up import CopyJob, copy_up_directory, copy_up_special, readlink, try_link_name
 from fuseunion.core.ops.create import Owner
@@ -53,6 +55,15 @@ class Union:
         self.settings = settings
         repair_links(self.state)
 
+    @classmethod
+    def plain(cls, lowers: Sequence[Layer], upper: Layer | None = None, work: WorkDirectory | None = None) -> Union:
+        """A union that shows its layers as they are: with the default settings. Arguments and errors as of the class.
+
+        Returns:
+            The union, which the caller closes.
+        """
+        return cls(lowers, upper, work, Settings())
+
     def close(self) -> None:
         """Close all descriptors and clean the work directory; the union must not be used after it."""
         self.state.table.close()
@@ -71,6 +82,16 @@ class Union:
     def writable(self) -> bool:
         """True when there is an upper."""
         return self.state.upper is not None
+
+    @property
+    def lowers(self) -> tuple[Layer, ...]:
+        """The read-only layers, topmost first."""
+        return self.state.lowers
+
+    @property
+    def own_ids(self) -> Owner:
+        """Who owns what the upper's filesystem lets this process make; no umask is left to apply."""
+        return Owner(self.state.uid, self.state.gid, 0)
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 
@@ -111,11 +132,36 @@ class Union:
         return inode
 
     def lookup(self, directory: Directory, name: bytes) -> Inode | None:
-        """The inode of a name, or None. `remember` it when the kernel is told of it, else `release` it."""
-        inode = lookup(self.state, directory, name)
+        """The inode of a name, or None; nothing is written.
+
+        The inode is in the table: `remember` it when the kernel is told of it, keep it `held` for a while, or `release`
+        it. Where the name is going to matter to others who read the upper, `complete_link` comes next.
+
+        Raises:
+            OSError: ENAMETOOLONG for a name that no layer could hold; EINVAL or EPERM (MalformedError) for an object
+                whose marks cannot be understood; of the layers.
+        """
+        return lookup(self.state, directory, name)
+
+    def complete_link(self, inode: Inode, directory: Directory, name: bytes) -> None:
+        """Give a copied-up file this name in the upper too, if a lower shows it and it leads to the copy.
+
+        Only the link index knows that all names of a lower file lead to the copy that was made under one of them. Other
+        readers of the upper (kernel overlayfs, fuse-overlayfs) see one file once every name of it lies there. What
+        fails is logged: the name goes on showing the copy through the index.
+
+        Args:
+            inode: what `lookup` answered for the name; anything but such a file stays as it is.
+        """
         if isinstance(inode, File) and inode.group is not None and inode.in_upper and self.writable:
             try_link_name(self.state, inode, directory, name)
-        return inode
+
+    def held(self, *inodes: Inode | None) -> AbstractContextManager[None]:
+        """Keep inodes in the table for the length of a block, whatever is looked up and released meanwhile.
+
+        An inode that nobody else needs is dropped at the end of the block.
+        """
+        return self.state.table.held(*inodes)
 
     def unreadable(self, directory: Directory, name: bytes, error: MalformedError) -> tuple[Inode, os.stat_result]:
         """What to list for a name whose lookup raised `error`: an inode, as of `lookup`, and the object's lstat."""
@@ -177,6 +223,36 @@ class Union:
         copy_up_special(self.state, file, change)
         return None
 
+    def copy_up(self, file: File) -> None:
+        """Copy a file up at once, with its data; nothing happens when it was before.
+
+        Raises:
+            OSError: as `copy_job` and `CopyJob.move`; nothing has changed then.
+        """
+        job = self.copy_job(file)
+        if job is None:
+            return
+        try:
+            job.move()
+            job.publish()
+        finally:
+            job.close()
+
+    def copy_up_directory(self, directory: Directory) -> RealDir:
+        """The upper's part of a directory, made with all missing ancestors if there is none.
+
+        Raises:
+            OSError: EROFS without an upper; ENOENT for a removed directory; of the system calls.
+        """
+        return copy_up_directory(self.state, directory)
+
+    def is_copy_of(self, file: File, lower_ino: int) -> bool:
+        """Whether a file, known to the link index, is (to be) the copy-up of a lower file with this inode number."""
+        if file.group is None:
+            return False
+        numbers, number = self.state.numbers, file.group.number
+        return any(numbers.number(lower.st_dev, lower_ino) == number for lower in self.state.lowers)
+
     def trees_to_copy(self, inode: Inode) -> Generator[File, None, None]:
         """The files that have to be copied up before `inode` can be renamed; directories are copied on the way."""
         self.state.writable()
@@ -219,6 +295,40 @@ class Union:
     def rename(self, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
         """Rename (rename.rename). Precondition: `trees_to_copy` of what moves is done."""
         rename.rename(self.state, old_dir, old_name, new_dir, new_name, flags)
+
+    # -- whole entries -----------------------------------------------------------------------------------------------
+
+    def list_names(self, directory: Directory) -> list[bytes]:
+        """Every name that may be visible in a directory, each once; `lookup` tells which a whiteout hides.
+
+        Raises:
+            OSError: of the layers; EACCES for a directory that may not be read.
+        """
+        return candidates(directory)
+
+    def lower_stat(self, directory: Directory, name: bytes) -> os.stat_result | None:
+        """lstat of what the lowers show under a name, or would show without the upper (entries.lower_stat)."""
+        return entries.lower_stat(self.state, directory, name)
+
+    def check_storable(self, name: bytes, st: os.stat_result) -> None:
+        """Refuse an object that would be a mark in the upper (entries.check_storable)."""
+        entries.check_storable(name, st)
+
+    def put(self, directory: Directory, name: bytes, make: entries.Make) -> None:
+        """Put a finished object in the place of whatever file, or whiteout, is there (entries.put)."""
+        entries.put(self.state, directory, name, make)
+
+    def link_over(self, file: File, directory: Directory, name: bytes) -> None:
+        """Give a copied-up file one more name, in the place of whatever other file has it (entries.link_over)."""
+        entries.link_over(self.state, file, directory, name)
+
+    def remove(self, directory: Directory, name: bytes) -> None:
+        """Remove a name with all that is beneath it (entries.remove)."""
+        entries.remove(self.state, directory, name)
+
+    def uncover(self, directory: Directory, name: bytes) -> None:
+        """Let a name of the lowers show again that a whiteout hides (entries.uncover)."""
+        entries.uncover(self.state, directory, name)
 
     # -- open files --------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class InProcess:
             below = self.union.lookup(inode, name)
             if below is None:
                 raise FileNotFoundError(2, os.strerror(2), path)
+            self.union.complete_link(below, inode, name)
             inode = self._remember(below)
         return inode
 
@@ -157,6 +158,7 @@ class InProcess:
             for name in self.union.names(handle, again=True):
                 inode = self.union.lookup(directory, name)
                 if inode is not None:
+                    self.union.complete_link(inode, directory, name)
                     self._remember(inode)
                     shown.append(os.fsdecode(name))
             return sorted(shown)

@@ -11,20 +11,21 @@ import os
 import stat
 from collections.abc import Callable
 
+from fuseunion.core.disk import trees
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import times_kept
-from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
-from fuseunion.engines.ranch import corral
 from fuseunion.engines.ranch.descend import Step, run
-from fuseunion.engines.ranch.farm import aside, dismantle, private
+from fuseunion.engines.ranch.farm import aside, private
 from fuseunion.engines.ranch.farm.builder import Builder
 from fuseunion.engines.ranch.farm.guard import Guard
 from fuseunion.engines.ranch.farm.targets import Links, Target
-from fuseunion.engines.ranch.record.ledger import WRITE_DIRECTORY, Ledger
+from fuseunion.engines.ranch.record.ledger import Ledger
+from fuseunion.engines.ranch.record.lending import WRITE_DIRECTORY
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.engines.ranch.record.record import Mode, Ranch
+from fuseunion.engines.ranch.view import known_owners
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 
@@ -74,7 +75,7 @@ class _Promoter:
         self._ledger.settle()
         self._report = report
         self._count = 0
-        self._owners = corral.known_owners(ranch.record) or Owners.mine()
+        self._owners = known_owners(ranch.record) or Owners.mine()
         # Where each file with several names was copied first.
         self._copied: dict[tuple[int, int], tuple[RealDir, bytes]] = {}
 
@@ -143,8 +144,8 @@ class _Promoter:
     def _link_copy(self, first: tuple[RealDir, bytes], directory: RealDir, name: bytes) -> bool:
         if first == (directory, name):
             return False
-        temporary = private.TEMPORARY + name[:200]
-        dismantle.remove(directory, temporary)  # of a command that was killed
+        temporary = private.temporary_name(name)
+        trees.remove(directory, temporary)  # of a command that was killed
         with self._ledger.lent_from_above(first[0]):
             try:
                 os.link(first[1], temporary, src_dir_fd=first[0].fd(), dst_dir_fd=directory.fd(), follow_symlinks=False)
@@ -177,9 +178,9 @@ class _Promoter:
         record = self._ranch.record
         links = Links(self._ranch.path, record.merged, record.links, {lower: (target.layer, root)})
         safe = record.mode is Mode.MOUNTED or record.allow_writable_lower
-        union = Union([lower], None, None, Settings())
-        temporary = private.TEMPORARY + name[:200]
-        dismantle.remove(directory, temporary)  # of a command that was killed
+        union = Union.plain([lower])
+        temporary = private.temporary_name(name)
+        trees.remove(directory, temporary)  # of a command that was killed
         try:
             os.mkdir(temporary, 0o700, dir_fd=directory.fd())
             guard = None if safe else Guard()
@@ -194,7 +195,7 @@ class _Promoter:
                 os.unlink(name, dir_fd=directory.fd())
                 os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
         except BaseException:
-            dismantle.remove(directory, temporary)
+            trees.remove(directory, temporary)
             raise
         finally:
             union.close()

@@ -111,8 +111,12 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = self.union.lookup(self.union.directory(parent_inode), name)
-        return self._replies.negative if inode is None else self._replies.told(inode)
+        directory = self.union.directory(parent_inode)
+        inode = self.union.lookup(directory, name)
+        if inode is None:
+            return self._replies.negative
+        self.union.complete_link(inode, directory, name)
+        return self._replies.told(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not `answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
@@ -222,6 +226,7 @@ class Operations(pyfuse3.Operations):
         inode = self.union.lookup(directory, name)
         if inode is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        self.union.complete_link(inode, directory, name)
         files = self.union.trees_to_copy(inode)
         try:
             for file in files:
@@ -333,6 +338,7 @@ class Operations(pyfuse3.Operations):
             inode = self.union.lookup(directory, name)
             if inode is None:
                 return Sent.NOTHING
+            self.union.complete_link(inode, directory, name)  # the kernel will not ask for the name again
             entry = self._replies.attributes(inode)
         except OSError as error:
             if inode is not None:

@@ -52,7 +52,7 @@ def put(planned: tuple[tuple[str, str], ...], farm: RealDir) -> None:
         if st is not None and stat.S_ISDIR(st.st_mode):
             raise UserError(f"--inject: '{path}' is a directory of the ranch; name a file in it", ExitCode.LAYERS)
         with opened(directory), times_kept(directory):
-            temporary = private.TEMPORARY + name[:200]
+            temporary = private.temporary_name(name)
             os.symlink(os.fsencode(text), temporary, dir_fd=directory.fd())
             os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
 

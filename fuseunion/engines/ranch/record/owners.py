@@ -1,9 +1,9 @@
 """Whose the objects of a ranch are, and whether somebody changed that.
 
-Who may not give files away owns what he makes, and can give it to his own groups alone. So the owner of an object of
-the farm is the original's as far as its maker could give it (`Owners.of`), and any other owner is one that the user
-chose. That has to be judged by what the maker could do, not by what the collecting process can: who joins or leaves a
-group between the two has changed nothing. The maker is therefore kept in the ranch's record.
+A user who may not give files away owns what the user makes, and can give it to the user's own groups alone. So the
+owner of an object of the farm is the original's as far as its maker could give it (`Owners.of`), and any other owner is
+one that somebody chose later. That has to be judged by what the maker could do, not by what the collecting process can:
+to join or leave a group between the two changes nothing. The maker is therefore kept in the ranch's record.
 
 Numbers mean nothing in another user namespace. A ranch that was made in one and is collected outside has owners that
 cannot be judged: they then count as unchanged.
@@ -28,9 +28,9 @@ class Owners:
     """Who makes a ranch.
 
     Attributes:
-        uid, gid: of what he makes.
-        groups: the other groups that he may give it to.
-        anybody: he may give it to everybody who has a number in his user namespace.
+        uid, gid: of what the maker makes.
+        groups: the other groups that it may be given to.
+        anybody: it may be given to everybody who has a number in the maker's user namespace.
         namespace: what tells this namespace's numbers from another's.
     """
 
@@ -42,7 +42,7 @@ class Owners:
 
     @classmethod
     def mine(cls) -> Owners:
-        """Those of this process."""
+        """This process, as a maker."""
         effective = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
         return cls(
             os.geteuid(),
