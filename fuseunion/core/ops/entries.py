@@ -76,9 +76,12 @@ def link_over(state: State, file: File, directory: Directory, name: bytes) -> No
     Raises:
         OSError: as linkat(2) and `put`; EMLINK, EPERM where the file can have no more names.
     """
-    if lookup(state, directory, name) is None:
+    replaced = lookup(state, directory, name)
+    if replaced is None:
         create.link(state, file, directory, name)
         return
+    if replaced is file:
+        return  # rename(2) of one name of a file over another does nothing
     for known, known_name in file.places():
         note_path(state, known, known_name)
     put(state, directory, name, lambda tmp, temporary: link_into(file, tmp, temporary))
@@ -109,9 +112,13 @@ def remove(state: State, directory: Directory, name: bytes) -> None:
         if inode.upper is None:
             side.whiteouts.cover(upper, name)
         else:
-            removed = side.whiteouts.replace_directory(upper, name) if positive else side.work.take(upper, name)
-            inode.upper.close()
-            inode.upper = None
+            held = upper.hold(name)
+            try:
+                removed = side.whiteouts.replace_directory(upper, name) if positive else side.work.take(upper, name)
+            except BaseException:
+                os.close(held)
+                raise
+            inode.upper.pin(held)
             try:
                 side.work.remove_tree(removed)
             except OSError as error:
