@@ -5,8 +5,9 @@ The names come from symlink farms, as GNU Stow and Conda make them:
     farm     the tree of links: every file of a lower is a symbolic link, every directory a real one, every file of
              UPPER a private copy. Where mounts are allowed it lies beside UPPER and is mounted over MERGED, else MERGED
              itself is the farm.
-    ranch    a farm with all that belongs to it: the layers that its links lead to, reachable even where MERGED lies
-             over them, and a record from which another process, or the next boot, can go on.
+    ranch    a farm with all that belongs to it: the layers that its links lead to, which are reachable aside, in a
+             directory beside UPPER, even where MERGED lies over them; and a record there, from which another process,
+             or the next boot, can go on.
     corral   what keeps the ranch together: it makes a ranch, goes on with one, collects from it and takes it down.
 
 What is written, removed or made in the farm is kept there until it is collected: compared with what UPPER and the

@@ -42,8 +42,12 @@ def silent(count: int) -> None:
 def create(options: Options, report: Report = silent) -> None:
     """Make the ranch that the options ask for, or go on with one that was interrupted.
 
+    Args:
+        report: told after each object of the farm how many there are.
+
     Raises:
-        UserError: LAYERS, BUSY, FAILURE; a ranch that was new has left nothing behind.
+        UserError: LAYERS, BUSY, FAILURE; UNAVAILABLE for what links cannot show. A ranch that was new has left nothing
+            behind.
     """
     merged = os.path.realpath(options.target)
     state = beside(os.path.realpath(options.upper) if options.upper else merged)
@@ -148,8 +152,12 @@ def _check_target(asked: Record) -> None:
 def sync(ranch: Ranch, report: Report = silent) -> None:
     """Bring the changes into UPPER; the ranch stays.
 
+    Args:
+        report: told after each object how many were looked at.
+
     Raises:
-        UserError: LAYERS for a ranch that has no UPPER, or is not complete.
+        UserError: LAYERS for a ranch that has no UPPER, or is not complete, and for what cannot be collected.
+        OSError: ENOSPC and the like; what was collected stays collected.
     """
     if ranch.record.upper is None:
         raise UserError(f"the ranch at '{ranch.record.merged}' is ephemeral: it has no UPPER", ExitCode.LAYERS)
@@ -165,9 +173,14 @@ def sync(ranch: Ranch, report: Report = silent) -> None:
 def take_down(ranch: Ranch, *, discard: bool = False, lazy: bool = False, report: Report = silent) -> None:
     """Bring the changes into UPPER, or throw them away, and remove the ranch.
 
+    Args:
+        discard: throw them away.
+        lazy: take the farm away from MERGED though it is in use (umount2(2), MNT_DETACH).
+        report: told after each object how many were looked at.
+
     Raises:
         UserError: what cannot be collected, by name; the ranch is then still there.
-        OSError: EBUSY while the farm is in use.
+        OSError: EBUSY while the farm is in use; ENOSPC and the like, after which the call can be repeated.
     """
     # A farm that was to be mounted was never shown to anybody before it was complete.
     unseen = ranch.record.phase is Phase.BUILDING and ranch.record.mode is Mode.MOUNTED

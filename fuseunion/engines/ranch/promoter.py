@@ -25,7 +25,7 @@ from fuseunion.engines.ranch.record.ledger import Ledger
 from fuseunion.engines.ranch.record.lending import WRITE_DIRECTORY
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.engines.ranch.record.record import Mode, Ranch
-from fuseunion.engines.ranch.view import known_owners
+from fuseunion.engines.ranch.view import known_owners, opened_farm
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 
@@ -38,18 +38,17 @@ def promote(ranch: Ranch, paths: list[str], *, recursive: bool, report: Report) 
     Args:
         paths: from MERGED, or absolute in it.
         recursive: everything beneath them as well.
+        report: told after each link how many were looked at.
+
     Raises:
         UserError: LAYERS for a path that is not in the ranch.
         OSError: EACCES for a file that the user may not read, ENOSPC.
     """
     top = ranch.record.merged
-    farm = Layer(os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable=True, label=top)
-    try:
+    with opened_farm(top) as farm:
         promoter = _Promoter(ranch, farm, report)
         for path in paths:
             promoter.promote(path, _names(path, top), recursive=recursive)
-    finally:
-        farm.close()
 
 
 def _names(path: str, merged: str) -> list[bytes]:

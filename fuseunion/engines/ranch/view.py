@@ -94,6 +94,9 @@ def opened_view(prepared: Prepared, options: Options, ranch: Ranch) -> View:
 def opened_farm(path: str) -> Iterator[Layer]:
     """The tree of links, as a layer that may be written.
 
+    Args:
+        path: of the farm, or of MERGED where the farm is mounted.
+
     Raises:
         OSError: it is not there, or may not be read.
     """

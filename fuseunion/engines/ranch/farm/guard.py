@@ -21,7 +21,12 @@ class Guard:
         self._read_only: dict[Layer, bool] = {}
 
     def changeable(self, real: RealDir, name: bytes, st: os.stat_result) -> bool:
-        """Whether the user could change an object."""
+        """Whether the user could change an object.
+
+        Args:
+            real, name: where it lies.
+            st: its lstat.
+        """
         read_only = self._read_only.get(real.layer)
         if read_only is None:
             read_only = bool(os.fstatvfs(real.layer.root_fd).f_flag & os.ST_RDONLY)

@@ -55,6 +55,7 @@ class Links:
         """What the texts of all links to objects in one real directory begin with.
 
         Args:
+            real: a directory of a layer that is aside.
             depth: how many directories below MERGED the links lie.
         """
         label, root = self._labels[real.layer]
@@ -100,14 +101,23 @@ class Targets:
         self._farm = farm
 
     def target(self, source: RealDir, name: bytes, st: os.stat_result) -> Target | None:
-        """What an entry with this lstat stands for; None for what is no link of the ranch."""
+        """What an entry stands for; None for what is no link of the ranch.
+
+        Args:
+            source, name: where it lies.
+            st: its lstat.
+        """
         if source.layer is not self._farm or not stat.S_ISLNK(st.st_mode):
             return None
         target = self._links.read(os.readlink(name, dir_fd=source.fd()))
         return target if target is not None and target.layer in self._layers else None
 
     def in_own_place(self, inode: Inode | None, target: Target) -> bool:
-        """Whether a link stands for what the union shows there."""
+        """Whether a link stands for what the union shows there.
+
+        Args:
+            inode: what the union shows; None for nothing.
+        """
         if isinstance(inode, Directory):
             layers = inode.layers()
             return len(layers) == 1 and self._of(layers[0]) == target

@@ -28,7 +28,12 @@ def made(way: bytes) -> bytes:
 
 
 def is_made(path: bytes, way: bytes) -> bool:
-    """Whether the ranch made a directory, for this place in it; the path is followed."""
+    """Whether the ranch made a directory, for this place in it.
+
+    Args:
+        path: leads to the directory, and is followed.
+        way: the directory's path from MERGED.
+    """
     try:
         return os.getxattr(path, MADE) == made(way)
     except OSError:
@@ -36,7 +41,12 @@ def is_made(path: bytes, way: bytes) -> bool:
 
 
 def mark_copy(fd: int, original: os.stat_result) -> None:
-    """Mark a private copy."""
+    """Mark a private copy, where there are attributes.
+
+    Args:
+        fd: the copy.
+        original: lstat of the file that it is of.
+    """
     try:
         os.setxattr(fd, COPY, b"%d %d" % (original.st_ino, os.fstat(fd).st_ino))
     except OSError:
@@ -44,7 +54,11 @@ def mark_copy(fd: int, original: os.stat_result) -> None:
 
 
 def copied_from(path: bytes, st: os.stat_result) -> int | None:
-    """The inode number of the file that a regular file, with this lstat, is the private copy of.
+    """The inode number of the file that a regular file is the private copy of; None for any other file.
+
+    Args:
+        path: of the regular file; it is not followed.
+        st: its lstat.
 
     Raises:
         PermissionError: its attributes may not be read.
@@ -69,6 +83,9 @@ def has_copy_mark(path: bytes) -> bool:
 
 def put(directory: str, state: Path) -> None:
     """Mark a directory.
+
+    Args:
+        state: where the record of its ranch is.
 
     Raises:
         OSError: it can be marked in neither way.

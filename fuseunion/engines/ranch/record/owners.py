@@ -58,7 +58,11 @@ class Owners:
         return self.namespace == _namespace()
 
     def of(self, original: os.stat_result) -> tuple[int, int]:
-        """User and group of an object that is made after this one."""
+        """User and group of an object that is made after this one.
+
+        Args:
+            original: lstat of this one.
+        """
         uid, gid = original.st_uid, original.st_gid
         keeps_uid = self.anybody and not is_unknown(uid, "uid")
         keeps_gid = (self.anybody or gid in self.groups) and not is_unknown(gid, "gid")
@@ -70,12 +74,17 @@ def _namespace() -> str:
 
 
 def changed(made: os.stat_result, original: os.stat_result, owners: Owners | None) -> bool:
-    """Whether somebody changed the owner of what was made after an original; without `owners` nobody can tell."""
+    """Whether somebody changed the owner of what was made after an original.
+
+    Args:
+        made, original: their lstat.
+        owners: who made it; without, nobody can tell, and it counts as unchanged.
+    """
     return owners is not None and (made.st_uid, made.st_gid) != owners.of(original)
 
 
 def same_attributes(made: os.stat_result, original: os.stat_result, owners: Owners | None) -> bool:
-    """Whether type, mode, owner and time of an object are those that it was made with."""
+    """Whether type, mode, owner and time of an object are those that it was made with. Arguments as of `changed`."""
     if stat.S_IFMT(made.st_mode) != stat.S_IFMT(original.st_mode) or not _same_time(made, original):
         return False
     if changed(made, original, owners):
