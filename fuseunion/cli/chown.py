@@ -18,7 +18,7 @@ from types import FrameType
 
 from fuseunion.cli.progress import Progress
 from fuseunion.core.ids.identity import IdMap
-from fuseunion.core.ownership import OwnershipStore
+from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches

@@ -14,13 +14,16 @@ import errno
 import os
 import stat
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 
 from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops import attributes, create, link_names, remove, rename, xattr_ops
-from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops import create, entries, link_names, remove, rename
+from fuseunion.core.ops.attributes import basic, extended
+from fuseunion.core.ops.attributes.basic import Change
 from fuseunion.core.ops.copy_up import CopyJob, copy_up_special, readlink
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ops.directories import copy_up_directory
@@ -57,6 +60,15 @@ class Union:
         self.settings = settings
         link_names.repair(self.state)
 
+    @classmethod
+    def plain(cls, lowers: Sequence[Layer], upper: Layer | None = None, work: WorkDirectory | None = None) -> Union:
+        """A union that shows its layers as they are: with the default settings. Arguments and errors as of the class.
+
+        Returns:
+            The union, which the caller closes.
+        """
+        return cls(lowers, upper, work, Settings())
+
     def close(self) -> None:
         """Close all descriptors and clean the work directory; the union must not be used after it."""
         self.state.table.close()
@@ -75,6 +87,16 @@ class Union:
     def writable(self) -> bool:
         """True when there is an upper."""
         return self.state.upper is not None
+
+    @property
+    def lowers(self) -> tuple[Layer, ...]:
+        """The read-only layers, topmost first."""
+        return self.state.lowers
+
+    @property
+    def own_ids(self) -> Owner:
+        """Who owns what the upper's filesystem lets this process make; no umask is left to apply."""
+        return Owner(self.state.uid, self.state.gid, 0)
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 
@@ -115,16 +137,38 @@ class Union:
         return inode
 
     def lookup(self, directory: Directory, name: bytes) -> Inode | None:
-        """The inode of a name, or None. `remember` it when the kernel is told of it, else `release` it."""
+        """The inode of a name, or None; nothing is written.
+
+        The inode is in the table: `remember` it when the kernel is told of it, keep it `held` for a while, or `release`
+        it. Where the name is going to matter to others who read the upper, `complete_links` comes next.
+
+        Raises:
+            OSError: ENAMETOOLONG for a name that no layer could hold; EINVAL or EPERM (MalformedError) for an object
+                whose marks cannot be understood; of the layers.
+        """
         return lookup(self.state, directory, name)
 
     def complete_links(self, inode: Inode, directory: Directory, name: bytes) -> None:
-        """Bring what is kept of a file with several names up to date with a name that was looked up (link_names).
+        """Bring what is kept of a file with several names up to date with a name that was looked up (link_names.py).
 
-        The name of a copied-up file gets its link in the upper, so that other readers of the upper see one file.
+        A copied-up file gets this name in the upper too, if a lower shows it and it leads to the copy.
+
+        Only the link index knows that all names of a lower file lead to the copy that was made under one of them. Other
+        readers of the upper (kernel overlayfs, fuse-overlayfs) see one file once every name of it lies there. What
+        fails is logged: the name goes on showing the copy through the index.
+
+        Args:
+            inode: what `lookup` answered for the name; anything but such a file stays as it is.
         """
         if isinstance(inode, File):
             link_names.complete(self.state, inode, directory, name)
+
+    def held(self, *inodes: Inode | None) -> AbstractContextManager[None]:
+        """Keep inodes in the table for the length of a block, whatever is looked up and released meanwhile.
+
+        An inode that nobody else needs is dropped at the end of the block.
+        """
+        return self.state.table.held(*inodes)
 
     def unreadable(self, directory: Directory, name: bytes, error: MalformedError) -> tuple[Inode, os.stat_result]:
         """What to list for a name whose lookup raised `error`: an inode, as of `lookup`, and the object's lstat."""
@@ -146,15 +190,15 @@ class Union:
 
     def stat(self, inode: Inode) -> tuple[os.stat_result, int]:
         """lstat of an inode, its owner in disk ids, and the count of links to show."""
-        st = attributes.stat_of(self.state, inode)
-        return st, attributes.nlink_of(self.state, inode, st)
+        st = basic.stat_of(self.state, inode)
+        return st, basic.nlink_of(self.state, inode, st)
 
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
         self.state.writable()
         if isinstance(inode, Directory):
             copy_up_directory(self.state, inode)
-        attributes.apply(self.state, inode, change)
+        basic.apply(self.state, inode, change)
 
     def readlink(self, file: File) -> bytes:
         """The target of a symbolic link."""
@@ -185,6 +229,36 @@ class Union:
             return CopyJob(self.state, file, change)
         copy_up_special(self.state, file, change)
         return None
+
+    def copy_up(self, file: File) -> None:
+        """Copy a file up at once, with its data; nothing happens when it was before.
+
+        Raises:
+            OSError: as `copy_job` and `CopyJob.move`; nothing has changed then.
+        """
+        job = self.copy_job(file)
+        if job is None:
+            return
+        try:
+            job.move()
+            job.publish()
+        finally:
+            job.close()
+
+    def copy_up_directory(self, directory: Directory) -> RealDir:
+        """The upper's part of a directory, made with all missing ancestors if there is none.
+
+        Raises:
+            OSError: EROFS without an upper; ENOENT for a removed directory; of the system calls.
+        """
+        return copy_up_directory(self.state, directory)
+
+    def is_copy_of(self, file: File, lower_ino: int) -> bool:
+        """Whether a file, known to the link index, is (to be) the copy-up of a lower file with this inode number."""
+        if file.group is None:
+            return False
+        numbers, number = self.state.numbers, file.group.number
+        return any(numbers.number(lower.st_dev, lower_ino) == number for lower in self.state.lowers)
 
     def trees_to_copy(self, inode: Inode) -> Generator[File, None, None]:
         """The files that have to be copied up before `inode` can be renamed; directories are copied on the way."""
@@ -228,6 +302,40 @@ class Union:
     def rename(self, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
         """Rename (rename.rename). Precondition: `trees_to_copy` of what moves is done."""
         rename.rename(self.state, old_dir, old_name, new_dir, new_name, flags)
+
+    # -- whole entries -----------------------------------------------------------------------------------------------
+
+    def list_names(self, directory: Directory) -> list[bytes]:
+        """Every name that may be visible in a directory, each once; `lookup` tells which a whiteout hides.
+
+        Raises:
+            OSError: of the layers; EACCES for a directory that may not be read.
+        """
+        return candidates(directory)
+
+    def lower_stat(self, directory: Directory, name: bytes) -> os.stat_result | None:
+        """lstat of what the lowers show under a name, or would show without the upper (entries.lower_stat)."""
+        return entries.lower_stat(self.state, directory, name)
+
+    def check_storable(self, name: bytes, st: os.stat_result) -> None:
+        """Refuse an object that would be a mark in the upper (entries.check_storable)."""
+        entries.check_storable(name, st)
+
+    def put(self, directory: Directory, name: bytes, make: entries.Make) -> None:
+        """Put a finished object in the place of whatever file, or whiteout, is there (entries.put)."""
+        entries.put(self.state, directory, name, make)
+
+    def link_over(self, file: File, directory: Directory, name: bytes) -> None:
+        """Give a copied-up file one more name, in the place of whatever other file has it (entries.link_over)."""
+        entries.link_over(self.state, file, directory, name)
+
+    def remove(self, directory: Directory, name: bytes) -> None:
+        """Remove a name with all that is beneath it (entries.remove)."""
+        entries.remove(self.state, directory, name)
+
+    def uncover(self, directory: Directory, name: bytes) -> None:
+        """Let a name of the lowers show again that a whiteout hides (entries.uncover)."""
+        entries.uncover(self.state, directory, name)
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -290,16 +398,16 @@ class Union:
         Returns:
             True when there was one.
         """
-        mode = attributes.stat_of(self.state, inode).st_mode
-        at_risk = mode & stat.S_ISGID if always else attributes.setgid_is_at_risk(mode)
+        mode = basic.stat_of(self.state, inode).st_mode
+        at_risk = mode & stat.S_ISGID if always else basic.setgid_is_at_risk(mode)
         if at_risk:
-            attributes.apply(self.state, inode, Change(mode=mode & ~stat.S_ISGID))
+            basic.apply(self.state, inode, Change(mode=mode & ~stat.S_ISGID))
         return bool(at_risk)
 
     def truncation(self, file: File, *, privileged: bool, outsider: bool) -> Change:
-        """What O_TRUNC changes of a file (attributes.truncation)."""
+        """What O_TRUNC changes of a file (basic.truncation)."""
         self.state.writable()
-        return attributes.truncation(self.state, file, privileged=privileged, outsider=outsider)
+        return basic.truncation(self.state, file, privileged=privileged, outsider=outsider)
 
     def opendir(self, directory: Directory) -> DirectoryHandle:
         """Open a directory."""
@@ -325,13 +433,13 @@ class Union:
     def restate(self, inode: Inode, value: bytes) -> bool:
         """Set owner, mode and type by an override_stat attribute, in shown ids; only for the owner of the mount.
 
-        Precondition: a file was copied up. Returns and raises as attributes.restate; EINVAL for a bad value.
+        Precondition: a file was copied up. Returns and raises as basic.restate; EINVAL for a bad value.
         """
         if isinstance(inode, Directory):
             copy_up_directory(self.state, inode)
         facts, identity = parse(value), self.settings.identity
         uid, gid = identity.disk_uid(ShownUid(facts.uid)), identity.disk_gid(ShownGid(facts.gid))
-        return attributes.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
+        return basic.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
 
     @property
     def stores_ownership(self) -> bool:
@@ -358,28 +466,28 @@ class Union:
     # -- extended attributes -----------------------------------------------------------------------------------------
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
-        """The value of an attribute (xattr_ops.getxattr)."""
-        return xattr_ops.getxattr(self.state, inode, name)
+        """The value of an attribute (extended.getxattr)."""
+        return extended.getxattr(self.state, inode, name)
 
     def listxattr(self, inode: Inode) -> list[bytes]:
-        """The names of all attributes a user may see (xattr_ops.listxattr)."""
-        return xattr_ops.listxattr(self.state, inode)
+        """The names of all attributes a user may see (extended.listxattr)."""
+        return extended.listxattr(self.state, inode)
 
     def check_xattr_name(self, name: bytes) -> None:
-        """Refuse names that cannot be set, before anything is copied up for them (xattr_ops.setxattr)."""
+        """Refuse names that cannot be set, before anything is copied up for them (extended.setxattr)."""
         self.state.writable().layer.xattr_to_disk(name)
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         """Set an attribute. Precondition: a file was copied up."""
-        xattr_ops.setxattr(self.state, inode, name, value)
+        extended.setxattr(self.state, inode, name, value)
 
     def xattr_is_there(self, inode: Inode, name: bytes) -> bool:
-        """Whether `removexattr` has something to do (xattr_ops.is_there)."""
-        return xattr_ops.is_there(self.state, inode, name)
+        """Whether `removexattr` has something to do (extended.is_there)."""
+        return extended.is_there(self.state, inode, name)
 
     def removexattr(self, inode: Inode, name: bytes) -> None:
         """Remove an attribute. Precondition: `xattr_is_there`, then a file was copied up."""
-        xattr_ops.removexattr(self.state, inode, name)
+        extended.removexattr(self.state, inode, name)
 
 
 def _open_for_writing(file: File, access: int) -> int:

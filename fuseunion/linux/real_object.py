@@ -103,6 +103,11 @@ class RealObject(NamedTuple):
             raise
         return [os.fsencode(name) for name in names]
 
+    def allows(self, rights: int) -> bool:
+        """faccessat2(2), with the effective ids: whether this process may do that, os.R_OK and so on."""
+        path, follow = self._reach()
+        return os.access(path, rights, effective_ids=True, follow_symlinks=follow)
+
     def readlink(self) -> bytes:
         """readlinkat(2): EINVAL or ENOENT for what is no link."""
         return os.readlink(self.name, dir_fd=self.fd)

@@ -13,8 +13,6 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ownership.store_choice import detect, has_database
 from fuseunion.core.tree.directory import Directory
-from fuseunion.core.tree.listing import candidates
-from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.mounting.prepare import Prepared
 
@@ -38,23 +36,21 @@ def complete_links(prepared: Prepared) -> None:
     upper, work = prepared.upper, prepared.work
     if upper is None or work is None or "links" not in os.listdir(work.fd):
         return
-    union = Union(
+    union = Union.plain(
         [_layer(opened.fd, opened.label, opened.covered) for opened in prepared.lowers],
         _layer(upper.fd, upper.label, upper.covered, writable=True),
         WorkDirectory(os.dup(work.fd), work.label),
-        Settings(),
     )
     try:
         pending = [union.root]
         while pending:
             directory = pending.pop()
-            for name in candidates(directory):
+            for name in union.list_names(directory):
                 inode = union.lookup(directory, name)
-                if inode is not None:
-                    union.complete_links(inode, directory, name)
                 if isinstance(inode, Directory):
                     pending.append(inode)
                 elif inode is not None:
+                    union.complete_links(inode, directory, name)
                     union.release(inode)
     finally:
         union.close()

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.identity import IdMap
-from fuseunion.core.ownership import OwnershipStore
+from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import PREFIX
 from fuseunion.offline.walk import Found
 

@@ -120,13 +120,13 @@ def _of_union(union: InProcess, stack: contextlib.ExitStack) -> Iterator[tuple[s
         st, _ = union.union.stat(inode)
         if isinstance(inode, Directory):
             top = inode.top
-            where = top.proc_path(b".") if top.parent is None else top.parent.proc_path(top.name)
+            where = b"/proc/self/fd/%d/." % top.fd()
             target = ""
         else:
             assert isinstance(inode, UnionFile)
             place = inode.location()
             assert place is not None
-            where = place[0].proc_path(place[1])
+            where = b"/proc/self/fd/%d/%s" % (place[0].fd(), place[1])
             target = os.fsdecode(union.union.readlink(inode)) if stat.S_ISLNK(inode.kind) else ""
         yield path, inode.ino, _facts(where, st, target, stack)
         if isinstance(inode, Directory):

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 
-from fuseunion.core.ops.attributes import Change
-from fuseunion.core.ownership import Facts
+from fuseunion.core.ops.attributes.basic import Change
 from fuseunion.core.ownership.database_store import DatabaseStore
+from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.linux.real_object import RealObject
 from tests.support.inprocess import InProcess, in_process

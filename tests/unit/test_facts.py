@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuseunion.core.ownership import Facts, backing_mode, facts, stored_names
+from fuseunion.core.ownership import facts, stored_names
+from fuseunion.core.ownership.facts import Facts, backing_mode
 
 KINDS = [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFBLK, stat.S_IFCHR]
 

@@ -49,8 +49,7 @@ def _imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
-            if node.module == "fuseunion":
-                names |= {f"fuseunion.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -62,6 +61,83 @@ def test_imports_go_downwards(module: str) -> None:
     for name in _imports(PACKAGE / module):
         if name.startswith("fuseunion."):
             assert _floor(name.removeprefix("fuseunion.")) <= own, f"{module} imports {name}"
+
+
+BEHIND_THE_DOOR = ("core.ops", "core.marks", "core.tree")
+"""What only `Union` uses on behalf of others."""
+
+DATA_AND_PURE_RULES = {
+    "core.tree.directory": {"Directory"},
+    "core.tree.file": {"File"},
+    "core.tree.inode": {"Inode"},
+    "core.tree.handle": {"DirectoryHandle", "FileHandle", "Handle"},
+    "core.ops.attributes.basic": {"Change", "setgid_is_at_risk"},
+    "core.ops.create": {"Owner"},
+    "core.ops.rename": {"check_flags"},
+}
+"""What lies behind the door and may be named in front of it: types of what Union takes and answers, and functions of
+plain values that touch no layer."""
+
+BUILDS_THE_UNION = "mounting/assembly.py"
+
+
+def _names_from(path: Path) -> set[tuple[str, str]]:
+    """Every (module, name) that is imported from within the package; name is "" for a module as a whole."""
+    found: set[tuple[str, str]] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {(node.module, alias.name) for alias in node.names}
+    prefix = "fuseunion."
+    return {(module.removeprefix(prefix), name) for module, name in found if module.startswith(prefix)}
+
+
+def _attributes_of_a_union(path: Path) -> set[str]:
+    """The attributes that are read of anything called `union` or `_union`."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and (
+            (isinstance(node.value, ast.Name) and node.value.id == "union")
+            or (isinstance(node.value, ast.Attribute) and node.value.attr in ("union", "_union"))
+        )
+    }
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith(("engines/", "mounting/"))])
+def test_union_is_the_only_door_to_the_core(module: str) -> None:
+    for source, name in _names_from(PACKAGE / module):
+        whole = f"{source}.{name}."
+        if whole.startswith(tuple(f"{room}." for room in BEHIND_THE_DOOR)):
+            settings = module == BUILDS_THE_UNION and (source, name) == ("core.tree.state", "Settings")
+            assert settings or name in DATA_AND_PURE_RULES.get(source, ()), f"{module} imports {name} from {source}"
+    assert "state" not in _attributes_of_a_union(PACKAGE / module)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(("core/", "engines/fuse/"))])
+def test_only_the_kernel_is_counted_as_the_kernel(module: str) -> None:
+    # Others keep an inode with `Union.held`.
+    assert not _attributes_of_a_union(PACKAGE / module) & {"remember", "forget"}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Nor for the sake of types: who has to know each other to be understood belongs together."""
+    modules = {
+        "fuseunion." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): name for name in MODULES
+    }
+    below = {module: (_imports(PACKAGE / name) & modules.keys()) - {module} for module, name in modules.items()}
+    while free := {module for module, others in below.items() if not others & below.keys()}:
+        for module in free:
+            del below[module]
+    assert not below, f"a circle among {sorted(below)}"
+
+
+@pytest.mark.parametrize("folder", sorted({str(Path(name).parent) for name in MODULES}))
+def test_a_folder_has_fewer_than_ten_rooms(folder: str) -> None:
+    rooms = [path for path in (PACKAGE / folder).iterdir() if not path.name.startswith(("__", "py."))]
+    assert len(rooms) < 10, sorted(path.name for path in rooms)
 
 
 @pytest.mark.parametrize("module", MODULES)

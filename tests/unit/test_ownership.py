@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.core.ownership import Facts, OwnershipStore, store_choice
+from fuseunion.core.ownership import store_choice
 from fuseunion.core.ownership.database_store import DatabaseStore, witness
-from fuseunion.core.ownership.facts import DATABASE_FILE
+from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
+from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.core.ownership.xattr_store import XattrStore
 from fuseunion.linux import syscalls

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from fuseunion.core.ids.identity import Identity, IdMap
-from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.attributes.basic import Change
 from fuseunion.core.ops.create import Owner
-from fuseunion.core.ownership import Facts
 from fuseunion.core.ownership.database_store import DatabaseStore
-from fuseunion.core.ownership.facts import DATABASE_FILE
+from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.core.tree.directory import Directory
 from fuseunion.linux.real_object import RealObject

@@ -18,7 +18,7 @@ from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
 from fuseunion.core.ids.identity import KEEP, Identity, overflow_id
-from fuseunion.core.ownership import Facts, backing_mode
+from fuseunion.core.ownership.facts import Facts, backing_mode
 from fuseunion.linux.real_object import RealObject
 
 # Not kept in silence: attributes that the upper's filesystem has no place for (fs/overlayfs/copy_up.c ovl_copy_xattr).

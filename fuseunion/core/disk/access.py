@@ -6,7 +6,7 @@ import os
 
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.format import xattr_names
-from fuseunion.core.ownership import OwnershipStore
+from fuseunion.core.ownership.store import OwnershipStore
 
 
 class LayerAccess:

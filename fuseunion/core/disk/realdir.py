@@ -227,22 +227,30 @@ class RealDir:
         with self.held(name) as held:
             return self._open_to_read(lambda: held, flags)
 
-    @contextmanager
-    def grasp(self) -> Iterator[RealObject]:
-        """The directory itself, until the block ends.
+    def itself(self) -> RealObject:
+        """The directory itself, good as long as `fd` is; where something is mounted there, what is mounted.
 
         Raises:
-            OSError: as `fd`, but not EXDEV: where something is mounted there, it is what is mounted.
+            OSError: as `fd`, but not EXDEV; EOPNOTSUPP for the directory that the union is mounted over.
         """
         try:
-            itself = RealObject(self.fd())
+            return RealObject(self.fd())
         except OSError as error:
             if error.errno != errno.EXDEV or self.parent is None:
                 raise
-        else:
+            if self.parent.is_covered(self.name):
+                raise os_error(errno.EOPNOTSUPP, self.name) from None
+            return self.parent.object(self.name)
+
+    @contextmanager
+    def grasp(self) -> Iterator[RealObject]:
+        """As `itself`, held by a descriptor until the block ends."""
+        itself = self.itself()
+        if not itself.name:
             yield itself
             return
-        with self.parent.held(self.name) as held:
+        assert self.parent is not None, "a root is never mounted over"
+        with self.parent.held(itself.name) as held:
             yield held
 
     def own_stat(self) -> os.stat_result:

@@ -160,13 +160,13 @@ class WhiteoutWriter:
             log.warning("the mark .wh.%s beside %r stays: %s", os.fsdecode(name), name, error)
 
     def install(self, temporary: bytes, upper: RealDir, name: bytes, *, is_directory: bool) -> None:
-        """Put a finished object from work at a name of the upper where nothing is, or a whiteout device."""
+        """Put a finished object from work at a name of the upper, in the place of a whiteout or file there."""
         if upper.stat(name) is None:
             self._work.install(temporary, upper, name)
             return
-        whiteout = self._work.install_over(temporary, upper, name, directories=is_directory)
-        if whiteout is not None:
-            self._work.unlink(whiteout)
+        replaced = self._work.install_over(temporary, upper, name, directories=is_directory)
+        if replaced is not None:
+            self._work.unlink(replaced)
 
     def move_away(self, upper: RealDir, name: bytes, target: RealDir, new_name: bytes) -> None:
         """Rename `name`, leaving a whiteout in its place; what is at the target, not a directory, is replaced.

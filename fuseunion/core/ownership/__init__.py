@@ -11,10 +11,3 @@ Three rules hold for every store:
   attributes exist only on files and directories (fs/xattr.c xattr_permission). Symbolic links stay links.
 * The real permissions never grant more than the stored ones, except to the owner, who is the daemon's user.
 """
-
-from __future__ import annotations
-
-from fuseunion.core.ownership.facts import Facts, backing_mode
-from fuseunion.core.ownership.store import OwnershipStore
-
-__all__ = ["Facts", "OwnershipStore", "backing_mode"]

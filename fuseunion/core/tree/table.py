@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fuseunion.core.format.numbers import ROOT, Ino, Numbers
-from fuseunion.core.ownership import OwnershipStore
+from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode

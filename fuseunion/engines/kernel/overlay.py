@@ -26,6 +26,7 @@ from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format import xattr_names
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo, syscalls
+from fuseunion.linux.real_object import RealObject
 from fuseunion.mounting.checks import volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
 from fuseunion.mounting.options import Engine, Options, XattrPermissions, escape, unescape
@@ -265,7 +266,7 @@ def _foreign_mark(root: RealDir, prefix: bytes) -> tuple[bytes, str] | None:
     pending = [(root, b"")]
     while pending:
         directory, path = pending.pop()
-        mark = _mark_on(b"/proc/self/fd/%d" % directory.fd(), prefix)
+        mark = _mark_on(directory.itself(), prefix)
         if mark is not None:
             return path, mark
         for name in directory.names():
@@ -276,15 +277,15 @@ def _foreign_mark(root: RealDir, prefix: bytes) -> tuple[bytes, str] | None:
             if st is not None and stat.S_ISDIR(st.st_mode):
                 pending.append((directory.child(name), way))
             elif st is not None and stat.S_ISREG(st.st_mode) and st.st_size == 0:
-                mark = _mark_on(directory.proc_path(name), prefix, whiteout_only=True)
+                mark = _mark_on(directory.object(name), prefix)
                 if mark is not None:
                     return way, mark
     return None
 
 
-def _mark_on(path: bytes, prefix: bytes, *, whiteout_only: bool = False) -> str | None:
+def _mark_on(what: RealObject, prefix: bytes) -> str | None:
     try:
-        names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=not whiteout_only)]
+        names = what.listxattr()
     except OSError:
         return None
     for name in names:

@@ -11,19 +11,20 @@ import os
 import stat
 from collections.abc import Callable
 
+from fuseunion.core.disk import trees
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
-from fuseunion.engines.ranch import corral
 from fuseunion.engines.ranch.descend import Step, run
-from fuseunion.engines.ranch.farm import aside, dismantle, private
+from fuseunion.engines.ranch.farm import aside, private
 from fuseunion.engines.ranch.farm.builder import Builder
 from fuseunion.engines.ranch.farm.guard import Guard
 from fuseunion.engines.ranch.farm.targets import Links, Target
-from fuseunion.engines.ranch.record.ledger import WRITE_DIRECTORY, Ledger
+from fuseunion.engines.ranch.record.ledger import Ledger
+from fuseunion.engines.ranch.record.lending import WRITE_DIRECTORY
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.engines.ranch.record.record import Mode, Ranch
+from fuseunion.engines.ranch.view import known_owners, opened_farm
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 
@@ -36,18 +37,17 @@ def promote(ranch: Ranch, paths: list[str], *, recursive: bool, report: Report) 
     Args:
         paths: from MERGED, or absolute in it.
         recursive: everything beneath them as well.
+        report: told after each link how many were looked at.
+
     Raises:
         UserError: LAYERS for a path that is not in the ranch.
         OSError: EACCES for a file that the user may not read, ENOSPC.
     """
     top = ranch.record.merged
-    farm = Layer(os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable=True, label=top)
-    try:
+    with opened_farm(top) as farm:
         promoter = _Promoter(ranch, farm, report)
         for path in paths:
             promoter.promote(path, _names(path, top), recursive=recursive)
-    finally:
-        farm.close()
 
 
 def _names(path: str, merged: str) -> list[bytes]:
@@ -73,7 +73,7 @@ class _Promoter:
         self._ledger.settle()
         self._report = report
         self._count = 0
-        self._owners = corral.known_owners(ranch.record) or Owners.mine()
+        self._owners = known_owners(ranch.record) or Owners.mine()
         # Where each file with several names was copied first.
         self._copied: dict[tuple[int, int], tuple[RealDir, bytes]] = {}
 
@@ -114,7 +114,7 @@ class _Promoter:
             return st
         self._count += 1
         self._report(self._count)
-        found, place = self._open(target)
+        found, place, layer = self._open(target)
         try:
             with self._ledger.lent(directory, WRITE_DIRECTORY), directory.times_kept():
                 if stat.S_ISDIR(found.st_mode):
@@ -122,7 +122,7 @@ class _Promoter:
                 elif stat.S_ISREG(found.st_mode):
                     self._copy(directory, name, way, target, place, found)
         finally:
-            place.layer.close()
+            layer.close()
         return directory.stat(name) or st
 
     def _copy(
@@ -142,8 +142,8 @@ class _Promoter:
     def _link_copy(self, first: tuple[RealDir, bytes], directory: RealDir, name: bytes) -> bool:
         if first == (directory, name):
             return False
-        temporary = private.TEMPORARY + name[:200]
-        dismantle.remove(directory, temporary)  # of a command that was killed
+        temporary = private.temporary_name(name)
+        trees.remove(directory, temporary)  # of a command that was killed
         with self._ledger.lent_from_above(first[0]):
             try:
                 os.link(first[1], temporary, src_dir_fd=first[0].fd(), dst_dir_fd=directory.fd(), follow_symlinks=False)
@@ -152,8 +152,8 @@ class _Promoter:
         os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
         return True
 
-    def _open(self, target: Target) -> tuple[os.stat_result, RealDir]:
-        """The lstat of what a link stands for, and the directory that it lies in, with a layer of its own to close."""
+    def _open(self, target: Target) -> tuple[os.stat_result, RealDir, Layer]:
+        """The lstat of what a link stands for, the directory that it lies in, and the layer of these, to be closed."""
         record = self._ranch.record
         path = record.upper if target.layer == aside.UPPER else record.lowers[int(target.layer)]
         assert path is not None
@@ -166,7 +166,7 @@ class _Promoter:
         if st is None:
             layer.close()
             raise UserError(f"'{os.fsdecode(target.names[-1])}' is gone from its layer '{path}'", ExitCode.LAYERS)
-        return st, real
+        return st, real, layer
 
     def _expand(self, directory: RealDir, name: bytes, target: Target, place: RealDir, way: bytes) -> None:
         """Put a real directory of links in the place of a link to a directory."""
@@ -176,9 +176,9 @@ class _Promoter:
         record = self._ranch.record
         links = Links(self._ranch.path, record.merged, record.links, {lower: (target.layer, root)})
         safe = record.mode is Mode.MOUNTED or record.allow_writable_lower
-        union = Union([lower], None, None, Settings())
-        temporary = private.TEMPORARY + name[:200]
-        dismantle.remove(directory, temporary)  # of a command that was killed
+        union = Union.plain([lower])
+        temporary = private.temporary_name(name)
+        trees.remove(directory, temporary)  # of a command that was killed
         try:
             os.mkdir(temporary, 0o700, dir_fd=directory.fd())
             guard = None if safe else Guard()
@@ -193,7 +193,7 @@ class _Promoter:
                 os.unlink(name, dir_fd=directory.fd())
                 os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
         except BaseException:
-            dismantle.remove(directory, temporary)
+            trees.remove(directory, temporary)
             raise
         finally:
             union.close()

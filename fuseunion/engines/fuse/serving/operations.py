@@ -25,7 +25,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops.attributes import Change, setgid_is_at_risk
+from fuseunion.core.ops.attributes.basic import Change, setgid_is_at_risk
 from fuseunion.core.ops.rename import check_flags
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
@@ -229,6 +229,7 @@ class Operations(pyfuse3.Operations):
         inode = self.union.lookup(directory, name)
         if inode is None:
             raise os_error(errno.ENOENT, name)
+        self.union.complete_links(inode, directory, name)
         files = self.union.trees_to_copy(inode)
         try:
             for file in files:
@@ -340,7 +341,7 @@ class Operations(pyfuse3.Operations):
             inode = self.union.lookup(directory, name)
             if inode is None:
                 return Sent.NOTHING
-            self.union.complete_links(inode, directory, name)
+            self.union.complete_links(inode, directory, name)  # the kernel will not ask for the name again
             entry = self._replies.attributes(inode)
         except OSError as error:
             if inode is not None:

@@ -17,7 +17,6 @@ until it has come to its end, and only then may the farm be removed.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Callable
@@ -25,28 +24,25 @@ from dataclasses import dataclass
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.trees import open_up
 from fuseunion.core.ids.identity import KEEP
-from fuseunion.core.marks.marks import is_device
-from fuseunion.core.ops.create import Owner, check_name
-from fuseunion.core.ops.directories import copy_up_directory
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.lookup import FoundDirectory, lower_name, resolve
 from fuseunion.core.union import Union
+from fuseunion.engines.ranch.collecting.changes import Changes
 from fuseunion.engines.ranch.collecting.compare import Comparison, Name, lineage
-from fuseunion.engines.ranch.collecting.publisher import Publisher
+from fuseunion.engines.ranch.collecting.extras import Extras
+from fuseunion.engines.ranch.collecting.refusals import check_readable, check_storable, stuck
 from fuseunion.engines.ranch.collecting.several import Several
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.farm import private
 from fuseunion.engines.ranch.farm.builder import names_in
+from fuseunion.engines.ranch.farm.portable import match_xattrs, same_xattrs
 from fuseunion.engines.ranch.farm.targets import Links, Target, Targets
-from fuseunion.engines.ranch.record import marker
 from fuseunion.engines.ranch.record.ledger import Ledger
+from fuseunion.engines.ranch.record.lending import legible
 from fuseunion.engines.ranch.record.owners import Owners, changed, same_attributes
-from fuseunion.errors import ExitCode, UserError
-
-_log = logging.getLogger("fuseunion.ranch")
 
 
 @dataclass(slots=True)
@@ -96,21 +92,18 @@ class Collector:
         self._farm = farm
         self._ledger = ledger
         self._targets = Targets(links, layers, farm.layer)
-        self._injected = injected
-        self._above_injected = {
-            path[:end] for path in injected for end in range(len(path)) if path[end : end + 1] == b"/"
-        }
+        self._extras = Extras(farm.layer, injected)
         self._merged = merged
         self._report = report
-        self._publisher = Publisher(union, farm, ledger, keep=keep)
+        self._changes = Changes(union, farm, ledger, keep=keep)
         self._count = 0
-        self._comparison = Comparison(union, farm, ledger, self._targets, owners)
+        self._comparison = Comparison(union, farm, ledger, self._targets, owners, merged=merged)
         self._owners = owners
         self._mine = owners or Owners.mine()
-        self._several = Several(union, self._publisher, self._put, self._comparison.goes_on)
+        self._several = Several(union, self._changes, self._put, self._comparison.goes_on)
 
     def collect(self) -> None:
-        """Do it.
+        """Make the union show what the farm shows.
 
         Raises:
             UserError: LAYERS for a name that an overlay cannot hold.
@@ -125,24 +118,22 @@ class Collector:
         visit = _Visit(directory, source, path, walk)
         before, as_it_is = directory.upper, os.fstat(source.fd())
         with self._ledger.lent(source):
-            names = [name for name in source.names() if not self._is_ours(source, name)]
+            names = [name for name in source.names() if not self._extras.is_ours(source, name)]
             self._remove_missing(visit, set(names))
             for name in names:
                 st = source.stat(name)
                 way = path + b"/" + name if path else name
-                if st is not None and not self._is_injected(source, name, way, st):
+                if st is not None and not self._extras.is_injected(source, name, way, st):
                     yield self._entry(visit, name, way, st)
             visit.changed |= before is not directory.upper
             self._attributes(visit, as_it_is)
 
     def _remove_missing(self, visit: _Visit, present: set[bytes]) -> None:
-        for name in names_in(visit.directory, self._merged):
-            if name not in present:
-                inode = self._union.lookup(visit.directory, name)
-                if inode is not None:
-                    self._open_up(visit.directory)
-                    self._publisher.remove(visit.directory, name, inode)
-                    visit.changed = True
+        for name in names_in(self._union, visit.directory, self._merged):
+            if name not in present and self._union.lookup(visit.directory, name) is not None:
+                self._open_up(visit.directory)
+                self._union.remove(visit.directory, name)
+                visit.changed = True
 
     def _entry(self, visit: _Visit, name: bytes, way: bytes, st: os.stat_result) -> Step:
         self._count += 1
@@ -150,31 +141,30 @@ class Collector:
         directory, source = visit.directory, visit.source
         inode = self._union.lookup(directory, name)
         if inode is not None:
-            self._union.remember(inode)
-        target = self._targets.target(source, name, st)
-        below: tuple[Directory, RealDir] | None = None
-        walk = visit.walk
-        if stat.S_ISDIR(st.st_mode):
-            entered = self._enter(visit, name, inode, way, st)
-            below = None if entered is None else (entered, source.child(name))
-        elif (
-            target is not None
-            and (st.st_nlink < 2 or isinstance(inode, Directory))
-            and self._targets.in_own_place(inode, target)
-        ):
-            pass  # the usual case
-        elif target is not None and self._targets.is_directory(target):
-            real = self._targets.real(target)
-            self._check_readable(real.parent, real.name, os.R_OK | os.X_OK, way)
-            below, walk = (self._make(visit, name, inode), real), way
-        else:
-            self._file(visit, name, inode, st, target, way)
-        if below is not None:
-            self._union.remember(below[0])
-            yield self._directory(*below, way, walk)
-            self._union.forget(below[0].ino, 1)
-        if inode is not None:
-            self._union.forget(inode.ino, 1)
+            self._union.complete_links(inode, directory, name)  # the next mount may be another engine's
+        with self._union.held(inode):
+            target = self._targets.target(source, name, st)
+            below: tuple[Directory, RealDir] | None = None
+            walk = visit.walk
+            if stat.S_ISDIR(st.st_mode):
+                entered = self._enter(visit, name, inode, way, st)
+                below = None if entered is None else (entered, source.child(name))
+            elif (
+                target is not None
+                and (st.st_nlink < 2 or isinstance(inode, Directory))
+                and self._targets.in_own_place(inode, target)
+            ):
+                pass  # the usual case
+            elif target is not None and self._targets.is_directory(target):
+                real = self._targets.real(target)
+                assert real.parent is not None, "no root of a layer is linked"
+                self._check_readable(real.parent, real.name, os.R_OK | os.X_OK, way)
+                below, walk = (self._make(visit, name, inode), real), way
+            else:
+                self._file(visit, name, inode, st, target, way)
+            if below is not None:
+                with self._union.held(below[0]):
+                    yield self._directory(*below, way, walk)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -182,7 +172,7 @@ class Collector:
         self, visit: _Visit, name: bytes, inode: Inode | None, st: os.stat_result, target: Target | None, way: bytes
     ) -> None:
         """Bring one name of a file in, unless it is there already."""
-        found = self._find(visit.source, name, st, target, way)
+        found = self._comparison.find(visit.source, name, st, target, way)
         if found is None:
             return
         if target is not None and inode is None and self._was_covered(visit, name, target, found):
@@ -193,7 +183,7 @@ class Collector:
             found.claimant = self._comparison.claimant(found, st, target, visit.walk)
         if st.st_nlink < 2 and isinstance(inode, File) and self._comparison.is_shown(inode, found):
             return
-        check_storable(name, found.st, way)
+        check_storable(self._union, name, found.st, way)
         if found.shows is None and stat.S_ISREG(found.st.st_mode):
             self._check_readable(found.source, found.name, os.R_OK, way)
         if st.st_nlink > 1:
@@ -201,21 +191,9 @@ class Collector:
             return
         self._open_up(visit.directory)
         if isinstance(inode, Directory):
-            self._publisher.remove(visit.directory, name, inode)
+            self._union.remove(visit.directory, name)
         self._put(visit.directory, name, found)
         visit.changed = True
-
-    def _find(self, farm: RealDir, name: bytes, st: os.stat_result, target: Target | None, way: bytes) -> Name | None:
-        """The object that a name of the farm, or of a layer, stands for; None when that is gone."""
-        if target is None:
-            return Name(way, farm, name, st)
-        source, source_name = self._targets.place(target)
-        found = source.stat(source_name)
-        if found is None:
-            # Somebody changed the lower beneath the ranch: there is nothing left to keep, nor to hide.
-            _log.warning("'%s' stood for a file that is gone from its layer", os.fsdecode(way))
-            return None
-        return Name(way, source, source_name, found)
 
     def _put(self, directory: Directory, name: bytes, found: Name) -> None:
         """Put an object of the farm, or of a layer, into UPPER."""
@@ -223,35 +201,29 @@ class Collector:
         owner = private.owner_of(found.st) if ours else self._mine.of(found.st)
         try:
             with self._ledger.lent_from_above(found.source):
-                self._publisher.put(directory, name, found.source, found.name, found.st, owner)
+                self._changes.put(directory, name, found.source, found.name, found.st, owner)
         except PermissionError:
             if not (stat.S_ISBLK(found.st.st_mode) or stat.S_ISCHR(found.st.st_mode)):
                 raise
-            raise _stuck(found.way, "is a device, which you may not make") from None
+            raise stuck(found.way, "is a device, which you may not make") from None
 
     def _was_covered(self, visit: _Visit, name: bytes, target: Target, found: Name) -> bool:
         """Uncover the file that a link stands for, if an earlier collecting, when the link was elsewhere, hid it."""
-        lower = lower_name(self._union.state, visit.directory, name)
-        if lower is None or not os.path.samestat(lower[1], found.st) or found.way != target.path:
+        lower = self._union.lower_stat(visit.directory, name)
+        if lower is None or not os.path.samestat(lower, found.st) or found.way != target.path:
             return False
         self._uncover(visit, name)
         return True
 
     def _uncover(self, visit: _Visit, name: bytes) -> None:
         self._open_up(visit.directory)
-        self._publisher.uncover(visit.directory, name)
+        self._union.uncover(visit.directory, name)
         visit.changed = True
 
-    def _check_readable(self, source: RealDir | None, name: bytes, rights: int, way: bytes) -> None:
-        """Refuse what has to be copied from a layer and may not be read.
-
-        Raises:
-            UserError: LAYERS.
-        """
-        if source is None or source.layer is self._farm.layer:
-            return
-        if not os.access(name, rights, dir_fd=source.fd(), effective_ids=True, follow_symlinks=False):
-            raise _stuck(way, "stands for what you may not read, so that it cannot be copied")
+    def _check_readable(self, source: RealDir, name: bytes, rights: int, way: bytes) -> None:
+        """Refuse what has to be copied from a layer and may not be read; the farm is the user's."""
+        if source.layer is not self._farm.layer:
+            check_readable(source, name, rights, way)
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -263,69 +235,31 @@ class Collector:
         self._check_readable(visit.source, name, os.R_OK | os.X_OK, way)
         if inode is None and self._was_covered_directory(visit, farm, way):
             inode = self._union.lookup(visit.directory, name)
-        if isinstance(inode, Directory) and not self._replaced(inode, farm, way):
+        if isinstance(inode, Directory) and not self._comparison.is_replaced(inode, farm, way):
             return inode
-        if inode is None and way in self._above_injected and self._holds_only_injected(farm, way):
+        if inode is None and self._extras.holds_nothing_else(farm, way):
             return None
-        check_storable(name, st, way)
+        check_storable(self._union, name, st, way)
         return self._make(visit, name, inode)
 
     def _make(self, visit: _Visit, name: bytes, inode: Inode | None) -> Directory:
         self._open_up(visit.directory)
         if inode is not None:
-            self._publisher.remove(visit.directory, name, inode)
+            self._union.remove(visit.directory, name)
         visit.changed = True
-        state = self._union.state
-        made = self._union.mkdir(visit.directory, name, 0o700, Owner(state.uid, state.gid, 0))
+        made = self._union.mkdir(visit.directory, name, 0o700, self._union.own_ids)
         assert isinstance(made, Directory)
         return made
 
     def _was_covered_directory(self, visit: _Visit, farm: RealDir, way: bytes) -> bool:
         """Uncover the directory of the lowers that one of the farm stands for, as `_was_covered` does."""
-        if not self._is_marked(farm, way):
+        if not self._comparison.is_marked(farm, way):
             return False
-        if not isinstance(resolve(self._union.state, visit.directory.lowers, farm.name), FoundDirectory):
+        lower = self._union.lower_stat(visit.directory, farm.name)
+        if lower is None or not stat.S_ISDIR(lower.st_mode):
             return False
         self._uncover(visit, farm.name)
         return True
-
-    def _is_marked(self, farm: RealDir, way: bytes) -> bool:
-        """Whether the ranch made a directory, and for this place."""
-        if farm.layer is not self._farm.layer:
-            return False
-        with self._ledger.lent(farm):
-            return marker.is_made(private.proc_fd(farm.fd()), way)
-
-    def _replaced(self, directory: Directory, farm: RealDir, way: bytes) -> bool:
-        """Whether a directory was put in the place of one that the ranch had made.
-
-        A mark tells; without one (no attributes, or a restored backup), whether anything of the old one is left.
-        """
-        if self._is_marked(farm, way):
-            return False
-        with self._ledger.lent(farm):
-            names = set(farm.names())
-            lost = False
-            for name in names_in(directory, self._merged):
-                inode = self._union.lookup(directory, name)
-                if inode is None:
-                    continue
-                kept = name in names and self._is_kept(inode, farm, name)
-                self._union.release(inode)
-                if kept:
-                    return False
-                lost = True
-            return lost
-
-    def _is_kept(self, inode: Inode, farm: RealDir, name: bytes) -> bool:
-        st = farm.stat(name)
-        if st is None:
-            return False
-        target = self._targets.target(farm, name, st)
-        if isinstance(inode, Directory):
-            return stat.S_ISDIR(st.st_mode) or (target is not None and self._targets.is_directory(target))
-        found = self._find(farm, name, st, target, name)
-        return found is not None and isinstance(inode, File) and self._comparison.equal(inode, found, target)
 
     def _attributes(self, visit: _Visit, st: os.stat_result) -> None:
         """Take over mode, owner, times (those in `st`) and attributes of a directory where they differ, or where
@@ -335,69 +269,21 @@ class Collector:
         if self._merged == (theirs.st_dev, theirs.st_ino):
             return
         if not visit.changed and same_attributes(st, theirs, self._owners):
-            with private.legible(directory.top):
-                if private.same_xattrs(source.fd(), private.place_of(directory), self._owners):
+            with legible(directory.top):
+                if same_xattrs(source.itself(), directory.top.itself(), self._owners):
                     return
-        upper = copy_up_directory(self._union.state, directory)
-        private.open_up(upper)  # attributes need permissions
-        private.match_xattrs(source.fd(), upper.fd())
+        upper = self._union.copy_up_directory(directory)
+        open_up(upper)  # attributes need permissions
+        match_xattrs(source.itself(), upper.itself())
         if source.layer is not self._farm.layer:
             owner = self._mine.of(st)
         elif changed(st, theirs, self._owners):
             owner = private.owner_of(st)
         else:
             owner = KEEP, KEEP
-        private.dress(upper.fd(), st, owner)
+        private.dress(upper.itself(), st, owner)
         directory.stale()
 
     def _open_up(self, directory: Directory) -> None:
-        private.open_up(copy_up_directory(self._union.state, directory))
-
-    # -- what is not the user's --------------------------------------------------------------------------------------
-
-    def _is_ours(self, source: RealDir, name: bytes) -> bool:
-        if source.layer is not self._farm.layer:
-            return False
-        return name.startswith(private.TEMPORARY) or (source.parent is None and name == marker.NAME)
-
-    def _is_injected(self, source: RealDir, name: bytes, way: bytes, st: os.stat_result) -> bool:
-        text = self._injected.get(way)
-        return text is not None and stat.S_ISLNK(st.st_mode) and os.readlink(name, dir_fd=source.fd()) == text
-
-    def _holds_only_injected(self, real: RealDir, path: bytes) -> bool:
-        pending = [(real, path)]
-        while pending:
-            directory, above = pending.pop()
-            for name in directory.names():
-                way = above + b"/" + name
-                st = directory.stat(name)
-                if st is not None and stat.S_ISDIR(st.st_mode) and way in self._above_injected:
-                    pending.append((directory.child(name), way))
-                elif st is None or not self._is_injected(directory, name, way, st):
-                    return False
-        return True
-
-
-def _stuck(way: bytes, why: str) -> UserError:
-    return UserError(
-        f"'{os.fsdecode(way)}' {why}; move it back to where it was, or remove it, and try again", ExitCode.LAYERS
-    )
-
-
-def check_storable(name: bytes, st: os.stat_result, way: bytes) -> None:
-    """Refuse what would be a whiteout in UPPER.
-
-    Raises:
-        UserError: LAYERS.
-    """
-    try:
-        check_name(name)
-    except OSError:
-        reason = "its name is a whiteout's"
-    else:
-        if not is_device(st):
-            return
-        reason = "a device 0/0 is a whiteout"
-    raise UserError(
-        f"'{os.fsdecode(way)}' cannot be kept in UPPER: {reason}; rename or remove it and try again", ExitCode.LAYERS
-    )
+        """Make a directory of UPPER take new names; `_attributes` gives it its mode afterwards."""
+        open_up(self._union.copy_up_directory(directory))

@@ -46,7 +46,12 @@ def put(ranch: Ranch) -> None:
 
 
 def source(ranch: Ranch, label: str, path: str) -> str:
-    """From where a layer is to be opened now: aside, or its own path where a mount aside has gone."""
+    """From where a layer is to be opened now: aside, or its own path where a mount aside has gone.
+
+    Args:
+        label: what links call the layer.
+        path: its own path.
+    """
     if ranch.record.mode is Mode.MOUNTED and mountinfo.mount_at(ranch.aside(label)) is None:
         return path
     return ranch.aside(label)
@@ -69,6 +74,9 @@ def is_mounted(ranch: Ranch) -> bool:
 
 def unmount_farm(ranch: Ranch, *, lazy: bool) -> None:
     """Take the farm away from MERGED.
+
+    Args:
+        lazy: even while it is in use; those who use it keep it until they are done (umount2(2), MNT_DETACH).
 
     Raises:
         OSError: EBUSY while it is used.

@@ -7,9 +7,9 @@ Writing needs permission on the file; its mode and times can be changed by its o
 from __future__ import annotations
 
 import os
-import stat
 
-from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk import trees
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.realdir import RealDir
 
 
@@ -18,10 +18,15 @@ class Guard:
 
     def __init__(self) -> None:
         self._uid = os.geteuid()
-        self._read_only: dict[Layer, bool] = {}
+        self._read_only: dict[LayerAccess, bool] = {}
 
     def changeable(self, real: RealDir, name: bytes, st: os.stat_result) -> bool:
-        """Whether the user could change an object that is no directory."""
+        """Whether the user could change an object.
+
+        Args:
+            real, name: where it lies.
+            st: its lstat.
+        """
         read_only = self._read_only.get(real.layer)
         if read_only is None:
             read_only = bool(os.fstatvfs(real.layer.root_fd).f_flag & os.ST_RDONLY)
@@ -34,23 +39,10 @@ class Guard:
 
     def changeable_beneath(self, real: RealDir) -> bytes | None:
         """The path of an object in a directory, at any depth, that the user could change; None when there is none."""
-        pending = [(real, b"")]
-        while pending:
-            directory, path = pending.pop()
-            st = os.stat(b".", dir_fd=directory.fd())
-            if self.changeable(directory, b".", st):
-                return path or b"."
-            try:
-                names = directory.names()
-            except PermissionError:
-                continue  # nobody gets in there through a link either
-            for name in names:
-                found = directory.stat(name)
-                if found is None:
-                    continue
-                way = path + b"/" + name if path else name
-                if stat.S_ISDIR(found.st_mode):
-                    pending.append((directory.child(name), way))
-                elif self.changeable(directory, name, found):
-                    return way
+        if self.changeable(real, b".", real.own_stat()):
+            return b"."
+        # Into a directory that may not be read nobody gets through a link either.
+        for entry in trees.walk(real, pass_over_closed=True):
+            if self.changeable(entry.directory, entry.name, entry.st):
+                return entry.path
         return None

@@ -18,6 +18,11 @@ from fuseunion.mounting.options import LinkStyle
 def plan(injections: tuple[tuple[str, str], ...], merged: str, style: LinkStyle) -> tuple[tuple[str, str], ...]:
     """Check what is to be put in.
 
+    Args:
+        injections: (SRC, DST) of each.
+        merged: where the ranch is seen.
+        style: of the links.
+
     Returns:
         Path in the ranch and text of each link.
     Raises:
@@ -40,6 +45,9 @@ def plan(injections: tuple[tuple[str, str], ...], merged: str, style: LinkStyle)
 def put(planned: tuple[tuple[str, str], ...], farm: RealDir) -> None:
     """Put the links into a farm that is built.
 
+    Args:
+        planned: what `plan` answered.
+
     Raises:
         UserError: LAYERS, where DST cannot be one.
     """
@@ -52,13 +60,17 @@ def put(planned: tuple[tuple[str, str], ...], farm: RealDir) -> None:
         if st is not None and stat.S_ISDIR(st.st_mode):
             raise UserError(f"--inject: '{path}' is a directory of the ranch; name a file in it", ExitCode.LAYERS)
         with opened(directory), directory.times_kept():
-            temporary = private.TEMPORARY + name[:200]
+            temporary = private.temporary_name(name)
             os.symlink(os.fsencode(text), temporary, dir_fd=directory.fd())
             os.rename(temporary, name, src_dir_fd=directory.fd(), dst_dir_fd=directory.fd())
 
 
 def remove(planned: tuple[tuple[str, str], ...], farm: RealDir) -> None:
-    """Take out of a farm what an interrupted command put in."""
+    """Take out of a farm what an interrupted command put in.
+
+    Args:
+        planned: what `plan` answered.
+    """
     for path, text in planned:
         *above, name = os.fsencode(path).split(b"/")
         directory = farm

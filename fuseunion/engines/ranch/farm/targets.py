@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.tree.directory import Directory
@@ -45,7 +46,9 @@ class Links:
         labels: how each layer is called aside, and what leads to its root from there.
     """
 
-    def __init__(self, state: Path, merged: str, style: LinkStyle, labels: dict[Layer, tuple[str, bytes]]) -> None:
+    def __init__(
+        self, state: Path, merged: str, style: LinkStyle, labels: dict[LayerAccess, tuple[str, bytes]]
+    ) -> None:
         absolute = os.fsencode(state / "lower")
         self._absolute = absolute + b"/"
         self._inner = b"/" + os.fsencode(state.name) + b"/lower/"
@@ -57,6 +60,7 @@ class Links:
         """What the texts of all links to objects in one real directory begin with.
 
         Args:
+            real: a directory of a layer that is aside.
             depth: how many directories below MERGED the links lie.
         """
         label, root = self._labels[real.layer]
@@ -96,20 +100,29 @@ class Targets:
         layers: by the label that links use.
     """
 
-    def __init__(self, links: Links, layers: Mapping[str, Layer], farm: Layer) -> None:
+    def __init__(self, links: Links, layers: Mapping[str, Layer], farm: LayerAccess) -> None:
         self._links = links
         self._layers = layers
         self._farm = farm
 
     def target(self, source: RealDir, name: bytes, st: os.stat_result) -> Target | None:
-        """What an entry with this lstat stands for; None for what is no link of the ranch."""
+        """What an entry stands for; None for what is no link of the ranch.
+
+        Args:
+            source, name: where it lies.
+            st: its lstat.
+        """
         if source.layer is not self._farm or not stat.S_ISLNK(st.st_mode):
             return None
         target = self._links.read(os.readlink(name, dir_fd=source.fd()))
         return target if target is not None and target.layer in self._layers else None
 
     def in_own_place(self, inode: Inode | None, target: Target) -> bool:
-        """Whether a link stands for what the union shows there."""
+        """Whether a link stands for what the union shows there.
+
+        Args:
+            inode: what the union shows; None for nothing.
+        """
         if isinstance(inode, Directory):
             layers = inode.layers()
             return len(layers) == 1 and self._of(layers[0]) == target

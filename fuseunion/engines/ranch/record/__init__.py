@@ -1,1 +1,1 @@
-"""What a ranch remembers."""
+"""What a ranch keeps beside UPPER, and the marks that lead there."""

@@ -1,8 +1,8 @@
 """Permissions that a command lends itself in a farm, and that are given back even after it was killed.
 
-A directory that its owner closed to himself has to be gone through all the same, and what is in it can take long. So it
-is written down first: a line with the mode, the one that is lent and the path. The file is there only as long as
-something is lent.
+A directory that its owner closed has to be gone through all the same, and that can take long. So what is lent is
+written down first, in STATE/lent: a line with the mode, the one that is lent and the path. The file is there only as
+long as something is lent.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.engines.ranch.farm import private
+from fuseunion.engines.ranch.record import lending
+from fuseunion.engines.ranch.record.lending import READ_DIRECTORY, READ_FILE, lacking
 from fuseunion.engines.ranch.record.record import LENT
-
-WRITE_DIRECTORY = 0o700
-"""What an owner needs to make names in a directory."""
+from fuseunion.linux.real_object import RealObject
 
 
 class Ledger:
@@ -36,19 +35,26 @@ class Ledger:
         self._count = 0
 
     @contextmanager
-    def lent(self, directory: RealDir, rights: int = private.READ_DIRECTORY) -> Iterator[None]:
-        """Lend the user rights on a directory of his; other layers than the farm stay as they are."""
+    def lent(self, directory: RealDir, rights: int = READ_DIRECTORY) -> Iterator[None]:
+        """Lend the user rights on a directory of the farm; one of another layer stays as it is.
+
+        Args:
+            rights: mode bits.
+
+        Raises:
+            OSError: what is lent cannot be written down; nothing is lent then.
+        """
         ours = directory.layer is self._farm.layer
-        mode = private.lacking(os.fstat(directory.fd()), rights) if ours else None
+        mode = lacking(os.fstat(directory.fd()), rights) if ours else None
         if mode is None:
             yield
         else:
-            with self._lent(os.dup(directory.fd()), mode, rights, _way(directory)):
+            with self._lent(directory.fd(), mode, rights, _way(directory)):
                 yield
 
     @contextmanager
     def lent_from_above(self, directory: RealDir) -> Iterator[None]:
-        """The same for a directory and all above it, where nobody is going through these."""
+        """`lent` for a directory and all above it, where nobody is going through these."""
         above = [directory] if directory.layer is self._farm.layer else []
         while above and (parent := above[-1].parent) is not None:
             above.append(parent)
@@ -59,33 +65,41 @@ class Ledger:
 
     @contextmanager
     def legible(self, real: RealDir, name: bytes | None = None) -> Iterator[None]:
-        """As private.legible, for the farm and for UPPER."""
+        """As lending.legible, for the farm and for UPPER."""
         if os.geteuid() == 0:
             yield
             return
         if real.layer is not self._farm.layer:
-            with private.legible(real, name):
+            with lending.legible(real, name):
                 yield
             return
         with self.lent(real):
-            mode = None if name is None else private.lacking(real.stat(name), private.READ_FILE)
+            mode = None if name is None else lacking(real.stat(name), READ_FILE)
             if name is None or mode is None:
                 yield
             else:
-                with self._lent(private.hold(real, name), mode, private.READ_FILE, [*_way(real), name]):
+                with real.held(name) as held, self._lent(held.fd, mode, READ_FILE, [*_way(real), name]):
                     yield
 
     @contextmanager
     def _lent(self, fd: int, mode: int, rights: int, names: list[bytes]) -> Iterator[None]:
-        self._note(mode, mode | rights, names)
-        self._count += 1
+        # Exactly what is written down, so that `settle` knows it again.
+        held = RealObject(os.dup(fd))
         try:
-            with private.lent(fd, mode, mode | rights):
-                yield
+            self._note(mode, mode | rights, names)
+            self._count += 1
+            try:
+                held.chmod(mode | rights)
+                try:
+                    yield
+                finally:
+                    held.chmod(mode)
+            finally:
+                self._count -= 1
+                if not self._count:
+                    self._path.unlink()
         finally:
-            self._count -= 1
-            if not self._count:
-                self._path.unlink()
+            os.close(held.fd)
 
     def _note(self, mode: int, lent: int, names: list[bytes]) -> None:
         with open(self._path, "a", encoding="ascii") as file:
@@ -94,7 +108,11 @@ class Ledger:
             os.fsync(file.fileno())
 
     def settle(self) -> None:
-        """Give back what a killed command had lent itself, where nobody changed it since."""
+        """Give back what a killed command had lent itself, where nobody changed it since.
+
+        Raises:
+            OSError: the file cannot be read or removed.
+        """
         try:
             lines = self._path.read_text(encoding="ascii").splitlines()
         except FileNotFoundError:

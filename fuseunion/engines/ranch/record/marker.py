@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fuseunion.linux.real_object import RealObject
+
 MADE = "user.fuseunion.made"
 """On every directory that a ranch made: its path there, so that it is told from one that the user put in its place."""
 
@@ -27,30 +29,44 @@ def made(way: bytes) -> bytes:
     return way[-200:]
 
 
-def is_made(path: bytes, way: bytes) -> bool:
-    """Whether the ranch made a directory, for this place in it; the path is followed."""
+def is_made(directory: RealObject, way: bytes) -> bool:
+    """Whether the ranch made a directory, for this place in it.
+
+    Args:
+        path: leads to the directory, and is followed.
+        way: the directory's path from MERGED.
+    """
     try:
-        return os.getxattr(path, MADE) == made(way)
+        return directory.getxattr(MADE) == made(way)
     except OSError:
         return False  # somebody else did, or no attributes here
 
 
 def mark_copy(fd: int, original: os.stat_result) -> None:
-    """Mark a private copy."""
+    """Mark a private copy, where there are attributes.
+
+    Args:
+        fd: the copy.
+        original: lstat of the file that it is of.
+    """
     try:
         os.setxattr(fd, COPY, b"%d %d" % (original.st_ino, os.fstat(fd).st_ino))
     except OSError:
         pass  # no attributes here
 
 
-def copied_from(path: bytes, st: os.stat_result) -> int | None:
-    """The inode number of the file that a regular file, with this lstat, is the private copy of.
+def copied_from(file: RealObject, st: os.stat_result) -> int | None:
+    """The inode number of the file that a regular file is the private copy of; None for any other file.
+
+    Args:
+        file: the regular file.
+        st: its lstat.
 
     Raises:
         PermissionError: its attributes may not be read.
     """
     try:
-        value = os.getxattr(path, COPY, follow_symlinks=False)
+        value = file.getxattr(COPY)
     except PermissionError:
         raise
     except OSError:
@@ -59,16 +75,19 @@ def copied_from(path: bytes, st: os.stat_result) -> int | None:
     return int(original) if original.isdigit() and own == b"%d" % st.st_ino else None
 
 
-def has_copy_mark(path: bytes) -> bool:
+def has_copy_mark(file: RealObject) -> bool:
     """Whether a file has that mark, true or not."""
     try:
-        return COPY in os.listxattr(path, follow_symlinks=False)
+        return COPY.encode() in file.listxattr()
     except OSError:
         return False  # no attributes here
 
 
 def put(directory: str, state: Path) -> None:
     """Mark a directory.
+
+    Args:
+        state: where the record of its ranch is.
 
     Raises:
         OSError: it can be marked in neither way.

@@ -1,9 +1,9 @@
 """Whose the objects of a ranch are, and whether somebody changed that.
 
-Who may not give files away owns what he makes, and can give it to his own groups alone. So the owner of an object of
-the farm is the original's as far as its maker could give it (`Owners.of`), and any other owner is one that the user
-chose. That has to be judged by what the maker could do, not by what the collecting process can: who joins or leaves a
-group between the two has changed nothing. The maker is therefore kept in the ranch's record.
+A user who may not give files away owns what the user makes, and can give it to the user's own groups alone. So the
+owner of an object of the farm is the original's as far as its maker could give it (`Owners.of`), and any other owner is
+one that somebody chose later. That has to be judged by what the maker could do, not by what the collecting process can:
+to join or leave a group between the two changes nothing. The maker is therefore kept in the ranch's record.
 
 Numbers mean nothing in another user namespace. A ranch that was made in one and is collected outside has owners that
 cannot be judged: they then count as unchanged.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuseunion.core.copying.metadata import is_unknown, mode_kept
-from fuseunion.core.ownership import Facts
+from fuseunion.core.ownership.facts import Facts
 
 _CAP_CHOWN = 1 << 0
 
@@ -28,9 +28,9 @@ class Owners:
     """Who makes a ranch.
 
     Attributes:
-        uid, gid: of what he makes.
-        groups: the other groups that he may give it to.
-        anybody: he may give it to everybody who has a number in his user namespace.
+        uid, gid: of what the maker makes.
+        groups: the other groups that it may be given to.
+        anybody: it may be given to everybody who has a number in the maker's user namespace.
         namespace: what tells this namespace's numbers from another's.
     """
 
@@ -42,7 +42,7 @@ class Owners:
 
     @classmethod
     def mine(cls) -> Owners:
-        """Those of this process."""
+        """This process, as a maker."""
         effective = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
         return cls(
             os.geteuid(),
@@ -58,7 +58,11 @@ class Owners:
         return self.namespace == _namespace()
 
     def of(self, original: os.stat_result) -> tuple[int, int]:
-        """User and group of an object that is made after this one."""
+        """User and group of an object that is made after this one.
+
+        Args:
+            original: lstat of this one.
+        """
         uid, gid = original.st_uid, original.st_gid
         keeps_uid = self.anybody and not is_unknown(uid, "uid")
         keeps_gid = (self.anybody or gid in self.groups) and not is_unknown(gid, "gid")
@@ -70,12 +74,17 @@ def _namespace() -> str:
 
 
 def changed(made: os.stat_result, original: os.stat_result, owners: Owners | None) -> bool:
-    """Whether somebody changed the owner of what was made after an original; without `owners` nobody can tell."""
+    """Whether somebody changed the owner of what was made after an original.
+
+    Args:
+        made, original: their lstat.
+        owners: who made it; without, nobody can tell, and it counts as unchanged.
+    """
     return owners is not None and (made.st_uid, made.st_gid) != owners.of(original)
 
 
 def same_attributes(made: os.stat_result, original: os.stat_result, owners: Owners | None) -> bool:
-    """Whether type, mode, owner and time of an object are those that it was made with."""
+    """Whether type, mode, owner and time of an object are those that it was made with. Arguments as of `changed`."""
     if stat.S_IFMT(made.st_mode) != stat.S_IFMT(original.st_mode) or not _same_time(made, original):
         return False
     if changed(made, original, owners):

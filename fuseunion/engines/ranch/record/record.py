@@ -36,7 +36,7 @@ from fuseunion.mounting.checks.ranches import RECORD, VERSION, damaged, read_fie
 from fuseunion.mounting.options import LinkStyle
 
 MODE = 0o711
-"""Of the state directory: whoever may see MERGED has to follow its links, which lead through here."""
+"""Of the state directory: every user who may see MERGED follows its links, which lead through here."""
 
 LENT = "lent"
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from fuseunion.core.copying import metadata
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
-from fuseunion.core.ownership import Facts, OwnershipStore
+from fuseunion.core.ownership.facts import Facts
+from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode

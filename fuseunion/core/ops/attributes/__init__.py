@@ -1,0 +1,1 @@
+"""Attributes of merged objects: what is shown, and what changes it."""

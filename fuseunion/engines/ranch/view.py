@@ -1,0 +1,112 @@
+"""What a ranch shows, opened: the union of its layers, as the links aside lead to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.union import Union
+from fuseunion.engines.ranch.farm import aside
+from fuseunion.engines.ranch.farm.targets import Links
+from fuseunion.engines.ranch.record.owners import Owners
+from fuseunion.engines.ranch.record.record import Mode, Ranch, Record
+from fuseunion.mounting.assembly import build_union, open_layers
+from fuseunion.mounting.options import Engine, Options
+from fuseunion.mounting.prepare import Prepared, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a ranch shows, opened.
+
+    Attributes:
+        union: what the farm was made after, and what is collected into.
+        layers: by the label that links use.
+        links: writes and reads the links of the ranch.
+        merged: identity of MERGED where it lies inside a lower, and the farm in MERGED.
+    """
+
+    union: Union
+    layers: dict[str, Layer]
+    links: Links
+    merged: tuple[int, int] | None
+
+
+@contextmanager
+def viewed(ranch: Ranch) -> Iterator[View]:
+    """Open what a ranch that is there shows.
+
+    Raises:
+        UserError: a layer is missing, or in use by another mount.
+    """
+    record = ranch.record
+    lowers = tuple(aside.source(ranch, str(number), path) for number, path in enumerate(record.lowers))
+    options = Options(
+        target=record.merged,
+        lowers=lowers,
+        upper=record.upper,
+        work=record.work,
+        engine=Engine.RANCH,
+        ephemeral=record.upper is None,
+        volatile=record.volatile,
+    )
+    prepared = prepare(for_view(options, lowers))
+    try:
+        view = opened_view(prepared, options, ranch)
+        try:
+            yield view
+        finally:
+            view.union.close()
+    finally:
+        prepared.close()
+
+
+def for_view(options: Options, lowers: tuple[str, ...]) -> Options:
+    """The options under which the directories are prepared: a ranch without an upper only looks at the lowers."""
+    if options.upper is None:
+        return options._replace(lowers=lowers, engine=Engine.RANCH, ephemeral=False, read_only=True)
+    return options._replace(lowers=lowers, engine=Engine.RANCH)
+
+
+def opened_view(prepared: Prepared, options: Options, ranch: Ranch) -> View:
+    """What a ranch shows, of directories that are prepared already; the caller closes its union.
+
+    Raises:
+        UserError: LAYERS, when the upper's filesystem cannot serve.
+        OSError: a layer cannot be read.
+    """
+    record = ranch.record
+    hidden = any(opened.covered for opened in prepared.lowers) and record.mode is Mode.PLAIN
+    merged = os.stat(record.merged)
+    layers = open_layers(prepared, options)
+    labels = {str(number): layer for number, layer in enumerate(layers.lowers)}
+    if layers.upper is not None:
+        labels[aside.UPPER] = layers.upper
+    union = build_union(layers, options, posix_acl=False, owner_optional=True)
+    links = Links(ranch.path, record.merged, record.links, {layer: (label, b"") for label, layer in labels.items()})
+    return View(union, labels, links, (merged.st_dev, merged.st_ino) if hidden else None)
+
+
+@contextmanager
+def opened_farm(path: str) -> Iterator[Layer]:
+    """The tree of links, as a layer that may be written.
+
+    Args:
+        path: of the farm, or of MERGED where the farm is mounted.
+
+    Raises:
+        OSError: it is not there, or may not be read.
+    """
+    layer = Layer(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable=True, label=path)
+    try:
+        yield layer
+    finally:
+        layer.close()
+
+
+def known_owners(record: Record) -> Owners | None:
+    """Who made a farm, if this process can tell."""
+    return record.owners if record.owners is not None and record.owners.comparable else None
