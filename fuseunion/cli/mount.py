@@ -1,10 +1,10 @@
 """The mount command: `fuseunion LOWER[:LOWER...] UPPER MERGED`, and the mount program of container engines."""
 
-import os
 import sys
 
 from fuseunion.cli.arguments import parse
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux.processes import own_descriptors
 from fuseunion.mounting.options import Engine, Options
 
 HELP = """\
@@ -63,7 +63,7 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
     if "-h" in arguments or "--help" in arguments:
         print(HELP, end="")
         return ExitCode.OK
-    inherited = _open_descriptors()
+    inherited = own_descriptors()
     options = parse(arguments, program)
     for word in options.ignored:
         sys.stderr.write(f"unknown argument ignored: {word}\n")
@@ -107,21 +107,3 @@ def _start_fuse(options: Options, inherited: frozenset[int]) -> ExitCode:
 
 def _say(line: str) -> None:
     sys.stderr.write(f"fuseunion: {line}\n")
-
-
-def _open_descriptors() -> frozenset[int]:
-    """What the caller left open for us beyond stdin, stdout and stderr, by mistake or as a /dev/fd/N target."""
-    try:
-        listed = [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
-        return frozenset()  # without /proc the layers' descriptors cannot be told from the caller's
-    return frozenset(fd for fd in listed if fd > 2 and _is_open(fd))
-
-
-def _is_open(fd: int) -> bool:
-    """False for the descriptor of the listing itself, whose number will be used again."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

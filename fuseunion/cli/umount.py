@@ -8,14 +8,13 @@ it (questions.py).
 
 import errno
 import os
-import select
 import subprocess
 import sys
 from typing import NamedTuple
 
 from fuseunion.engines.fuse import mount_point, questions
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import mountinfo
+from fuseunion.linux import mountinfo, processes
 from fuseunion.linux.holders import elsewhere, holders
 
 SOON = 2.0
@@ -148,7 +147,7 @@ class _Daemon(NamedTuple):
     @property
     def serves(self) -> bool:
         """Whether it still has a mount to serve, and is not just writing out."""
-        return _holds(self.pid, mount_point.DEVICE)
+        return processes.holds(int(self.pid), mount_point.DEVICE)
 
 
 def _open_daemon(path: str, entry: mountinfo.Mount) -> _Daemon | None:
@@ -167,21 +166,6 @@ def _open_daemon(path: str, entry: mountinfo.Mount) -> _Daemon | None:
     return None
 
 
-def _holds(pid: str, path: str) -> bool:
-    """Whether a process has a file open."""
-    try:
-        descriptors = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False
-    for descriptor in descriptors:
-        try:
-            if os.readlink(f"/proc/{pid}/fd/{descriptor}") == path:
-                return True
-        except OSError:
-            continue  # closed meanwhile, or a path too long for /proc (ENAMETOOLONG)
-    return False
-
-
 def _daemon_pid(path: str) -> str | None:
     try:
         return os.getxattr(path, questions.PID).decode("ascii", "replace")
@@ -191,8 +175,8 @@ def _daemon_pid(path: str) -> str | None:
 
 def _daemon_pid_as_owner(path: str, entry: mountinfo.Mount) -> str | None:
     """Ask as the mounting user: without allow_other the mount answers nobody else, not even root."""
-    ids = dict(option.partition("=")[::2] for option in entry.options.split(","))
-    if os.geteuid() != 0 or "user_id" not in ids or "group_id" not in ids:
+    uid, gid = entry.option("user_id"), entry.option("group_id")
+    if os.geteuid() != 0 or uid is None or gid is None:
         return None
     done = subprocess.run(
         [
@@ -204,8 +188,8 @@ def _daemon_pid_as_owner(path: str, entry: mountinfo.Mount) -> str | None:
             path,
             questions.PID,
         ],
-        user=int(ids["user_id"]),
-        group=int(ids["group_id"]),
+        user=int(uid),
+        group=int(gid),
         extra_groups=[],
         cwd="/",
         stdin=subprocess.DEVNULL,
@@ -218,7 +202,7 @@ def _daemon_pid_as_owner(path: str, entry: mountinfo.Mount) -> str | None:
 
 
 def _await_end(daemon: _Daemon, given: str, entry: mountinfo.Mount) -> None:
-    if _wait(daemon.pidfd, SOON):
+    if processes.wait_for_end(daemon.pidfd, SOON):
         return
     others = ", ".join(map(str, elsewhere(entry.device)))
     if others:
@@ -226,18 +210,11 @@ def _await_end(daemon: _Daemon, given: str, entry: mountinfo.Mount) -> None:
             f"'{given}' is unmounted here, but its daemon still serves it to {others}; end that too", ExitCode.BUSY
         )
     # Writing out may take as long as the disk likes, as with umount(2).
-    while not _wait(daemon.pidfd, PATIENCE):
+    while not processes.wait_for_end(daemon.pidfd, PATIENCE):
         if daemon.serves:
             raise UserError(
                 f"'{given}' is unmounted, but its daemon is still busy after {PATIENCE:g} seconds", ExitCode.FAILURE
             )
-
-
-def _wait(pidfd: int, seconds: float) -> bool:
-    """Wait for a process to end; True when it has."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def _busy(given: str, path: str, entry: mountinfo.Mount) -> str:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from fuseunion.doctor import trials
 from fuseunion.engines import choose
 from fuseunion.engines.fuse.mount_point import DEVICE
-from fuseunion.engines.kernel.overlay import filesystem_of
 from fuseunion.engines.ranch.record.record import read
 from fuseunion.errors import UserError
+from fuseunion.linux.mountinfo import filesystem_of
 from fuseunion.mounting.checks.ranches import beside
 from fuseunion.mounting.options import Engine, Options
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import fuseunion
 from fuseunion.core.disk.layer import Capabilities
 from fuseunion.errors import UserError
-from fuseunion.linux import syscalls
+from fuseunion.linux import namespaces, syscalls
 from fuseunion.mounting.options import Engine
 
 _PACKAGES = str(Path(fuseunion.__file__).parent.parent)
@@ -62,23 +62,9 @@ def user_namespace() -> Outcome:
     """Whether this user can make a user namespace and mount in it."""
 
     def body() -> None:
-        uid, gid = os.geteuid(), os.getegid()
-        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            Path("/proc/self", name).write_text(text)
-        syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
+        namespaces.enter_user_namespace()
+        namespaces.keep_mounts_private()
         syscalls.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"")
-
-    return _in_child(body)
-
-
-def mounts() -> Outcome:
-    """Whether this process may mount where it is."""
-
-    def body() -> None:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
-        syscalls.mount(b"/tmp", b"/tmp", b"", syscalls.MS_BIND, b"")
 
     return _in_child(body)
 
@@ -92,8 +78,7 @@ def engine(which: Engine, beside: str | None) -> Outcome:
 
     def body() -> None:
         with contextlib.suppress(OSError):  # an ordinary user has no namespace to spare
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
+            namespaces.enter_mount_namespace()
         top = tempfile.mkdtemp(prefix=".fuseunion-probe-", dir=beside)
         try:
             _try(which, top)

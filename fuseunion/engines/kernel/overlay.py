@@ -24,7 +24,7 @@ from fuseunion.core.disk.realdir import AUFS_PREFIX, RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format import xattr_names
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import mountinfo, syscalls
+from fuseunion.linux import mountinfo, namespaces, syscalls
 from fuseunion.mounting.checks import volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
 from fuseunion.mounting.options import Engine, Options, XattrPermissions, escape, unescape
@@ -193,24 +193,18 @@ def _tmpfs(options: Options, prepared: Prepared) -> Iterator[str]:
 def _prefix(prepared: Prepared) -> bytes:
     """Which marks overlayfs shall use: found by setting one."""
     if prepared.work is None:
-        return b"user.overlay." if not _is_initial_root() else b"trusted.overlay."
+        return b"user.overlay." if not namespaces.in_first_user_namespace() else b"trusted.overlay."
     work = WorkDirectory(os.dup(prepared.work.fd), prepared.work.label)
     try:
         capabilities = work.capabilities
     finally:
         work.close()
-    where = f"the filesystem of '{prepared.work.label}' ({filesystem_of(prepared.work.label)})"
+    where = f"the filesystem of '{prepared.work.label}' ({mountinfo.filesystem_of(prepared.work.label)})"
     if capabilities.xattr_prefix is None:
         raise _cannot(f"{where} has no extended attributes")
     if not capabilities.whiteout_devices:
         raise _cannot(f"{where} takes no 0/0 devices, which whiteouts are")
     return capabilities.xattr_prefix
-
-
-def _is_initial_root() -> bool:
-    """user_namespaces(7): the initial namespace maps every id to itself."""
-    with open("/proc/self/uid_map") as file:
-        return file.read().split() == ["0", "0", "4294967295"]
 
 
 def _flags(options: Options) -> int:
@@ -309,15 +303,8 @@ def _explain(error: OSError, prepared: Prepared) -> str:
     if error.errno == errno.ENODEV:
         return "this kernel has none; load it with: modprobe overlay"
     if error.errno == errno.EINVAL and prepared.upper is not None:
-        fstype = filesystem_of(prepared.upper.label)
+        fstype = mountinfo.filesystem_of(prepared.upper.label)
         return f"the filesystem of the upper '{prepared.upper.label}' ({fstype}) cannot serve as one, or see dmesg"
     if error.errno == errno.ELOOP:
         return "layers lie inside one another"
     return f"mount: {error.strerror}"
-
-
-def filesystem_of(path: str) -> str:
-    """The type of the filesystem that a path lies on."""
-    device = os.stat(path).st_dev
-    found = [entry.fstype for entry in mountinfo.mounts() if entry.device == device]
-    return found[-1] if found else "unknown"
