@@ -22,7 +22,8 @@ from fuseunion.core.ownership import OwnershipStore
 from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
-from fuseunion.mounting.options import MAX_ID, parse_id_map
+from fuseunion.mounting.options import MAX_ID
+from fuseunion.mounting.options.values import parse_id_map
 from fuseunion.mounting.prepare import default_work_path
 from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shift, Step, examine
 from fuseunion.offline.walk import Found, walk

@@ -5,7 +5,7 @@ import sys
 from fuseunion.cli.arguments import parse
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.processes import own_descriptors
-from fuseunion.mounting.options import Engine, Options
+from fuseunion.mounting.options import EngineChoice, Options
 
 HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
@@ -73,14 +73,14 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
     return choose.start(options, lambda engine: _start(engine, options, inherited), _say)
 
 
-def _start(engine: Engine, options: Options, inherited: frozenset[int]) -> ExitCode:
+def _start(engine: EngineChoice, options: Options, inherited: frozenset[int]) -> ExitCode:
     match engine:
-        case Engine.KERNEL:
+        case EngineChoice.KERNEL:
             from fuseunion.engines.kernel import overlay
 
             overlay.mount(options)
             return ExitCode.OK
-        case Engine.RANCH:
+        case EngineChoice.RANCH:
             from fuseunion.cli.progress import Progress
             from fuseunion.engines.ranch import corral
 

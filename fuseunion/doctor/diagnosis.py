@@ -19,18 +19,18 @@ from fuseunion.engines.ranch.record.record import read
 from fuseunion.errors import UserError
 from fuseunion.linux.mountinfo import filesystem_of
 from fuseunion.mounting.checks.ranches import beside
-from fuseunion.mounting.options import Engine, Options
+from fuseunion.mounting.options import EngineChoice, Options
 
-ENGINES = (Engine.FUSE, Engine.KERNEL, Engine.RANCH)
+ENGINES = (EngineChoice.FUSE, EngineChoice.KERNEL, EngineChoice.RANCH)
 
 LOSSES = {
-    Engine.FUSE: ("slower than the kernel where many small requests are made",),
-    Engine.KERNEL: (
+    EngineChoice.FUSE: ("slower than the kernel where many small requests are made",),
+    EngineChoice.KERNEL: (
         "renaming a directory of a lower answers EXDEV",
         "names of one lower file become separate files when one of them is written",
         "no id maps, no --fakeroot",
     ),
-    Engine.RANCH: (
+    EngineChoice.RANCH: (
         "files of the lower are symbolic links: lstat, realpath and programs that refuse links see them",
         "a file of the lower has to be promoted before it can be written",
         "a file of the lower that is moved or linked becomes a copy",
@@ -51,7 +51,7 @@ class Finding(NamedTuple):
 class EngineReport(NamedTuple):
     """One engine."""
 
-    engine: Engine
+    engine: EngineChoice
     works: bool
     why_not: str
     losses: tuple[str, ...]
@@ -62,7 +62,7 @@ class Diagnosis(NamedTuple):
 
     findings: list[Finding]
     engines: list[EngineReport]
-    chosen: Engine | None
+    chosen: EngineChoice | None
 
 
 def examine(options: Options | None) -> Diagnosis:
@@ -74,7 +74,7 @@ def examine(options: Options | None) -> Diagnosis:
         refused = choose.refusals(options, engine) if options is not None else []
         outcome = trials.Outcome(False, ", ".join(refused)) if refused else trials.engine(engine, place)
         reports.append(EngineReport(engine, outcome.worked, outcome.said, LOSSES[engine]))
-    order = choose.order(options.engine if options is not None else Engine.AUTO)
+    order = choose.order(options.engine if options is not None else EngineChoice.AUTO)
     working = {report.engine for report in reports if report.works}
     return Diagnosis(findings, reports, next((engine for engine in order if engine in working), None))
 

@@ -21,7 +21,7 @@ import fuseunion
 from fuseunion.core.disk.layer import Capabilities
 from fuseunion.errors import UserError
 from fuseunion.linux import namespaces, syscalls
-from fuseunion.mounting.options import Engine
+from fuseunion.mounting.options import EngineChoice
 
 _PACKAGES = str(Path(fuseunion.__file__).parent.parent)
 _PATIENCE = 60
@@ -69,7 +69,7 @@ def user_namespace() -> Outcome:
     return _in_child(body)
 
 
-def engine(which: Engine, beside: str | None) -> Outcome:
+def engine(which: EngineChoice, beside: str | None) -> Outcome:
     """Whether an engine makes a mount that can be written, in a new directory that is removed again.
 
     Args:
@@ -88,7 +88,7 @@ def engine(which: Engine, beside: str | None) -> Outcome:
     return _in_child(body)
 
 
-def _try(which: Engine, top: str) -> None:
+def _try(which: EngineChoice, top: str) -> None:
     lower, upper, merged = (os.path.join(top, name) for name in ("lower", "upper", "merged"))
     for path in (lower, upper, merged):
         os.mkdir(path)

@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
-from fuseunion.mounting.options import Engine, Form, Options, XattrPermissions
+from fuseunion.mounting.options import EngineChoice, Form, Options, XattrPermissions
 
 _ORDER = {
-    Engine.AUTO: (Engine.FUSE, Engine.KERNEL, Engine.RANCH),
-    Engine.FASTEST: (Engine.KERNEL, Engine.FUSE, Engine.RANCH),
+    EngineChoice.AUTO: (EngineChoice.FUSE, EngineChoice.KERNEL, EngineChoice.RANCH),
+    EngineChoice.FASTEST: (EngineChoice.KERNEL, EngineChoice.FUSE, EngineChoice.RANCH),
 }
 
-Start = Callable[[Engine], ExitCode]
+Start = Callable[[EngineChoice], ExitCode]
 
 
 def missing() -> str | None:
@@ -41,19 +41,19 @@ def missing() -> str | None:
     return None
 
 
-def order(engine: Engine) -> Sequence[Engine]:
+def order(engine: EngineChoice) -> Sequence[EngineChoice]:
     """The engines to try, in this order."""
     return _ORDER.get(engine, (engine,))
 
 
-def refusals(options: Options, engine: Engine) -> list[str]:
+def refusals(options: Options, engine: EngineChoice) -> list[str]:
     """Why an engine cannot honour the options, wherever it is started; empty when it can."""
     match engine:
-        case Engine.KERNEL:
+        case EngineChoice.KERNEL:
             from fuseunion.engines.kernel import overlay
 
             return overlay.refusals(options)
-        case Engine.RANCH:
+        case EngineChoice.RANCH:
             return _ranch_refusals(options)
         case _:
             return _fuse_refusals(options)
@@ -129,7 +129,7 @@ def start(options: Options, start_one: Start, say: Callable[[str], None]) -> Exi
     raise UserError(f"no engine can do this here: {'; '.join(reasons)}", ExitCode.UNAVAILABLE)
 
 
-def _with_reasons(error: UserError, engine: Engine, reasons: list[str]) -> UserError:
+def _with_reasons(error: UserError, engine: EngineChoice, reasons: list[str]) -> UserError:
     """What stopped an engine that the user did not name has to say why it was tried at all."""
     if not reasons:
         return error

@@ -28,7 +28,7 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting import log
 from fuseunion.mounting.checks import in_use, placement, ranches, same_lowers, volatile
 from fuseunion.mounting.checks.placement import Part, Place, Survey
-from fuseunion.mounting.options import Engine, Form, Options
+from fuseunion.mounting.options import EngineChoice, Form, Options
 
 _log = logging.getLogger("fuseunion.setup")
 
@@ -212,7 +212,7 @@ def _prepare_upper(
     default_work = options.work is None
     work = survey.place(Part.WORK, options.work or default_work_path(upper.path))
     placement.check(lowers, upper, work, merged)
-    if options.engine is not Engine.RANCH and os.path.lexists(ranches.beside(upper.path)):
+    if options.engine is not EngineChoice.RANCH and os.path.lexists(ranches.beside(upper.path)):
         ranches.refuse(upper.path)
 
     upper_fd = _open_or_make(prepared, upper, 0o755)

@@ -27,7 +27,8 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo, namespaces, syscalls
 from fuseunion.mounting.checks import volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
-from fuseunion.mounting.options import Engine, Options, XattrPermissions, escape, unescape
+from fuseunion.mounting.options import Options, XattrPermissions
+from fuseunion.mounting.options.grammar import escape, unescape
 from fuseunion.mounting.prepare import Prepared, default_work_path, prepare
 
 _log = logging.getLogger("fuseunion.kernel")
@@ -70,10 +71,9 @@ def mount(options: Options) -> None:
     Raises:
         UserError: UNAVAILABLE with the reason why overlayfs cannot be used for this, LAYERS, BUSY.
     """
-    asked = options._replace(engine=Engine.KERNEL)
     with ExitStack() as stack:
         # A private tmpfs of prepare.py is mounted nowhere, and overlayfs takes no upper that is mounted nowhere.
-        plain = asked._replace(ephemeral=False, size=None, read_only=True) if options.ephemeral else asked
+        plain = options._replace(ephemeral=False, size=None, read_only=True) if options.ephemeral else options
         prepared = prepare(plain)
         undo = stack.enter_context(ExitStack())
         undo.callback(prepared.close)

@@ -32,7 +32,7 @@ from fuseunion.linux import syscalls
 from fuseunion.mounting.assembly import build_union, open_layers
 from fuseunion.mounting.checks.ranches import beside
 from fuseunion.mounting.handover import stored_owners
-from fuseunion.mounting.options import Engine, Options
+from fuseunion.mounting.options import EngineChoice, Options
 from fuseunion.mounting.prepare import Prepared, prepare
 
 _log = logging.getLogger("fuseunion.ranch")
@@ -257,7 +257,7 @@ def viewed(ranch: Ranch) -> Iterator[View]:
         lowers=lowers,
         upper=record.upper,
         work=record.work,
-        engine=Engine.RANCH,
+        engine=EngineChoice.RANCH,
         ephemeral=record.upper is None,
         volatile=record.volatile,
     )
@@ -275,8 +275,8 @@ def viewed(ranch: Ranch) -> Iterator[View]:
 def _for_view(options: Options, lowers: tuple[str, ...]) -> Options:
     """The options under which the directories are prepared: a ranch without an upper only looks at the lowers."""
     if options.upper is None:
-        return options._replace(lowers=lowers, engine=Engine.RANCH, ephemeral=False, read_only=True)
-    return options._replace(lowers=lowers, engine=Engine.RANCH)
+        return options._replace(lowers=lowers, engine=EngineChoice.RANCH, ephemeral=False, read_only=True)
+    return options._replace(lowers=lowers, engine=EngineChoice.RANCH)
 
 
 def _view(prepared: Prepared, options: Options, ranch: Ranch) -> View:

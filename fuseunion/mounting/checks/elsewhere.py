@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 
 from fuseunion.linux import mountinfo, processes
-from fuseunion.mounting.options import split_words, unescape
+from fuseunion.mounting.options.grammar import split_words, unescape
 
 
 def writer_of(upper_fd: int) -> str | None:

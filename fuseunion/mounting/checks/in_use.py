@@ -17,7 +17,7 @@ import time
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.mountinfo import mounts
 from fuseunion.mounting.checks.placement import Place
-from fuseunion.mounting.options import unescape
+from fuseunion.mounting.options.grammar import unescape
 
 _log = logging.getLogger("fuseunion.in_use")
 
