@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fuseunion.cli.progress import Progress
-from fuseunion.cli.takedown import ranch_at
 from fuseunion.engines.ranch import promoter
+from fuseunion.engines.ranch.engine import ranch_at
 from fuseunion.errors import ExitCode, UserError
 
 HELP = """\

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from fuseunion.cli.progress import Progress
-from fuseunion.cli.takedown import ranch_at
-from fuseunion.engines.fuse import mount_point, questions
-from fuseunion.engines.kernel import overlay
-from fuseunion.engines.ranch import corral
+from fuseunion.engines import registry
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import mountinfo
 
 HELP = """\
 Usage: fuseunion sync MERGED
@@ -42,17 +36,9 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise UserError("give one directory: fuseunion sync MERGED")
     (given,) = arguments
-    path = os.path.realpath(given)
-    entry = mountinfo.mount_at(path)
-    try:
-        if entry is not None and entry.fstype == mount_point.TYPE:
-            questions.write_out(path, questions.SYNC)
-            return ExitCode.OK
-        if entry is not None and overlay.is_ours(entry):
-            overlay.write_out(path, entry)
-            return ExitCode.OK
-    except OSError as error:
-        raise UserError(f"'{given}' cannot be written to disk: {error.strerror}", ExitCode.FAILURE) from None
-    with ranch_at(given) as ranch, Progress("collected") as progress:
-        corral.sync(ranch, progress)
+    found = registry.find(given)
+    if found is None:
+        raise UserError(f"'{given}' is not a ranch", ExitCode.LAYERS)
+    engine, live = found
+    engine.flush(live, Progress)
     return ExitCode.OK

@@ -28,7 +28,7 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting import log
 from fuseunion.mounting.checks import in_use, placement, ranches, same_lowers, volatile
 from fuseunion.mounting.checks.placement import Part, Place, Survey
-from fuseunion.mounting.options import EngineChoice, Form, Options
+from fuseunion.mounting.options import Form, Options
 
 _log = logging.getLogger("fuseunion.setup")
 
@@ -134,9 +134,14 @@ class Prepared:
         return Opened(fd, label, covered)
 
 
-def prepare(options: Options) -> Prepared:
+def prepare(options: Options, *, for_ranch: bool = False) -> Prepared:
     """Check and open everything.
 
+    Args:
+        options: what was asked for.
+        for_ranch: the caller is the ranch that may stand on the upper; everybody else is refused there.
+    Returns:
+        What the engine needs, to be closed when the mount has ended.
     Raises:
         UserError: LAYERS or BUSY, with nothing changed.
     """
@@ -161,7 +166,7 @@ def prepare(options: Options) -> Prepared:
         if options.ephemeral:
             _prepare_scratch(prepared, options)
         elif options.upper and not options.read_only:
-            _prepare_upper(prepared, options, survey, lowers, merged)
+            _prepare_upper(prepared, options, survey, lowers, merged, for_ranch=for_ranch)
         else:
             placement.check(lowers, None, None, merged)
     except BaseException:
@@ -205,14 +210,20 @@ def _prepare_scratch(prepared: Prepared, options: Options) -> None:
 
 
 def _prepare_upper(
-    prepared: Prepared, options: Options, survey: Survey, lowers: list[Place], merged: Place | None
+    prepared: Prepared,
+    options: Options,
+    survey: Survey,
+    lowers: list[Place],
+    merged: Place | None,
+    *,
+    for_ranch: bool,
 ) -> None:
     assert options.upper is not None
     upper = survey.place(Part.UPPER, options.upper)
     default_work = options.work is None
     work = survey.place(Part.WORK, options.work or default_work_path(upper.path))
     placement.check(lowers, upper, work, merged)
-    if options.engine is not EngineChoice.RANCH and os.path.lexists(ranches.beside(upper.path)):
+    if not for_ranch and os.path.lexists(ranches.beside(upper.path)):
         ranches.refuse(upper.path)
 
     upper_fd = _open_or_make(prepared, upper, 0o755)

@@ -38,9 +38,12 @@ for module in (
     "cli.mount",
     "cli.promote",
     "cli.sync",
-    "cli.takedown",
     "cli.umount",
+    "engines.fuse.engine",
+    "engines.fuse.mount_point",
+    "engines.kernel.engine",
     "engines.ranch.corral",
+    "engines.ranch.engine",
 ):
     importlib.import_module(f"fuseunion.{module}")  # so that the forks below need not import them one by one
 

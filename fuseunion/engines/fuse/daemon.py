@@ -126,7 +126,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         prepared.on_failure(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
         stored = (layers.upper or layers.lowers[0]).ownership is not None
-        mounted = mount_point.mount(prepared.target, _mount_flags(options, own_root=stored))
+        mounted = mount_point.make(prepared.target, _mount_flags(options, own_root=stored))
         stack.callback(mounted.unmount)
         union = build_union(layers, options, posix_acl=mounted.posix_acl)
         stack.callback(union.close)

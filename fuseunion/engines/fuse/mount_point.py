@@ -110,7 +110,7 @@ def descriptor_of(target: str) -> int | None:
     return fd
 
 
-def mount(target: str, flags: MountFlags) -> MountPoint:
+def make(target: str, flags: MountFlags) -> MountPoint:
     """Mount at a directory, or take over the descriptor that /dev/fd/N names.
 
     Args:

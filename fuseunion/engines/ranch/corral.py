@@ -12,12 +12,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.union import Union
+from fuseunion.engines.engine import Report
 from fuseunion.engines.ranch.collecting.collector import Collector
 from fuseunion.engines.ranch.farm import aside, dismantle, inject
 from fuseunion.engines.ranch.farm.builder import Builder
@@ -32,16 +33,10 @@ from fuseunion.linux import syscalls
 from fuseunion.mounting.assembly import build_union, open_layers
 from fuseunion.mounting.checks.ranches import beside
 from fuseunion.mounting.handover import stored_owners
-from fuseunion.mounting.options import EngineChoice, Options
+from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepare import Prepared, prepare
 
 _log = logging.getLogger("fuseunion.ranch")
-
-Report = Callable[[int], None]
-
-
-def silent(count: int) -> None:
-    """Report to nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +52,7 @@ class View:
 # -- making ----------------------------------------------------------------------------------------------------------
 
 
-def create(options: Options, report: Report = silent) -> None:
+def create(options: Options, report: Report) -> None:
     """Make the ranch that the options ask for, or go on with one that was interrupted.
 
     Raises:
@@ -86,7 +81,7 @@ def create(options: Options, report: Report = silent) -> None:
     )
     with ExitStack() as stack:
         # Everything that is wrong with the directories is found here, before anything is made.
-        prepared = prepare(_for_view(options, options.lowers)) if read(state) is None else None
+        prepared = prepare(_for_view(options, options.lowers), for_ranch=True) if read(state) is None else None
         if prepared is not None:
             stack.callback(prepared.close)
             stored = stored_owners(prepared)
@@ -209,7 +204,7 @@ def _build(ranch: Ranch, view: View, report: Report) -> None:
     ranch.enter(Phase.LIVE)
 
 
-def builder(view: View, record: Record, report: Report = silent) -> Builder:
+def builder(view: View, record: Record, report: Report) -> Builder:
     """What builds the farm of a record."""
     assert record.owners is not None, "it was begun by this version"
     guard = Guard() if record.mode is Mode.PLAIN and not record.allow_writable_lower else None
@@ -257,11 +252,10 @@ def viewed(ranch: Ranch) -> Iterator[View]:
         lowers=lowers,
         upper=record.upper,
         work=record.work,
-        engine=EngineChoice.RANCH,
         ephemeral=record.upper is None,
         volatile=record.volatile,
     )
-    prepared = prepare(_for_view(options, lowers))
+    prepared = prepare(_for_view(options, lowers), for_ranch=True)
     try:
         view = _view(prepared, options, ranch)
         try:
@@ -275,8 +269,8 @@ def viewed(ranch: Ranch) -> Iterator[View]:
 def _for_view(options: Options, lowers: tuple[str, ...]) -> Options:
     """The options under which the directories are prepared: a ranch without an upper only looks at the lowers."""
     if options.upper is None:
-        return options._replace(lowers=lowers, engine=EngineChoice.RANCH, ephemeral=False, read_only=True)
-    return options._replace(lowers=lowers, engine=EngineChoice.RANCH)
+        return options._replace(lowers=lowers, ephemeral=False, read_only=True)
+    return options._replace(lowers=lowers)
 
 
 def _view(prepared: Prepared, options: Options, ranch: Ranch) -> View:
@@ -309,7 +303,7 @@ def known_owners(record: Record) -> Owners | None:
 # -- collecting ------------------------------------------------------------------------------------------------------
 
 
-def sync(ranch: Ranch, report: Report = silent) -> None:
+def sync(ranch: Ranch, report: Report) -> None:
     """Bring the changes into UPPER; the ranch stays.
 
     Raises:
@@ -326,7 +320,7 @@ def sync(ranch: Ranch, report: Report = silent) -> None:
     _collect(ranch, keep=True, report=report)
 
 
-def take_down(ranch: Ranch, *, discard: bool = False, lazy: bool = False, report: Report = silent) -> None:
+def take_down(ranch: Ranch, *, discard: bool = False, lazy: bool = False, report: Report) -> None:
     """Bring the changes into UPPER, or throw them away, and remove the ranch.
 
     Raises:
