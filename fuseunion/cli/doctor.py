@@ -7,6 +7,7 @@ import os
 import sys
 
 from fuseunion.cli.arguments import parse
+from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.doctor import diagnosis
 from fuseunion.doctor.diagnosis import Diagnosis
@@ -43,18 +44,21 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: USAGE; LAYERS when there is nothing to repair.
     """
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
+    parser = CommandParser("doctor", HELP)
+    parser.flag("--json")
+    parser.flag("--repair")
+    known = parser.parse_known(arguments)
+    if known is None:
         return ExitCode.OK
-    as_json, repair = "--json" in arguments, "--repair" in arguments
-    rest = [argument for argument in arguments if argument not in ("--json", "--repair")]
-    if repair:
-        if not rest or any(argument.startswith("-") for argument in rest) or len(rest) not in (1, 3):
+    asked, rest = known
+    if asked.repair:
+        operands = parser.operands(rest)
+        if len(operands) not in (1, 3):
             raise UserError("give the UPPER or the MERGED of a ranch: fuseunion doctor --repair UPPER")
-        _repair(rest[0] if len(rest) == 1 else rest[1])
+        _repair(operands[0] if len(operands) == 1 else operands[1])
         return ExitCode.OK
     found = diagnosis.examine(parse(rest) if rest else None)
-    if as_json:
+    if asked.json:
         json.dump(_as_json(found), sys.stdout, indent=2)
         print()
     else:

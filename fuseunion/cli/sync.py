@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.engines import registry
 from fuseunion.errors import ExitCode, UserError
@@ -27,15 +28,12 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: USAGE, LAYERS, FAILURE.
     """
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
+    asked = CommandParser("sync", HELP).parse(arguments)
+    if asked is None:
         return ExitCode.OK
-    unknown = [argument for argument in arguments if argument.startswith("-")]
-    if unknown:
-        raise UserError(f"unknown option '{unknown[0]}'; see fuseunion sync --help")
-    if len(arguments) != 1:
+    if len(asked.operands) != 1:
         raise UserError("give one directory: fuseunion sync MERGED")
-    (given,) = arguments
+    (given,) = asked.operands
     found = registry.find(given)
     if found is None:
         raise UserError(f"'{given}' is not a ranch", ExitCode.LAYERS)

@@ -5,6 +5,7 @@ When it returns 0, everything is on disk (but of a volatile mount), and the uppe
 
 import os
 
+from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.engines import registry
 from fuseunion.errors import ExitCode, UserError
@@ -31,33 +32,27 @@ def main(arguments: list[str]) -> int:
     """Unmount one mount.
 
     Raises:
-        UserError: BUSY with the holders, LAYERS where nothing of ours is mounted, FAILURE where it cannot be unmounted.
+        UserError: USAGE; BUSY with the holders; LAYERS where nothing of ours is mounted; FAILURE where it cannot be
+            unmounted.
     """
-    operands, lazy, discard = [], False, False
-    for argument in arguments:
-        if argument in ("-h", "--help"):
-            print(HELP, end="")
-            return ExitCode.OK
-        if argument in ("-l", "--lazy"):
-            lazy = True
-        elif argument == "--discard":
-            discard = True
-        elif argument.startswith("-") and argument != "-":
-            raise UserError(f"unknown option '{argument}'; see fuseunion umount --help")
-        else:
-            operands.append(argument)
-    if len(operands) != 1:
+    parser = CommandParser("umount", HELP)
+    parser.flag("-l", "--lazy")
+    parser.flag("--discard")
+    asked = parser.parse(arguments)
+    if asked is None:
+        return ExitCode.OK
+    if len(asked.operands) != 1:
         raise UserError("give one mounted directory: fuseunion umount MERGED")
-    (given,) = operands
+    (given,) = asked.operands
     found = registry.find(given)
-    if discard and (found is None or not found[0].can_discard):
+    if asked.discard and (found is None or not found[0].can_discard):
         raise UserError(
             f"--discard: '{given}' is no ranch; what was written there is in its UPPER already", ExitCode.LAYERS
         )
     if found is None:
         raise _nothing_of_ours(given)
     engine, live = found
-    engine.stop(live, Progress, lazy=lazy, discard=discard)
+    engine.stop(live, Progress, lazy=asked.lazy, discard=asked.discard)
     return ExitCode.OK
 
 
