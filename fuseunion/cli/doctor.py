@@ -12,7 +12,7 @@ from fuseunion.cli.progress import Progress
 from fuseunion.doctor import diagnosis
 from fuseunion.doctor.diagnosis import Diagnosis
 from fuseunion.engines import registry
-from fuseunion.engines.engine import Finding
+from fuseunion.engines.finding import Finding
 from fuseunion.errors import ExitCode, UserError
 
 HELP = """\

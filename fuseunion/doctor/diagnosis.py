@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fuseunion.doctor import machine, trials
 from fuseunion.doctor.layers import layers
 from fuseunion.engines import registry
-from fuseunion.engines.engine import Finding
+from fuseunion.engines.finding import Finding
 from fuseunion.mounting.options import EngineChoice, Options
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fuseunion.doctor import trials
 from fuseunion.engines import registry
-from fuseunion.engines.engine import Finding
+from fuseunion.engines.finding import Finding
 from fuseunion.linux.mountinfo import filesystem_of
 from fuseunion.mounting.options import Options
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fuseunion.doctor import trials
 from fuseunion.engines import choose
-from fuseunion.engines.engine import Finding
+from fuseunion.engines.finding import Finding
 
 
 def kernel() -> Finding:

@@ -1,4 +1,4 @@
-"""What every engine can be asked, and what is passed to and fro.
+"""What every engine can be asked.
 
 The commands, the doctor and the choice of an engine know engines by this protocol alone (registry.py finds them), so
 that a fourth one is a folder and a line in the registry. An engine's own module imports nothing heavy at its top: a
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
-
-from fuseunion.errors import ExitCode, UserError
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from fuseunion.engines.finding import Finding
+    from fuseunion.engines.live import LiveMount
+    from fuseunion.errors import ExitCode
     from fuseunion.linux.holders import Holder
     from fuseunion.linux.mountinfo import Mount
     from fuseunion.mounting.options import EngineChoice, Options
@@ -25,34 +26,6 @@ Report = Callable[[int], None]
 
 Progress = Callable[[str], "AbstractContextManager[Report]"]
 """Given what is done, such as "linked", shows the user how far it has come for as long as the context lasts."""
-
-
-class LiveMount(NamedTuple):
-    """A mount, or what stands for one, that an engine has recognised as its own.
-
-    Attributes:
-        given: the path as the user wrote it, for messages.
-        path: absolute, without symbolic links.
-        entry: its line in mountinfo; None for what shows the union without a mount.
-    """
-
-    given: str
-    path: str
-    entry: Mount | None
-
-
-class Finding(NamedTuple):
-    """One point of what the doctor says.
-
-    Attributes:
-        ok: None for a mere fact.
-        remedy: what helps where it is not ok.
-    """
-
-    name: str
-    ok: bool | None
-    says: str
-    remedy: str = ""
 
 
 class Engine(ABC):
@@ -143,8 +116,3 @@ class Engine(ABC):
             UserError: what cannot be repaired.
         """
         return None
-
-
-def cannot_write_out(live: LiveMount, error: OSError) -> UserError:
-    """The error of a mount whose changes cannot be put on disk."""
-    return UserError(f"'{live.given}' cannot be written to disk: {error.strerror}", ExitCode.FAILURE)

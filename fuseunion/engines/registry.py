@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from fuseunion.engines.engine import Engine, LiveMount
+from fuseunion.engines.engine import Engine
 from fuseunion.linux import mountinfo
 from fuseunion.mounting.options import EngineChoice
+
+if TYPE_CHECKING:
+    from fuseunion.engines.live import LiveMount
 
 _ORDER = {
     EngineChoice.AUTO: (EngineChoice.FUSE, EngineChoice.KERNEL, EngineChoice.RANCH),

@@ -12,8 +12,8 @@ import pytest
 
 import fuseunion
 from fuseunion.engines import registry
-from fuseunion.engines.busy import busy
-from fuseunion.engines.engine import Engine, LiveMount
+from fuseunion.engines.engine import Engine
+from fuseunion.engines.live import LiveMount, busy
 from fuseunion.errors import ExitCode
 from fuseunion.linux.holders import Holder
 from fuseunion.linux.mountinfo import Mount

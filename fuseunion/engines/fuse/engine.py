@@ -7,12 +7,17 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fuseunion.engines.engine import Engine, Finding, LiveMount, Progress, cannot_write_out
+from fuseunion.engines.engine import Engine, Progress
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import processes
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.options import EngineChoice, Options
+
+if TYPE_CHECKING:
+    from fuseunion.engines.finding import Finding
+    from fuseunion.engines.live import LiveMount
 
 
 class FuseEngine(Engine):
@@ -51,12 +56,14 @@ class FuseEngine(Engine):
     def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
         """See Engine."""
         from fuseunion.engines.fuse import mount_point
+        from fuseunion.engines.live import LiveMount
 
         return LiveMount(given, path, entry) if entry is not None and entry.fstype == mount_point.TYPE else None
 
     def flush(self, live: LiveMount, progress: Progress) -> None:
         """See Engine. Of a volatile mount too."""
         from fuseunion.engines.fuse import questions
+        from fuseunion.engines.live import cannot_write_out
 
         try:
             questions.write_out(live.path, questions.SYNC)
@@ -73,6 +80,8 @@ class FuseEngine(Engine):
         """Two Python packages, /dev/fuse, and for ordinary users fusermount3."""
         from importlib.util import find_spec
 
+        from fuseunion.engines.finding import Finding
+
         for package in ("pyfuse3", "trio"):
             found = find_spec(package) is not None
             says = "installed" if found else "missing"
@@ -82,6 +91,7 @@ class FuseEngine(Engine):
 
 
 def _device() -> Finding:
+    from fuseunion.engines.finding import Finding
     from fuseunion.engines.fuse.mount_point import DEVICE
 
     try:
@@ -93,6 +103,8 @@ def _device() -> Finding:
 
 
 def _fusermount() -> Finding:
+    from fuseunion.engines.finding import Finding
+
     path = shutil.which("fusermount3") or shutil.which("fusermount")
     if path is None:
         return Finding("fusermount3", os.geteuid() == 0, "missing; only root mounts without it", "install fuse3")

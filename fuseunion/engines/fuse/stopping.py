@@ -13,9 +13,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from fuseunion.engines.busy import busy
-from fuseunion.engines.engine import LiveMount
 from fuseunion.engines.fuse import mount_point, questions
+from fuseunion.engines.live import LiveMount, busy
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import processes
 from fuseunion.linux.holders import elsewhere, holders

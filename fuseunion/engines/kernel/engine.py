@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fuseunion.engines.engine import Engine, LiveMount, Progress, cannot_write_out
+from fuseunion.engines.engine import Engine, Progress
 from fuseunion.engines.kernel import recognise
+from fuseunion.engines.live import LiveMount, cannot_write_out
 from fuseunion.errors import ExitCode
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.options import EngineChoice, Options, XattrPermissions

@@ -7,8 +7,7 @@ import logging
 import os
 
 from fuseunion.core.disk.work import WorkDirectory
-from fuseunion.engines.busy import busy
-from fuseunion.engines.engine import LiveMount
+from fuseunion.engines.live import LiveMount, busy
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 from fuseunion.linux.holders import holders

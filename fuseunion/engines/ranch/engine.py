@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fuseunion.engines.engine import Engine, Finding, LiveMount, Progress
+from fuseunion.engines.engine import Engine, Progress
+from fuseunion.engines.finding import Finding
+from fuseunion.engines.live import LiveMount, busy
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.holders import Holder, holders_beneath
 from fuseunion.linux.mountinfo import Mount
@@ -87,7 +89,6 @@ class RanchEngine(Engine):
         Raises:
             UserError: BUSY with the holders; what cannot be collected, by name.
         """
-        from fuseunion.engines.busy import busy
         from fuseunion.engines.ranch import corral
         from fuseunion.engines.ranch.farm import aside
         from fuseunion.engines.ranch.record.record import Mode
