@@ -1,8 +1,8 @@
 """What works here, found by doing it: in child processes, and in a mount namespace of theirs where one can be had.
 
-Nothing is judged by a version number. Whoever has mounts of his own (root, or root of a user namespace) gets a
-throw-away namespace, in which a mount is seen by nobody else; an ordinary user has none, and the mount of a probe, made
-by fusermount3 in a new directory, is there for a moment.
+Nothing is judged by a version number. For root, and root of a user namespace, a probe mounts in a throw-away namespace,
+where nobody else sees it. An ordinary user cannot have one: the mount of a probe, made by fusermount3 in a new
+directory, is there for a moment.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def engine(which: EngineChoice, beside: str | None) -> Outcome:
     """Whether an engine makes a mount that can be written, in a new directory that is removed again.
 
     Args:
-        beside: a directory on the filesystem that the upper shall be on.
+        beside: a directory on the filesystem that the upper is to be on; None for the usual temporary directory.
     """
 
     def body() -> None:

@@ -16,7 +16,7 @@ from fuseunion.core.tree.inode import Directory
 from fuseunion.core.tree.listing import candidates
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
-from fuseunion.mounting.prepare import Prepared
+from fuseunion.mounting.prepared import Prepared
 
 
 def stored_owners(prepared: Prepared) -> str | None:

@@ -26,6 +26,7 @@ FLOORS = [
     "core.ops",
     "core.union",
     "mounting.options",
+    "mounting.checks",
     "mounting",
     "engines.finding",
     "engines.live",

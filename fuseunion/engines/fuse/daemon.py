@@ -33,7 +33,7 @@ from fuseunion.linux import syscalls
 from fuseunion.mounting import log
 from fuseunion.mounting.assembly import announce, build_union, open_layers
 from fuseunion.mounting.options import Options
-from fuseunion.mounting.prepare import Prepared
+from fuseunion.mounting.prepared import Prepared
 
 _log = logging.getLogger("fuseunion.daemon")
 

@@ -12,7 +12,7 @@ import stat
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import AUFS_PREFIX, RealDir
 from fuseunion.core.format import xattr_names
-from fuseunion.mounting.prepare import Opened
+from fuseunion.mounting.prepared import Opened
 
 _MEANING = frozenset((xattr_names.OPAQUE, xattr_names.WHITEOUT, xattr_names.REDIRECT, xattr_names.METACOPY))
 """Marks that change what is shown."""

@@ -27,7 +27,8 @@ from fuseunion.mounting.checks import volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.options.grammar import escape
-from fuseunion.mounting.prepare import Prepared, prepare
+from fuseunion.mounting.prepare import prepare
+from fuseunion.mounting.prepared import Prepared
 
 _PAGE = 4095
 """What mount(2) takes as data."""

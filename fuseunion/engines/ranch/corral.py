@@ -34,7 +34,8 @@ from fuseunion.mounting.assembly import build_union, open_layers
 from fuseunion.mounting.checks.ranches import beside
 from fuseunion.mounting.handover import stored_owners
 from fuseunion.mounting.options import Options
-from fuseunion.mounting.prepare import Prepared, prepare
+from fuseunion.mounting.prepare import prepare
+from fuseunion.mounting.prepared import Prepared
 
 _log = logging.getLogger("fuseunion.ranch")
 
