@@ -34,11 +34,11 @@ LOWER: dict[Name, Node] = {
 }
 
 for module in (
-    "cli.doctor",
+    "cli.commands.doctor",
     "cli.mount",
-    "cli.promote",
-    "cli.sync",
-    "cli.umount",
+    "cli.commands.promote",
+    "cli.commands.sync",
+    "cli.commands.umount",
     "engines.fuse.engine",
     "engines.fuse.mount_point",
     "engines.kernel.engine",

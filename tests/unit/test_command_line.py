@@ -113,7 +113,7 @@ def test_the_doctor_hands_on_the_options_of_a_mount(monkeypatch: pytest.MonkeyPa
         seen.append(arguments)
         raise UserError("enough")
 
-    monkeypatch.setattr("fuseunion.cli.doctor.parse", parse)
+    monkeypatch.setattr("fuseunion.cli.commands.doctor.parse", parse)
     mount = ["-o", "noacl,timeout=0", "--engine=fuse", "--uid-map", "0:0:1", "-r", "lower", "upper", "merged"]
     for words in (["--json", *mount], [*mount, "--json"], ["--json", *mount, "--", "-odd"]):
         assert run(["fuseunion", "doctor", *words]) == ExitCode.USAGE

@@ -25,9 +25,9 @@ SINGLE = [EngineChoice.FUSE, EngineChoice.KERNEL, EngineChoice.RANCH]
 
 UNKNOWING = sorted(
     path
-    for pattern in ("cli/*.py", "doctor/*.py", "mounting/**/*.py", "offline/*.py", "engines/*.py")
+    for pattern in ("cli/**/*.py", "doctor/*.py", "mounting/**/*.py", "offline/*.py", "engines/*.py")
     for path in PACKAGE.glob(pattern)
-    if path.relative_to(PACKAGE) not in (Path("engines/registry.py"), Path("cli/promote.py"))
+    if path.relative_to(PACKAGE) not in (Path("engines/registry.py"), Path("cli/commands/promote.py"))
 )
 """Promoting is a command of the ranch, and of nothing else."""
 
