@@ -1,1 +1,1 @@
-"""The command line: one file per command, nothing that anything else imports."""
+"""The command line: the mount, the commands that have a name, and nothing that anything else imports."""

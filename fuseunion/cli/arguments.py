@@ -17,24 +17,17 @@ under.
 """
 
 import os
-from typing import Any
 
 from fuseunion.errors import UserError
-from fuseunion.mounting.options import (
-    Engine,
-    Form,
-    LinkStyle,
-    Options,
-    RanchOptions,
-    apply_words,
-    finish,
+from fuseunion.mounting.options import EngineChoice, Form, LinkStyle, Options, RanchOptions
+from fuseunion.mounting.options.builder import OptionsBuilder
+from fuseunion.mounting.options.values import (
     parse_choice,
     parse_depth,
     parse_id_map,
     parse_injection,
     parse_lowers,
     parse_size,
-    set_layer,
 )
 
 SOURCES = frozenset(("overlay", "overlayfs", "fuseunion", "fuse-overlayfs", "fuse", "none"))
@@ -42,22 +35,10 @@ SOURCES = frozenset(("overlay", "overlayfs", "fuseunion", "fuse-overlayfs", "fus
 MOUNT_PROGRAM_NAME = "fuse-overlayfs"
 """Called under this name (a symbolic link), the program is always a mount program."""
 
-_SWITCHES = {
-    "-f": "foreground",
-    "--foreground": "foreground",
-    "-d": "trace",
-    "--debug": "trace",
-    "-r": "read_only",
-    "--read-only": "read_only",
-    "--ephemeral": "ephemeral",
-    "--volatile": "volatile",
-    "--allow-other": "allow_other",
-    "--fakeroot": "fakeroot",
-}
-_RANCH_WITH_VALUE = frozenset(("--links", "--depth", "--copy", "--inject"))
-_WITH_VALUE = _RANCH_WITH_VALUE | {
+_WITH_VALUE = frozenset((
     "-o", "--options", "--work", "--size", "--log-file", "--uid-map", "--gid-map", "--timeout", "--engine",
-}  # fmt: skip
+    "--links", "--depth", "--copy", "--inject",
+))  # fmt: skip
 _MOUNT_PROGRAM_ARGUMENTS = frozenset(("-f", "-d", "-o", "--foreground", "--debug"))
 
 
@@ -75,21 +56,18 @@ def parse(arguments: list[str], program: str = "fuseunion") -> Options:
     named = os.path.basename(program) == MOUNT_PROGRAM_NAME
     form = _form(words, operands, {name for name, _ in options}, named)
 
-    fields: dict[str, Any] = {"form": form}
+    builder = OptionsBuilder(form)
     unknown: list[str] = []
     for name, value in options:
-        if name in ("-o", "--options"):
-            unknown += apply_words(fields, value, form)
-        else:
-            unknown += _apply(fields, name, value)
+        unknown += _apply(builder, name, value)
     if unknown and form is Form.PLAIN:
         raise UserError(f"unknown or unavailable option '{unknown[0]}'; see fuseunion --help")
-    fields["ignored"] = tuple(unknown)
-    if {"-r", "--read-only"} & {name for name, _ in options} and not fields["read_only"]:
+    builder.so_far = builder.so_far._replace(ignored=tuple(unknown))
+    if {"-r", "--read-only"} & {name for name, _ in options} and not builder.so_far.read_only:
         raise UserError("--read-only and -o rw contradict each other; leave one of them out")
-    _place_operands(fields, operands)
-    _check_combination(fields)
-    return finish(fields)
+    _place_operands(builder, operands)
+    _check_combination(builder.so_far)
+    return builder.build()
 
 
 def _scan(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -127,90 +105,117 @@ def _value(name: str, value: str) -> str:
 def _form(words: list[str], operands: list[str], names: set[str], named: bool) -> Form:
     if named:
         return Form.MOUNT_PROGRAM
-    given: dict[str, Any] = {}
+    given = OptionsBuilder(Form.MOUNT_PROGRAM)
     for text in words:
-        apply_words(given, text, Form.MOUNT_PROGRAM)
-    if "lowers" not in given or not names <= _MOUNT_PROGRAM_ARGUMENTS:
+        given.apply_words(text)
+    if not given.has_lowers or not names <= _MOUNT_PROGRAM_ARGUMENTS:
         return Form.PLAIN
-    if len(operands) == 1 or (len(operands) == 2 and _is_source(given, operands[0])):
+    if len(operands) == 1 or (len(operands) == 2 and _is_source(given.so_far, operands[0])):
         return Form.MOUNT_PROGRAM
     return Form.PLAIN
 
 
-def _is_source(fields: dict[str, Any], operand: str) -> bool:
-    return "upper" in fields or fields.get("read_only", False) or operand in SOURCES
+def _is_source(options: Options, operand: str) -> bool:
+    return options.upper is not None or options.read_only or operand in SOURCES
 
 
-def _apply(fields: dict[str, Any], name: str, value: str) -> list[str]:
-    """Apply one option other than -o; returns it when it is unknown."""
+def _apply(builder: OptionsBuilder, name: str, value: str) -> list[str]:
+    """Apply one option; returns what is unknown in it."""
+    if name in ("-o", "--options"):
+        return builder.apply_words(value)
     if name == "--fakeroot":
-        return apply_words(fields, "xattr_permissions=2", Form.PLAIN)
-    if name in _SWITCHES:
-        fields[_SWITCHES[name]] = True
-    elif name == "--work":
-        set_layer(fields, "workdir", value, Form.PLAIN)
-    elif name == "--size":
-        fields["size"] = parse_size(value)
-    elif name == "--log-file":
-        fields["log_file"] = value
-    elif name == "--timeout":
-        return apply_words(fields, f"timeout={value}", Form.PLAIN)
-    elif name == "--engine":
-        fields["engine"] = parse_choice(Engine, name, value)
-    elif name in _RANCH_WITH_VALUE or name == "--allow-writable-lower":
-        fields["ranch"] = _apply_ranch(fields.get("ranch", RanchOptions()), name, value)
-    elif name in ("--uid-map", "--gid-map"):
-        key = "uid_map" if name == "--uid-map" else "gid_map"
-        fields[key] = (*fields.get(key, ()), *parse_id_map(value, name))
-    else:
-        return [name]
+        return builder.apply_words("xattr_permissions=2")
+    if name == "--timeout":
+        return builder.apply_words(f"timeout={value}")
+    if name == "--work":
+        builder.set_layer("workdir", value)
+        return []
+    changed = _option(builder.so_far, name, value)
+    if changed is None:
+        ranch = _ranch_option(builder.so_far.ranch, name, value)
+        if ranch is None:
+            return [name]
+        changed = builder.so_far._replace(ranch=ranch)
+    builder.so_far = changed
     return []
 
 
-def _apply_ranch(ranch: RanchOptions, name: str, value: str) -> RanchOptions:
-    if name == "--links":
-        return ranch._replace(links=parse_choice(LinkStyle, name, value))
-    if name == "--depth":
-        return ranch._replace(depth=parse_depth(value))
-    if name == "--copy":
-        return ranch._replace(copies=(*ranch.copies, value))
-    if name == "--inject":
-        return ranch._replace(inject=(*ranch.inject, parse_injection(value)))
-    return ranch._replace(allow_writable_lower=True)
+def _option(options: Options, name: str, value: str) -> Options | None:
+    """The options with one more; None for one that is not known here."""
+    change = options._replace
+    match name:
+        case "-f" | "--foreground":
+            return change(foreground=True)
+        case "-d" | "--debug":
+            return change(trace=True)
+        case "-r" | "--read-only":
+            return change(read_only=True)
+        case "--ephemeral":
+            return change(ephemeral=True)
+        case "--volatile":
+            return change(volatile=True)
+        case "--allow-other":
+            return change(allow_other=True)
+        case "--size":
+            return change(size=parse_size(value))
+        case "--log-file":
+            return change(log_file=value)
+        case "--engine":
+            return change(engine=parse_choice(EngineChoice, value, name))
+        case "--uid-map":
+            return change(uid_map=(*options.uid_map, *parse_id_map(value, name)))
+        case "--gid-map":
+            return change(gid_map=(*options.gid_map, *parse_id_map(value, name)))
+    return None
 
 
-def _place_operands(fields: dict[str, Any], operands: list[str]) -> None:
+def _ranch_option(ranch: RanchOptions, name: str, value: str) -> RanchOptions | None:
+    """The same for the options of the ranch."""
+    match name:
+        case "--links":
+            return ranch._replace(links=parse_choice(LinkStyle, value, name))
+        case "--depth":
+            return ranch._replace(depth=parse_depth(value))
+        case "--copy":
+            return ranch._replace(copies=(*ranch.copies, value))
+        case "--inject":
+            return ranch._replace(inject=(*ranch.inject, parse_injection(value)))
+        case "--allow-writable-lower":
+            return ranch._replace(allow_writable_lower=True)
+    return None
+
+
+def _place_operands(builder: OptionsBuilder, operands: list[str]) -> None:
     """Give each operand its meaning by what the options have left open."""
+    given = builder.so_far
     if not operands:
         raise UserError("no directories given; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)")
-    _refuse_empty(fields, operands)
-    *others, fields["target"] = operands
-    no_upper = fields.get("read_only", False) or fields.get("ephemeral", False)
-    mount_program = fields["form"] is Form.MOUNT_PROGRAM
+    _refuse_empty(given, operands, has_lowers=builder.has_lowers)
+    *others, target = operands
+    no_upper = given.read_only or given.ephemeral
+    mount_program = given.form is Form.MOUNT_PROGRAM
 
-    if "lowers" in fields and len(others) == 1 and _is_source(fields, others[0]):
+    if builder.has_lowers and len(others) == 1 and _is_source(given, others[0]):
         others = []
-    if "lowers" not in fields:
+    if not builder.has_lowers:
         if not others or mount_program:
             raise UserError("no lower directory given; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)")
-        fields["lowers"] = parse_lowers(others.pop(0))
-    if not fields["lowers"]:
+        builder.set_lowers(parse_lowers(others.pop(0)))
+    if not builder.so_far.lowers:
         raise UserError("lowerdir= names no directory")
-    if others and "upper" not in fields and not no_upper:
-        fields["upper"] = others.pop(0)
+    upper = others.pop(0) if others and given.upper is None and not no_upper else given.upper
     if others:
         raise UserError(f"too many directories: {', '.join(map(repr, operands))} (see fuseunion --help)")
-    if "upper" not in fields:
-        if not (no_upper or mount_program):
-            raise UserError("no UPPER directory given; for a mount without one use --read-only or --ephemeral")
-        if not fields.get("ephemeral", False):
-            fields["read_only"] = True
+    if upper is None and not (no_upper or mount_program):
+        raise UserError("no UPPER directory given; for a mount without one use --read-only or --ephemeral")
+    read_only = given.read_only or (upper is None and not given.ephemeral)
+    builder.so_far = builder.so_far._replace(target=target, upper=upper, read_only=read_only)
 
 
-def _refuse_empty(fields: dict[str, Any], operands: list[str]) -> None:
+def _refuse_empty(given: Options, operands: list[str], *, has_lowers: bool) -> None:
     """An empty operand is a variable that was not set, and must not mean "none"."""
-    before = ["UPPER", "MERGED"] if "lowers" in fields else ["LOWER", "UPPER", "MERGED"]
-    if fields.get("read_only") or fields.get("ephemeral") or "upper" in fields:
+    before = ["UPPER", "MERGED"] if has_lowers else ["LOWER", "UPPER", "MERGED"]
+    if given.read_only or given.ephemeral or given.upper is not None:
         before.remove("UPPER")
     names = ["SOURCE", *before] if len(operands) > len(before) else [*before[: len(operands) - 1], "MERGED"]
     for name, operand in zip(names, operands, strict=False):
@@ -218,14 +223,19 @@ def _refuse_empty(fields: dict[str, Any], operands: list[str]) -> None:
             raise UserError(f"{name} is empty; is a variable not set?")
 
 
-def _check_combination(fields: dict[str, Any]) -> None:
-    if fields.get("ephemeral"):
-        for key, name in (("upper", "an UPPER directory"), ("work", "--work"), ("read_only", "--read-only")):
-            if fields.get(key):
-                raise UserError(f"--ephemeral makes its own upper directory and cannot go with {name}")
-    elif fields.get("work") and "upper" not in fields:
-        raise UserError(
-            f"the work directory '{fields['work']}' is given without an UPPER; give both, or neither to mount read-only"
+def _check_combination(options: Options) -> None:
+    if options.ephemeral:
+        contradictions = (
+            (options.upper, "an UPPER directory"),
+            (options.work, "--work"),
+            (options.read_only, "--read-only"),
         )
-    elif fields.get("size"):
+        for given, name in contradictions:
+            if given:
+                raise UserError(f"--ephemeral makes its own upper directory and cannot go with {name}")
+    elif options.work and options.upper is None:
+        raise UserError(
+            f"the work directory '{options.work}' is given without an UPPER; give both, or neither to mount read-only"
+        )
+    elif options.size:
         raise UserError("--size limits the upper of --ephemeral and has no meaning without it")

@@ -11,11 +11,11 @@ import sys
 from fuseunion.errors import ExitCode, UserError
 
 COMMANDS = {
-    "chown": "fuseunion.cli.chown",
-    "doctor": "fuseunion.cli.doctor",
-    "promote": "fuseunion.cli.promote",
-    "sync": "fuseunion.cli.sync",
-    "umount": "fuseunion.cli.umount",
+    "chown": "fuseunion.cli.commands.chown",
+    "doctor": "fuseunion.cli.commands.doctor",
+    "promote": "fuseunion.cli.commands.promote",
+    "sync": "fuseunion.cli.commands.sync",
+    "umount": "fuseunion.cli.commands.umount",
 }
 """Name and module; each has main(arguments: list[str]) -> int and is imported when it is asked for."""
 

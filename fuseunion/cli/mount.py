@@ -1,11 +1,17 @@
 """The mount command: `fuseunion LOWER[:LOWER...] UPPER MERGED`, and the mount program of container engines."""
 
-import os
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
 from fuseunion.cli.arguments import parse
-from fuseunion.errors import ExitCode, UserError
-from fuseunion.mounting.options import Engine, Options
+from fuseunion.errors import ExitCode
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from fuseunion.engines.engine import Report
 
 HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
@@ -63,65 +69,21 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
     if "-h" in arguments or "--help" in arguments:
         print(HELP, end="")
         return ExitCode.OK
-    inherited = _open_descriptors()
     options = parse(arguments, program)
     for word in options.ignored:
         sys.stderr.write(f"unknown argument ignored: {word}\n")
 
     from fuseunion.engines import choose
 
-    return choose.start(options, lambda engine: _start(engine, options, inherited), _say)
+    return choose.start(options, _progress, _say)
 
 
-def _start(engine: Engine, options: Options, inherited: frozenset[int]) -> ExitCode:
-    match engine:
-        case Engine.KERNEL:
-            from fuseunion.engines.kernel import overlay
+def _progress(what: str) -> AbstractContextManager[Report]:
+    """A bar, imported by the engine that has something to show."""
+    from fuseunion.cli.progress import Progress
 
-            overlay.mount(options)
-            return ExitCode.OK
-        case Engine.RANCH:
-            from fuseunion.cli.progress import Progress
-            from fuseunion.engines.ranch import corral
-
-            with Progress("linked") as progress:
-                corral.create(options, progress)
-            return ExitCode.OK
-        case _:
-            return _start_fuse(options, inherited)
-
-
-def _start_fuse(options: Options, inherited: frozenset[int]) -> ExitCode:
-    from fuseunion.mounting.prepare import prepare
-
-    prepared = prepare(options)
-    from fuseunion.engines.fuse import daemon
-
-    try:
-        return daemon.run(prepared, options, inherited)
-    except UserError:
-        # Another engine may follow, and needs the locks.
-        prepared.close()
-        raise
+    return Progress(what)
 
 
 def _say(line: str) -> None:
     sys.stderr.write(f"fuseunion: {line}\n")
-
-
-def _open_descriptors() -> frozenset[int]:
-    """What the caller left open for us beyond stdin, stdout and stderr, by mistake or as a /dev/fd/N target."""
-    try:
-        listed = [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
-        return frozenset()  # without /proc the layers' descriptors cannot be told from the caller's
-    return frozenset(fd for fd in listed if fd > 2 and _is_open(fd))
-
-
-def _is_open(fd: int) -> bool:
-    """False for the descriptor of the listing itself, whose number will be used again."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

@@ -1,8 +1,8 @@
 """What works here, found by doing it: in child processes, and in a mount namespace of theirs where one can be had.
 
-Nothing is judged by a version number. Whoever has mounts of his own (root, or root of a user namespace) gets a
-throw-away namespace, in which a mount is seen by nobody else; an ordinary user has none, and the mount of a probe, made
-by fusermount3 in a new directory, is there for a moment.
+Nothing is judged by a version number. For root, and root of a user namespace, a probe mounts in a throw-away namespace,
+where nobody else sees it. An ordinary user cannot have one: the mount of a probe, made by fusermount3 in a new
+directory, is there for a moment.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import NamedTuple
 import fuseunion
 from fuseunion.core.disk.capabilities import Capabilities
 from fuseunion.errors import UserError
-from fuseunion.linux import syscalls
-from fuseunion.mounting.options import Engine
+from fuseunion.linux import namespaces, syscalls
+from fuseunion.mounting.options import EngineChoice
 
 _PACKAGES = str(Path(fuseunion.__file__).parent.parent)
 _PATIENCE = 60
@@ -62,38 +62,23 @@ def user_namespace() -> Outcome:
     """Whether this user can make a user namespace and mount in it."""
 
     def body() -> None:
-        uid, gid = os.geteuid(), os.getegid()
-        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            Path("/proc/self", name).write_text(text)
-        syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
+        namespaces.enter_user_namespace()
+        namespaces.keep_mounts_private()
         syscalls.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"")
 
     return _in_child(body)
 
 
-def mounts() -> Outcome:
-    """Whether this process may mount where it is."""
-
-    def body() -> None:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
-        syscalls.mount(b"/tmp", b"/tmp", b"", syscalls.MS_BIND, b"")
-
-    return _in_child(body)
-
-
-def engine(which: Engine, beside: str | None) -> Outcome:
+def engine(which: EngineChoice, beside: str | None) -> Outcome:
     """Whether an engine makes a mount that can be written, in a new directory that is removed again.
 
     Args:
-        beside: a directory on the filesystem that the upper shall be on.
+        beside: a directory on the filesystem that the upper is to be on; None for the usual temporary directory.
     """
 
     def body() -> None:
         with contextlib.suppress(OSError):  # an ordinary user has no namespace to spare
-            syscalls.unshare(syscalls.CLONE_NEWNS)
-            syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE, b"")
+            namespaces.enter_mount_namespace()
         top = tempfile.mkdtemp(prefix=".fuseunion-probe-", dir=beside)
         try:
             _try(which, top)
@@ -103,7 +88,7 @@ def engine(which: Engine, beside: str | None) -> Outcome:
     return _in_child(body)
 
 
-def _try(which: Engine, top: str) -> None:
+def _try(which: EngineChoice, top: str) -> None:
     lower, upper, merged = (os.path.join(top, name) for name in ("lower", "upper", "merged"))
     for path in (lower, upper, merged):
         os.mkdir(path)

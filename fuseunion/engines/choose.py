@@ -1,8 +1,4 @@
-"""Which engine shows the union.
-
-    auto       fuse, else kernel, else ranch
-    fastest    kernel, else fuse, else ranch
-    a name     that one or none
+"""Which engine shows the union: the first one in the order of registry.py that serves.
 
 An engine is passed over when it cannot honour an option, or when it says UNAVAILABLE while it is being started: that
 is the only honest probe, and it costs nothing where the first one works. When another than the first one serves, one
@@ -13,18 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from fuseunion.engines import registry
+from fuseunion.engines.engine import Progress
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
-from fuseunion.mounting.options import Engine, Form, Options, XattrPermissions
-
-_ORDER = {
-    Engine.AUTO: (Engine.FUSE, Engine.KERNEL, Engine.RANCH),
-    Engine.FASTEST: (Engine.KERNEL, Engine.FUSE, Engine.RANCH),
-}
-
-Start = Callable[[Engine], ExitCode]
+from fuseunion.mounting.options import EngineChoice, Options
 
 
 def missing() -> str | None:
@@ -41,63 +32,15 @@ def missing() -> str | None:
     return None
 
 
-def order(engine: Engine) -> Sequence[Engine]:
-    """The engines to try, in this order."""
-    return _ORDER.get(engine, (engine,))
-
-
-def refusals(options: Options, engine: Engine) -> list[str]:
-    """Why an engine cannot honour the options, wherever it is started; empty when it can."""
-    match engine:
-        case Engine.KERNEL:
-            from fuseunion.engines.kernel import overlay
-
-            return overlay.refusals(options)
-        case Engine.RANCH:
-            return _ranch_refusals(options)
-        case _:
-            return _fuse_refusals(options)
-
-
-def _fuse_refusals(options: Options) -> list[str]:
-    wishes = (
-        (options.ranch.inject, "it cannot inject files"),
-        (
-            options.wants_access_times,
-            f"it cannot keep access times ({options.wants_access_times}): reads of what the kernel has cached never "
-            "reach it",
-        ),
-    )
-    return [reason for wish, reason in wishes if wish]
-
-
-def _ranch_refusals(options: Options) -> list[str]:
-    wishes = (
-        (options.form is Form.MOUNT_PROGRAM, "the caller needs a mount"),
-        (options.read_only, "a tree of links cannot be read-only"),
-        (options.size is not None, "it cannot limit its size"),
-        (options.uid_map or options.gid_map, "it has no id maps"),
-        (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
-        (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
-        (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
-        (options.log_file is not None, "there is no daemon to write a log"),
-        (options.allow_root, "it cannot let root in alone (allow_root)"),
-        (not options.exec, "it cannot forbid to execute (noexec)"),
-        (not options.acl, "it cannot leave ACLs out (noacl)"),
-        (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
-        (options.wants_access_times, f"it keeps no access times ({options.wants_access_times})"),
-        (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
-        (options.target.startswith("/dev/fd/"), "it needs a directory"),
-    )
-    return [reason for wish, reason in wishes if wish]
-
-
-def start(options: Options, start_one: Start, say: Callable[[str], None]) -> ExitCode:
+def start(options: Options, progress: Progress, say: Callable[[str], None]) -> ExitCode:
     """Start the first engine that serves.
 
     Args:
-        start_one: starts one engine; raises UserError UNAVAILABLE where it cannot be had.
+        options: what was asked for.
+        progress: for what takes long.
         say: writes one line to the user.
+    Returns:
+        What the engine's `start` returns.
     Raises:
         UserError: UNAVAILABLE with all the reasons; whatever else stops an engine, at once.
     """
@@ -105,23 +48,24 @@ def start(options: Options, start_one: Start, say: Callable[[str], None]) -> Exi
     if lacking is not None:
         raise UserError(lacking, ExitCode.UNAVAILABLE)
     reasons: list[str] = []
-    for engine in order(options.engine):
-        refused = refusals(options, engine)
+    for choice in registry.order(options.engine):
+        engine = registry.load(choice)
+        refused = engine.refusals(options)
         if refused:
-            reasons.append(f"not {engine.value}: {', '.join(refused)}")
+            reasons.append(f"not {choice.value}: {', '.join(refused)}")
             continue
         # With -f nothing can be said afterwards.
-        taken = f"the {engine.value} engine is used ({'; '.join(reasons)})" if reasons else None
+        taken = f"the {choice.value} engine is used ({'; '.join(reasons)})" if reasons else None
         if taken and options.foreground:
             say(taken)
         try:
-            code = start_one(engine)
+            code = engine.start(options, progress)
         except UserError as error:
-            if options.engine is engine:
+            if options.engine is choice:
                 raise
             if error.exit_code is not ExitCode.UNAVAILABLE:
-                raise _with_reasons(error, engine, reasons) from None
-            reasons.append(f"not {engine.value}: {error.message}")
+                raise _with_reasons(error, choice, reasons) from None
+            reasons.append(f"not {choice.value}: {error.message}")
             continue
         if taken and not options.foreground:
             say(taken)
@@ -129,8 +73,8 @@ def start(options: Options, start_one: Start, say: Callable[[str], None]) -> Exi
     raise UserError(f"no engine can do this here: {'; '.join(reasons)}", ExitCode.UNAVAILABLE)
 
 
-def _with_reasons(error: UserError, engine: Engine, reasons: list[str]) -> UserError:
+def _with_reasons(error: UserError, choice: EngineChoice, reasons: list[str]) -> UserError:
     """What stopped an engine that the user did not name has to say why it was tried at all."""
     if not reasons:
         return error
-    return UserError(f"{error.message} (the {engine.value} engine; {'; '.join(reasons)})", error.exit_code)
+    return UserError(f"{error.message} (the {choice.value} engine; {'; '.join(reasons)})", error.exit_code)

@@ -1,11 +1,13 @@
 """Who keeps a mount busy: processes with an open file, a working or root directory or a mapping on it.
 
-As fuser(1) does it, by looking through /proc; an ordinary user sees his own processes only.
+As fuser(1) does it, by looking through /proc; an ordinary user sees only the own processes.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from fuseunion.linux import mountinfo, processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,12 @@ class Holder:
 
 def holders(device: int) -> list[Holder]:
     """The processes that use the filesystem with this st_dev."""
-    return _holders(lambda process: _reasons(process, device))
+    return _holders(lambda pid: _reasons(f"/proc/{pid}", device))
 
 
 def holders_beneath(directory: str) -> list[Holder]:
     """The processes that use a directory, given by its absolute path, or anything in it."""
-    return _holders(lambda process: _reasons_beneath(process, directory))
+    return _holders(lambda pid: _reasons_beneath(f"/proc/{pid}", directory))
 
 
 def elsewhere(device: int) -> list[Holder]:
@@ -35,32 +37,28 @@ def elsewhere(device: int) -> list[Holder]:
 
     A namespace made with private propagation, as unshare(1) does, keeps its copy of a mount that is unmounted here.
     """
-    seen = {os.readlink("/proc/self/ns/mnt")}
-    number = f" {os.major(device)}:{os.minor(device)} "
+    seen = {processes.mount_namespace()}
 
-    def reasons(process: str) -> Iterator[str]:
-        namespace = os.readlink(f"{process}/ns/mnt")
+    def reasons(pid: int) -> Iterator[str]:
+        namespace = processes.mount_namespace(pid)
         if namespace in seen:
             return
         seen.add(namespace)
-        with open(f"{process}/mountinfo", errors="surrogateescape") as lines:
-            if any(number in line for line in lines):
-                yield "in another mount namespace"
+        if any(mount.device == device for mount in mountinfo.mounts(pid)):
+            yield "in another mount namespace"
 
     return _holders(reasons)
 
 
-def _holders(reasons: Callable[[str], Iterator[str]]) -> list[Holder]:
+def _holders(reasons: Callable[[int], Iterator[str]]) -> list[Holder]:
     found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    for pid in processes.process_ids():
         try:
-            reason = next(reasons(f"/proc/{name}"), None)
-            if reason:
-                found.append(Holder(int(name), _command(name), reason))
+            reason = next(reasons(pid), None)
         except OSError:
             continue  # ended meanwhile, or another user's
+        if reason:
+            found.append(Holder(pid, processes.name(pid), reason))
     return found
 
 
@@ -104,11 +102,3 @@ def _name(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return "a file"
-
-
-def _command(pid: str) -> str:
-    try:
-        with open(f"/proc/{pid}/comm", errors="replace") as comm:
-            return comm.read().strip()
-    except OSError:
-        return "?"

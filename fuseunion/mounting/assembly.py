@@ -15,7 +15,7 @@ from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.checks import volatile
 from fuseunion.mounting.options import Options, XattrPermissions
-from fuseunion.mounting.prepare import Prepared
+from fuseunion.mounting.prepared import Prepared
 
 _log = logging.getLogger("fuseunion.ownership")
 

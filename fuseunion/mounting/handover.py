@@ -14,7 +14,7 @@ from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ownership.store_choice import detect, has_database
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.union import Union
-from fuseunion.mounting.prepare import Prepared
+from fuseunion.mounting.prepared import Prepared
 
 
 def stored_owners(prepared: Prepared) -> str | None:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import syscalls
+from fuseunion.linux import namespaces, syscalls
 
 _log = logging.getLogger("fuseunion.scratch")
 
@@ -81,13 +81,13 @@ def _tmpfs(size: str | None) -> int:
 
 
 def _tmpfs_from_namespace(size: str | None) -> int:
-    """The same, made by a child in a user namespace of its own, where the user keeps his own ids."""
+    """The same, made by a child in a user namespace of its own."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         pid = os.fork()
         if pid == 0:
             try:
-                _enter_namespace(os.geteuid(), os.getegid())
+                namespaces.enter_user_namespace()
                 socket.send_fds(theirs, [b"\0"], [_tmpfs(size)])
             finally:
                 # Never back into the parent's code: its undo steps are not the child's. The parent sees no descriptor.
@@ -99,14 +99,6 @@ def _tmpfs_from_namespace(size: str | None) -> int:
         raise PermissionError(errno.EPERM, "no user namespace can be made")
     os.set_inheritable(fds[0], False)
     return fds[0]
-
-
-def _enter_namespace(uid: int, gid: int) -> None:
-    syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
-    # user_namespaces(7): an unprivileged process may map its own ids only, and its gid only without setgroups(2).
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
 
 
 def _directory() -> Scratch:

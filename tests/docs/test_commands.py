@@ -14,7 +14,7 @@ import pytest
 from fuseunion.cli import arguments, mount
 from fuseunion.cli.main import COMMANDS
 from fuseunion.errors import UserError
-from fuseunion.mounting.options import SILENT
+from fuseunion.mounting.options.builder import SILENT
 from tests.docs.examples import documents
 from tests.support.interpreter import PROJECT
 
@@ -61,8 +61,13 @@ def test_every_command_is_in_the_synopsis_of_the_manual() -> None:
 
 
 def test_the_help_of_the_mount_has_the_options_that_are_parsed() -> None:
-    parsed = {*arguments._SWITCHES, *arguments._WITH_VALUE, "--allow-writable-lower", "--help", "--version"}
-    assert long_options(mount.HELP) == {name.removeprefix("--") for name in parsed if name.startswith("--")}
+    words = {
+        node.value
+        for node in ast.walk(ast.parse(Path(arguments.__file__).read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    parsed = {word.removeprefix("--") for word in words if re.fullmatch("--[a-z-]+", word)}
+    assert long_options(mount.HELP) == parsed | {"help", "version"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -34,13 +34,16 @@ LOWER: dict[Name, Node] = {
 }
 
 for module in (
-    "cli.doctor",
+    "cli.commands.doctor",
     "cli.mount",
-    "cli.promote",
-    "cli.sync",
-    "cli.takedown",
-    "cli.umount",
+    "cli.commands.promote",
+    "cli.commands.sync",
+    "cli.commands.umount",
+    "engines.fuse.engine",
+    "engines.fuse.mount_point",
+    "engines.kernel.engine",
     "engines.ranch.corral",
+    "engines.ranch.engine",
 ):
     importlib.import_module(f"fuseunion.{module}")  # so that the forks below need not import them one by one
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.cli import chown, progress
+from fuseunion.cli import progress
+from fuseunion.cli.commands import chown
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.acl import Entry, Tag
 from fuseunion.core.ids.capability import Capability

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.cli import chown
+from fuseunion.cli.commands import chown
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 

@@ -22,7 +22,7 @@ from fuseunion.core.ids.identity import (
     ShownUid,
     overflow_id,
 )
-from fuseunion.mounting.options import parse_id_map
+from fuseunion.mounting.options.values import parse_id_map
 
 LAST_ID = 2**32 - 2
 

@@ -33,7 +33,7 @@ from fuseunion.linux import syscalls
 from fuseunion.mounting import log
 from fuseunion.mounting.assembly import announce, build_union, open_layers
 from fuseunion.mounting.options import Options
-from fuseunion.mounting.prepare import Prepared
+from fuseunion.mounting.prepared import Prepared
 
 _log = logging.getLogger("fuseunion.daemon")
 
@@ -126,7 +126,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         prepared.on_failure(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
         stored = (layers.upper or layers.lowers[0]).ownership is not None
-        mounted = mount_point.mount(prepared.target, _mount_flags(options, own_root=stored))
+        mounted = mount_point.make(prepared.target, _mount_flags(options, own_root=stored))
         stack.callback(mounted.unmount)
         union = build_union(layers, options, posix_acl=mounted.posix_acl)
         stack.callback(union.close)

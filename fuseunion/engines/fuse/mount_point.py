@@ -12,7 +12,7 @@ A third kind of target, `/dev/fd/N`, is a descriptor that somebody else (Apptain
 pyfuse3 is given `/dev/fd/N` in each case. libfuse then mounts nothing and, above all, unmounts nothing: its own
 unmount goes by path, and after "umount M; fuseunion L U M" it would take away the new mount in place of the old.
 Who may do what is checked by the kernel (default_permissions). The one exception is `MountFlags.own_root`: an ordinary
-user whose tree has stored owners must be able to give files away and to write to what is not "his", as root of it. The
+user whose tree has stored owners must be able to give files away and to write to files of others, as root of it. The
 kernel would refuse that before we are asked (fs/attr.c setattr_prepare), so it is told not to check. It still lets
 nobody in but processes with exactly the user's ids (fs/fuse/dir.c fuse_allow_current_process), for whom the daemon
 can do nothing that they could not do themselves.
@@ -41,7 +41,7 @@ _FD_TARGET = re.compile(r"/dev/fd/([0-9]+)", re.ASCII)
 
 
 class MountFlags(NamedTuple):
-    """How the kernel shall mount; None is decided by whether the effective user is root, as in fuse-overlayfs."""
+    """How the kernel is to mount; None is decided by whether the effective user is root, as in fuse-overlayfs."""
 
     read_only: bool = False
     allow_other: bool | None = None
@@ -110,7 +110,7 @@ def descriptor_of(target: str) -> int | None:
     return fd
 
 
-def mount(target: str, flags: MountFlags) -> MountPoint:
+def make(target: str, flags: MountFlags) -> MountPoint:
     """Mount at a directory, or take over the descriptor that /dev/fd/N names.
 
     Args:
@@ -139,7 +139,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     """Unmount by umount2(2), else through fusermount3.
 
     Args:
-        lazy: take the mount out of the tree now, whoever still uses it.
+        lazy: take the mount out of the tree now, even while it is used.
     Raises:
         OSError: EBUSY while in use, EPERM for somebody else's mount.
     """

@@ -64,7 +64,7 @@ class Negotiation:
             ours.send(request)
             await trio.lowlevel.wait_readable(ours)
             _answer(self._device, completed(request, ours.recv(_LARGEST)))
-            # Whoever waits for the socket looks again, at what the number means from here on.
+            # What waits for the socket looks again, at what the number means from here on.
             trio.lowlevel.notify_closing(self.served)
             os.dup2(self._device, self.served, inheritable=False)
             os.close(self._device)

@@ -1,8 +1,8 @@
 """What a command asks the daemon of a mount: virtual attributes of the mount's root, which are never listed.
 
-An attribute reaches the daemon from every place where the mount can be used, whoever started it, and the kernel lets
-nobody else ask. `syncfs(2)` and signals do not: the kernel keeps the one to itself (fs/fuse/inode.c fuse_sync_fs), and
-the other needs the daemon's process id.
+An attribute reaches the daemon from every place where the mount can be used, whatever program started it, and the
+kernel lets nobody else ask. `syncfs(2)` and signals do not: the kernel keeps the one to itself (fs/fuse/inode.c
+fuse_sync_fs), and the other needs the daemon's process id.
 """
 
 import errno

@@ -66,7 +66,7 @@ async def _main(negotiation: Negotiation, mount_point: MountPoint, on_ready: Cal
                 await _answer_requests(negotiation)
                 nursery.cancel_scope.cancel()
         finally:
-            # Whoever unmounts and then finds the process alive signals it (Apptainer, systemd). It is ending already,
+            # A program that unmounts and then finds the process alive signals it (Apptainer, systemd). It is ending,
             # and has work directory and upper to leave in order.
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 

@@ -12,70 +12,37 @@ directory. The mount holds no lock; other mounts find it in mountinfo (in_use.py
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from fuseunion.core.disk.layer import Layer
-from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.disk.wh_files import PREFIX as AUFS_PREFIX
 from fuseunion.core.disk.work import WorkDirectory
-from fuseunion.core.format import xattr_names
+from fuseunion.engines.kernel.marks import foreign_mark
+from fuseunion.engines.kernel.recognise import SOURCE, TYPE
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import mountinfo, syscalls
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux import mountinfo, namespaces, syscalls
 from fuseunion.mounting.checks import volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
-from fuseunion.mounting.options import Engine, Options, XattrPermissions, escape, unescape
-from fuseunion.mounting.prepare import Prepared, default_work_path, prepare
-
-_log = logging.getLogger("fuseunion.kernel")
-
-TYPE = "overlay"
-SOURCE = "fuseunion"
+from fuseunion.mounting.options import Options
+from fuseunion.mounting.options.grammar import escape
+from fuseunion.mounting.prepare import prepare
+from fuseunion.mounting.prepared import Prepared
 
 _PAGE = 4095
 """What mount(2) takes as data."""
 
-_VOLATILE = frozenset((b"volatile", b"fsync=volatile"))
-"""How mountinfo shows it; the second on newer kernels."""
 
-_MEANING = frozenset((xattr_names.OPAQUE, xattr_names.WHITEOUT, xattr_names.REDIRECT, xattr_names.METACOPY))
-"""Marks that change what is shown."""
-
-
-def refusals(options: Options) -> list[str]:
-    """Why overlayfs cannot honour these options, whatever the layers are."""
-    wishes = (
-        (options.uid_map or options.gid_map, "it has no id maps"),
-        (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
-        (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
-        (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
-        (options.log_file is not None, "there is no daemon to write a log"),
-        (options.allow_root, "it cannot let root in alone (allow_root)"),
-        (not options.acl, "it cannot leave ACLs out (noacl)"),
-        (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
-        (not options.fsync and not options.volatile, "it cannot skip fsync alone; use --volatile"),
-        (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
-        (options.ranch.inject, "it cannot inject files"),
-        (options.target.startswith("/dev/fd/"), "it mounts at a directory"),
-    )
-    return [reason for wish, reason in wishes if wish]
-
-
-def mount(options: Options) -> None:
-    """Mount.
+def show(options: Options) -> None:
+    """Mount what the options ask for.
 
     Raises:
         UserError: UNAVAILABLE with the reason why overlayfs cannot be used for this, LAYERS, BUSY.
     """
-    asked = options._replace(engine=Engine.KERNEL)
     with ExitStack() as stack:
         # A private tmpfs of prepare.py is mounted nowhere, and overlayfs takes no upper that is mounted nowhere.
-        plain = asked._replace(ephemeral=False, size=None, read_only=True) if options.ephemeral else asked
+        plain = options._replace(ephemeral=False, size=None, read_only=True) if options.ephemeral else options
         prepared = prepare(plain)
         undo = stack.enter_context(ExitStack())
         undo.callback(prepared.close)
@@ -112,64 +79,6 @@ def mount(options: Options) -> None:
         prepared.keep()
 
 
-def is_ours(entry: mountinfo.Mount) -> bool:
-    """Whether a mount was made here."""
-    return entry.fstype == TYPE and entry.source == SOURCE
-
-
-def write_out(path: str, entry: mountinfo.Mount) -> None:
-    """Put what was written to a mount on disk.
-
-    Raises:
-        OSError: what went wrong in writing, which means that something is lost.
-    """
-    _syncfs(path)
-    upper = unescape(entry.option("upperdir") or "")
-    if upper and _VOLATILE & set(entry.raw_options.split(b",")):
-        # syncfs(2) on such a mount does nothing (fs/overlayfs/super.c ovl_sync_fs).
-        _syncfs(upper)
-
-
-def _syncfs(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscalls.syncfs(fd)
-    finally:
-        os.close(fd)
-
-
-def after_umount(entry: mountinfo.Mount) -> None:
-    """Remove the default work directory of a mount that has ended, unless it holds what must outlive it."""
-    # The option string is shown as it was given to mount(2).
-    upper, work = (unescape(entry.option(name) or "") for name in ("upperdir", "workdir"))
-    if not work:
-        return
-    try:
-        fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return  # an ephemeral mount's, gone with it
-    _remove_volatile(f"{work}/work/incompat/volatile")
-    WorkDirectory(fd, work).close()
-    if work == default_work_path(upper):
-        for path in (f"{work}/work", f"{work}/index", work):
-            try:
-                os.rmdir(path)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                    _log.warning("cannot remove '%s': %s", path, error.strerror)
-
-
-def _remove_volatile(mark: str) -> None:
-    """The mount ended in order: what is in UPPER is what was written (overlayfs.rst, "Volatile mount")."""
-    try:
-        os.chmod(os.path.dirname(os.path.dirname(mark)), 0o700)
-        os.unlink(f"{mark}/dirty")
-        os.rmdir(mark)
-        os.rmdir(os.path.dirname(mark))
-    except OSError:
-        pass  # the mount was not volatile
-
-
 @contextmanager
 def _tmpfs(options: Options, prepared: Prepared) -> Iterator[str]:
     """A tmpfs for what the user need not see; it is in sight only until the overlay is mounted."""
@@ -193,26 +102,20 @@ def _tmpfs(options: Options, prepared: Prepared) -> Iterator[str]:
 
 
 def _prefix(prepared: Prepared) -> bytes:
-    """Which marks overlayfs shall use: found by setting one."""
+    """Which marks overlayfs is to use: found by setting one."""
     if prepared.work is None:
-        return b"user.overlay." if not _is_initial_root() else b"trusted.overlay."
+        return b"user.overlay." if not namespaces.in_first_user_namespace() else b"trusted.overlay."
     work = WorkDirectory(os.dup(prepared.work.fd), prepared.work.label)
     try:
         capabilities = work.capabilities
     finally:
         work.close()
-    where = f"the filesystem of '{prepared.work.label}' ({filesystem_of(prepared.work.label)})"
+    where = f"the filesystem of '{prepared.work.label}' ({mountinfo.filesystem_of(prepared.work.label)})"
     if capabilities.xattr_prefix is None:
         raise _cannot(f"{where} has no extended attributes")
     if not capabilities.whiteout_devices:
         raise _cannot(f"{where} takes no 0/0 devices, which whiteouts are")
     return capabilities.xattr_prefix
-
-
-def _is_initial_root() -> bool:
-    """user_namespaces(7): the initial namespace maps every id to itself."""
-    with open("/proc/self/uid_map") as file:
-        return file.read().split() == ["0", "0", "4294967295"]
 
 
 def _flags(options: Options) -> int:
@@ -240,65 +143,14 @@ def _access_time_flags(options: Options) -> int:
     return sum(flags.get(word, 0) for word in options.access_times)
 
 
-# -- what the layers hold --------------------------------------------------------------------------------------------
-
-
 def _refuse_marks(prepared: Prepared, prefix: bytes) -> None:
-    """Look for marks that the kernel would not understand; the lowest layer has nothing to hide.
-
-    Raises:
-        UserError: UNAVAILABLE, with the file and the mark.
-    """
+    """Refuse layers with marks that the kernel would not understand; the lowest layer has nothing to hide."""
     opened = [*([prepared.upper] if prepared.upper is not None else []), *prepared.lowers]
     for one in opened[:-1]:
-        layer = Layer(os.dup(one.fd), writable=False, label=one.label)
-        try:
-            found = _foreign_mark(layer.root, prefix)
-        finally:
-            layer.close()
+        found = foreign_mark(one, prefix)
         if found is not None:
-            path, mark = found
-            where = os.path.join(one.label, os.fsdecode(path))
+            where, mark = found
             raise _cannot(f"'{where}' carries {mark}, which it would not understand; the other engines do")
-
-
-def _foreign_mark(root: RealDir, prefix: bytes) -> tuple[bytes, str] | None:
-    pending = [(root, b"")]
-    while pending:
-        directory, path = pending.pop()
-        mark = _mark_on(directory.itself(), prefix)
-        if mark is not None:
-            return path, mark
-        for name in directory.names():
-            way = path + b"/" + name if path else name
-            if name.startswith(AUFS_PREFIX):
-                return way, "the whiteout of another format"
-            st = directory.stat(name)
-            if st is not None and stat.S_ISDIR(st.st_mode):
-                pending.append((directory.child(name), way))
-            elif st is not None and stat.S_ISREG(st.st_mode) and st.st_size == 0:
-                mark = _mark_on(directory.object(name), prefix)
-                if mark is not None:
-                    return way, mark
-    return None
-
-
-def _mark_on(what: RealObject, prefix: bytes) -> str | None:
-    try:
-        names = what.listxattr()
-    except OSError:
-        return None
-    for name in names:
-        for candidate in (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs."):
-            suffix = name[len(candidate) :]
-            if not name.startswith(candidate) or suffix not in _MEANING:
-                continue
-            if candidate != prefix or (suffix == xattr_names.REDIRECT and prefix == b"user.overlay."):
-                return f"the attribute {name.decode()}"
-    return None
-
-
-# -- what the user is told -------------------------------------------------------------------------------------------
 
 
 def _cannot(reason: str) -> UserError:
@@ -311,15 +163,8 @@ def _explain(error: OSError, prepared: Prepared) -> str:
     if error.errno == errno.ENODEV:
         return "this kernel has none; load it with: modprobe overlay"
     if error.errno == errno.EINVAL and prepared.upper is not None:
-        fstype = filesystem_of(prepared.upper.label)
+        fstype = mountinfo.filesystem_of(prepared.upper.label)
         return f"the filesystem of the upper '{prepared.upper.label}' ({fstype}) cannot serve as one, or see dmesg"
     if error.errno == errno.ELOOP:
         return "layers lie inside one another"
     return f"mount: {error.strerror}"
-
-
-def filesystem_of(path: str) -> str:
-    """The type of the filesystem that a path lies on."""
-    device = os.stat(path).st_dev
-    found = [entry.fstype for entry in mountinfo.mounts() if entry.device == device]
-    return found[-1] if found else "unknown"

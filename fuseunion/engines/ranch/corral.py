@@ -10,10 +10,10 @@ namespace; `take_down` goes on with everything else. The steps themselves are in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
+from fuseunion.engines.engine import Report
 from fuseunion.engines.ranch import making
 from fuseunion.engines.ranch.collecting.collector import Collector
 from fuseunion.engines.ranch.farm import aside, inject
@@ -28,18 +28,10 @@ from fuseunion.mounting.handover import stored_owners
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepare import prepare
 
-Report = Callable[[int], None]
-"""Told after each object how many there are."""
-
-
-def silent(count: int) -> None:
-    """Report to nobody."""
-
-
 # -- making ----------------------------------------------------------------------------------------------------------
 
 
-def create(options: Options, report: Report = silent) -> None:
+def create(options: Options, report: Report) -> None:
     """Make the ranch that the options ask for, or go on with one that was interrupted.
 
     Args:
@@ -72,7 +64,7 @@ def create(options: Options, report: Report = silent) -> None:
     )
     with ExitStack() as stack:
         # Everything that is wrong with the directories is found here, before anything is made.
-        prepared = prepare(for_view(options, options.lowers)) if read(state) is None else None
+        prepared = prepare(for_view(options, options.lowers), for_ranch=True) if read(state) is None else None
         if prepared is not None:
             stack.callback(prepared.close)
             stored = stored_owners(prepared)
@@ -149,7 +141,7 @@ def _check_target(asked: Record) -> None:
 # -- collecting ------------------------------------------------------------------------------------------------------
 
 
-def sync(ranch: Ranch, report: Report = silent) -> None:
+def sync(ranch: Ranch, report: Report) -> None:
     """Bring the changes into UPPER; the ranch stays.
 
     Args:
@@ -170,7 +162,7 @@ def sync(ranch: Ranch, report: Report = silent) -> None:
     _collect(ranch, keep=True, report=report)
 
 
-def take_down(ranch: Ranch, *, discard: bool = False, lazy: bool = False, report: Report = silent) -> None:
+def take_down(ranch: Ranch, report: Report, *, discard: bool = False, lazy: bool = False) -> None:
     """Bring the changes into UPPER, or throw them away, and remove the ranch.
 
     Args:

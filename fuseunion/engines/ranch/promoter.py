@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 
 from fuseunion.core.disk import trees
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.union import Union
+from fuseunion.engines.engine import Report
 from fuseunion.engines.ranch.descend import Step, run
 from fuseunion.engines.ranch.farm import aside, private
 from fuseunion.engines.ranch.farm.builder import Builder
@@ -27,8 +27,6 @@ from fuseunion.engines.ranch.record.record import Mode, Ranch
 from fuseunion.engines.ranch.view import known_owners, opened_farm
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
-
-Report = Callable[[int], None]
 
 
 def promote(ranch: Ranch, paths: list[str], *, recursive: bool, report: Report) -> None:

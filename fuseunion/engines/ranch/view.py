@@ -14,8 +14,9 @@ from fuseunion.engines.ranch.farm.targets import Links
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.engines.ranch.record.record import Mode, Ranch, Record
 from fuseunion.mounting.assembly import build_union, open_layers
-from fuseunion.mounting.options import Engine, Options
-from fuseunion.mounting.prepare import Prepared, prepare
+from fuseunion.mounting.options import Options
+from fuseunion.mounting.prepare import prepare
+from fuseunion.mounting.prepared import Prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,10 @@ def viewed(ranch: Ranch) -> Iterator[View]:
         lowers=lowers,
         upper=record.upper,
         work=record.work,
-        engine=Engine.RANCH,
         ephemeral=record.upper is None,
         volatile=record.volatile,
     )
-    prepared = prepare(for_view(options, lowers))
+    prepared = prepare(for_view(options, lowers), for_ranch=True)
     try:
         view = opened_view(prepared, options, ranch)
         try:
@@ -67,8 +67,8 @@ def viewed(ranch: Ranch) -> Iterator[View]:
 def for_view(options: Options, lowers: tuple[str, ...]) -> Options:
     """The options under which the directories are prepared: a ranch without an upper only looks at the lowers."""
     if options.upper is None:
-        return options._replace(lowers=lowers, engine=Engine.RANCH, ephemeral=False, read_only=True)
-    return options._replace(lowers=lowers, engine=Engine.RANCH)
+        return options._replace(lowers=lowers, ephemeral=False, read_only=True)
+    return options._replace(lowers=lowers)
 
 
 def opened_view(prepared: Prepared, options: Options, ranch: Ranch) -> View:

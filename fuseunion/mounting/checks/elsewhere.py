@@ -9,19 +9,21 @@ that names them, and compared by device and inode.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
-from fuseunion.mounting.options import split_words, unescape
+from fuseunion.linux import mountinfo, processes
+from fuseunion.mounting.options.grammar import split_words, unescape
 
 
 def writer_of(upper_fd: int) -> str | None:
     """Who else has a live mount that writes to a directory, for a message; None where nobody is known to."""
     wanted = os.fstat(upper_fd)
     seen = set()
-    for pid in (entry for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()):
+    for pid in processes.process_ids():
+        if pid == os.getpid():
+            continue
         try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            namespace = processes.mount_namespace(pid)
             candidates = [(path, f"process {pid}") for path in _named_by_program(pid)]
             if namespace not in seen:
                 seen.add(namespace)
@@ -38,22 +40,16 @@ def writer_of(upper_fd: int) -> str | None:
     return None
 
 
-def _named_by_program(pid: str) -> Iterator[str]:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        arguments = os.fsdecode(file.read()).split("\0")
-    for argument in arguments:
+def _named_by_program(pid: int) -> Iterator[str]:
+    for argument in processes.command_line(pid):
         if "upperdir=" in argument:
             for name, value in split_words(argument.removeprefix("-o")):
                 if name == "upperdir" and value and value.startswith("/"):
                     yield unescape(value)
 
 
-def _named_by_mounts(pid: str) -> Iterator[str]:
-    with open(f"/proc/{pid}/mountinfo", "rb") as file:
-        lines = [line.split(b" - ", 1)[1].split() for line in file if b" - overlay " in line]
-    for *_, options in lines:
-        for option in options.split(b","):
-            if option.startswith(b"upperdir=/"):
-                # Separators in a path are octal numbers (fs/overlayfs/super.c, seq_show_option).
-                path = re.sub(rb"\\([0-7]{3})", lambda match: bytes((int(match[1], 8),)), option[9:])
-                yield os.fsdecode(path)
+def _named_by_mounts(pid: int) -> Iterator[str]:
+    for mount in mountinfo.mounts(pid):
+        path = mount.option("upperdir") if mount.fstype == "overlay" else None
+        if path and path.startswith("/"):
+            yield unescape(path)

@@ -17,7 +17,7 @@ import time
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.mountinfo import mounts
 from fuseunion.mounting.checks.placement import Place
-from fuseunion.mounting.options import split_words, unescape
+from fuseunion.mounting.options.grammar import unescape
 
 _log = logging.getLogger("fuseunion.in_use")
 
@@ -43,7 +43,7 @@ def lock(place: Place, fd: int, patience: float = PATIENCE) -> int:
             break
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise _busy(place, "fuseunion") from None
+                raise _in_use(place, "fuseunion") from None
             time.sleep(_PAUSE)
         except OSError as error:
             if error.errno not in _NO_LOCKS_HERE:
@@ -66,7 +66,7 @@ def refuse_kernel_overlays(*places: Place) -> None:
         except OSError:
             continue  # a path of another namespace, or hidden by now
         if (st.st_dev, st.st_ino) in keys:
-            raise _busy(keys[st.st_dev, st.st_ino], "kernel overlayfs")
+            raise _in_use(keys[st.st_dev, st.st_ino], "kernel overlayfs")
 
 
 def _overlay_directories() -> list[str]:
@@ -74,15 +74,11 @@ def _overlay_directories() -> list[str]:
         overlays = [mount for mount in mounts() if mount.fstype == "overlay"]
     except OSError:
         return []  # without /proc there is nothing to look in
-    return [
-        unescape(value)
-        for overlay in overlays
-        for name, value in split_words(overlay.options)
-        if name in ("upperdir", "workdir") and value
-    ]
+    given = [overlay.option(name) for overlay in overlays for name in ("upperdir", "workdir")]
+    return [unescape(path) for path in given if path]
 
 
-def _busy(place: Place, by: str) -> UserError:
+def _in_use(place: Place, by: str) -> UserError:
     return UserError(
         f"{place.part.value} '{place.given}' is in use by another live {by} mount; unmount that one or use another",
         ExitCode.BUSY,

@@ -12,6 +12,8 @@ from typing import cast
 
 import trio
 
+from fuseunion.linux import mountinfo
+
 # statfs(2) f_type is not offered by Python; the names in /proc/self/mountinfo would cost a parse per device.
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "rootfs"})
 
@@ -51,18 +53,7 @@ class Reader:
         device = os.fstat(fd).st_dev
         direct = self._direct.get(device)
         if direct is None:
-            direct = self._direct[device] = _filesystem_type(device) in _IN_MEMORY
+            direct = self._direct[device] = mountinfo.filesystem_type(device) in _IN_MEMORY
         if direct:
             return os.pread(fd, size, offset)
         return await trio.to_thread.run_sync(os.pread, fd, size, offset)
-
-
-def _filesystem_type(device: int) -> str:
-    """The type of a mounted filesystem from /proc/self/mountinfo (proc(5)); "" when it is not there."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            fields = line.split()
-            if fields[2] == wanted:
-                return fields[fields.index("-") + 1]
-    return ""

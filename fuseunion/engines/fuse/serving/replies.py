@@ -16,15 +16,7 @@ from fuseunion.core.ids.identity import DiskGid, DiskUid, ShownGid, ShownUid
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
-
-
-def _in_first_namespace() -> bool:
-    """Whether the daemon's root is the machine's: only the first user namespace maps every id to itself."""
-    try:
-        with open("/proc/self/uid_map") as file:
-            return file.read().split() == ["0", "0", str(2**32 - 1)]
-    except OSError:
-        return False  # then root is treated as that of any namespace, and bits go rather than stay
+from fuseunion.linux.namespaces import in_first_user_namespace
 
 
 class Replies:
@@ -40,7 +32,7 @@ class Replies:
     def __init__(self, union: Union, timeout: float, *, own_root: bool) -> None:
         self._union = union
         self._own_root = own_root
-        self._first_namespace = _in_first_namespace()
+        self._first_namespace = in_first_user_namespace()
         self._timeout = timeout
         self._identity = union.settings.identity
         self._umask_pending = union.settings.umask_pending

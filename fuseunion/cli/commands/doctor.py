@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 from fuseunion.cli.arguments import parse
+from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.doctor import diagnosis
-from fuseunion.doctor.diagnosis import Diagnosis, Finding
-from fuseunion.engines.ranch import corral
-from fuseunion.engines.ranch.farm import aside
-from fuseunion.engines.ranch.record import marker
-from fuseunion.engines.ranch.record.record import Mode, Phase, opened
+from fuseunion.doctor.diagnosis import Diagnosis
+from fuseunion.engines import registry
+from fuseunion.engines.finding import Finding
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.mounting.checks.ranches import beside
 
 HELP = """\
 Usage: fuseunion doctor [--json] [LOWER[:LOWER...] UPPER MERGED [options of the mount]]
@@ -47,18 +44,21 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: USAGE; LAYERS when there is nothing to repair.
     """
-    if "-h" in arguments or "--help" in arguments:
-        print(HELP, end="")
+    parser = CommandParser("doctor", HELP)
+    parser.flag("--json")
+    parser.flag("--repair")
+    known = parser.parse_known(arguments)
+    if known is None:
         return ExitCode.OK
-    as_json, repair = "--json" in arguments, "--repair" in arguments
-    rest = [argument for argument in arguments if argument not in ("--json", "--repair")]
-    if repair:
-        if not rest or any(argument.startswith("-") for argument in rest) or len(rest) not in (1, 3):
+    asked, rest = known
+    if asked.repair:
+        operands = parser.operands(rest)
+        if len(operands) not in (1, 3):
             raise UserError("give the UPPER or the MERGED of a ranch: fuseunion doctor --repair UPPER")
-        _repair(rest[0] if len(rest) == 1 else rest[1])
+        _repair(operands[0] if len(operands) == 1 else operands[1])
         return ExitCode.OK
     found = diagnosis.examine(parse(rest) if rest else None)
-    if as_json:
+    if asked.json:
         json.dump(_as_json(found), sys.stdout, indent=2)
         print()
     else:
@@ -70,7 +70,7 @@ def _as_json(found: Diagnosis) -> dict[str, object]:
     return {
         "findings": [finding._asdict() for finding in found.findings],
         "engines": {
-            report.engine.value: {"works": report.works, "why_not": report.why_not, "losses": list(report.losses)}
+            report.choice.value: {"works": report.works, "why_not": report.why_not, "losses": list(report.losses)}
             for report in found.engines
         },
         "chosen": found.chosen.value if found.chosen is not None else None,
@@ -82,7 +82,7 @@ def _print(found: Diagnosis) -> None:
         _line(finding)
     print()
     for report in found.engines:
-        _line(Finding(f"{report.engine.value} engine", report.works, "works" if report.works else report.why_not))
+        _line(Finding(f"{report.choice.value} engine", report.works, "works" if report.works else report.why_not))
         for loss in report.losses:
             print(f"         {loss}")
     print()
@@ -99,19 +99,9 @@ def _line(finding: Finding) -> None:
 
 def _repair(given: str) -> None:
     path = os.path.realpath(given)
-    marked = marker.find(path)
-    state = marked if marked is not None else beside(path)
-    if not Path(state).is_dir():
-        raise UserError(f"'{given}' has no ranch; there is nothing to repair", ExitCode.LAYERS)
-    with opened(state) as ranch, Progress("collected") as progress:
-        if ranch.record_or_none is None:
-            ranch.remove()
-            print(f"removed '{ranch.path}', which a killed command left")
+    for engine in registry.every():
+        said = engine.repair(given, path, Progress)
+        if said is not None:
+            print(said)
             return
-        record = ranch.record
-        whole = record.phase is Phase.LIVE and (record.mode is Mode.PLAIN or aside.is_mounted(ranch))
-        if whole:
-            print(f"the ranch at '{record.merged}' is whole; take it down with: fuseunion umount '{record.merged}'")
-            return
-        corral.take_down(ranch, report=progress)
-        print(f"collected the ranch at '{record.merged}' into '{record.upper or 'nothing (it was ephemeral)'}'")
+    raise UserError(f"'{given}' has no ranch; there is nothing to repair", ExitCode.LAYERS)

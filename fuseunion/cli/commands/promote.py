@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
-from fuseunion.cli.takedown import ranch_at
 from fuseunion.engines.ranch import promoter
+from fuseunion.engines.ranch.engine import ranch_at
 from fuseunion.errors import ExitCode, UserError
 
 HELP = """\
@@ -30,24 +31,14 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: USAGE; LAYERS for a path that is not there.
     """
-    operands: list[str] = []
-    recursive = False
-    rest = iter(arguments)
-    for argument in rest:
-        if argument in ("-h", "--help"):
-            print(HELP, end="")
-            return ExitCode.OK
-        if argument == "--":
-            operands.extend(rest)
-        elif argument in ("-r", "-R", "--recursive"):
-            recursive = True
-        elif argument.startswith("-") and argument != "-":
-            raise UserError(f"unknown option '{argument}'; see fuseunion promote --help")
-        else:
-            operands.append(argument)
-    if len(operands) < 2:
+    parser = CommandParser("promote", HELP)
+    parser.flag("-r", "-R", "--recursive")
+    asked = parser.parse(arguments)
+    if asked is None:
+        return ExitCode.OK
+    if len(asked.operands) < 2:
         raise UserError("give a ranch and what to copy: fuseunion promote MERGED PATH...")
-    given, *paths = operands
+    given, *paths = asked.operands
     with ranch_at(given) as ranch, Progress("copied") as progress:
-        promoter.promote(ranch, paths, recursive=recursive, report=progress)
+        promoter.promote(ranch, paths, recursive=asked.recursive, report=progress)
     return ExitCode.OK

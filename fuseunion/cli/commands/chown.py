@@ -13,16 +13,18 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 
+from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.core.ids.identity import IdMap
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
-from fuseunion.mounting.options import MAX_ID, parse_id_map
+from fuseunion.mounting.options import MAX_ID
+from fuseunion.mounting.options.values import parse_id_map
 from fuseunion.mounting.prepare import default_work_path
 from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shift, Step, examine
 from fuseunion.offline.walk import Found, walk
@@ -51,64 +53,33 @@ Examples:
 """
 
 
-@dataclass(slots=True)
-class _Request:
-    upper: str = ""
-    to: str | None = None
-    maps: list[str] = field(default_factory=list)
-    work: str | None = None
-    dry_run: bool = False
-
-
-def main(argv: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Change the owners in one upper.
 
     Raises:
-        UserError: BUSY where it is mounted, LAYERS where --map does not fit what is there, FAILURE where the system
-            refuses.
+        UserError: USAGE; BUSY where it is mounted; LAYERS where --map does not fit what is there; FAILURE where the
+            system refuses.
     """
-    if "-h" in argv or "--help" in argv:
-        print(HELP, end="")
+    parser = CommandParser("chown", HELP)
+    parser.flag("--dry-run")
+    parser.values("--map")
+    for name in ("--to", "--work"):
+        parser.value(name)
+    asked = parser.parse(arguments)
+    if asked is None:
         return ExitCode.OK
-    request = _parse(argv)
-    rule = _shift(request.maps) if request.to is None else _owner(request.to)
+    if len(asked.operands) != 1 or (asked.to is None) == (not asked.map):
+        raise UserError("give one directory and either --to or --map; see fuseunion chown --help")
+    rule = _shift(asked.map) if asked.to is None else _owner(asked.to)
     with ExitStack() as stack:
-        upper = _open_upper(stack, request.upper, request.work)
-        total, changes = _survey(upper, rule, show=request.dry_run)
-        if request.dry_run:
+        upper = _open_upper(stack, asked.operands[0], asked.work)
+        total, changes = _survey(upper, rule, show=asked.dry_run)
+        if asked.dry_run:
             print(f"{changes} of {total} objects would change")
         else:
             _change(upper, rule, total)
             print(f"changed {changes} of {total} objects")
     return ExitCode.OK
-
-
-def _parse(arguments: list[str]) -> _Request:
-    request = _Request()
-    operands = []
-    rest = iter(arguments)
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if name in ("--to", "--map", "--work"):
-            following = value if equals else next(rest, None)
-            if following is None:
-                raise UserError(f"{name} needs a value; see fuseunion chown --help")
-            if name == "--map":
-                request.maps.append(following)
-            elif name == "--to":
-                request.to = following
-            else:
-                request.work = following
-        elif argument == "--dry-run":
-            request.dry_run = True
-        elif argument.startswith("-") and argument != "-":
-            raise UserError(f"unknown option '{argument}'; see fuseunion chown --help")
-        else:
-            operands.append(argument)
-    if len(operands) != 1 or (request.to is None) == (not request.maps):
-        raise UserError("give one directory and either --to or --map; see fuseunion chown --help")
-    request.upper = operands[0]
-    return request
 
 
 def _owner(text: str) -> OneOwner:

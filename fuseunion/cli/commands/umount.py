@@ -1,0 +1,65 @@
+"""`fuseunion umount MERGED`: write everything out, unmount, and wait until it is done.
+
+When it returns 0, everything is on disk (but of a volatile mount), and the upper may be mounted, copied or removed.
+"""
+
+import os
+
+from fuseunion.cli.parser import CommandParser
+from fuseunion.cli.progress import Progress
+from fuseunion.engines import registry
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import mountinfo
+
+HELP = """\
+Usage: fuseunion umount [--lazy] [--discard] MERGED
+
+Writes everything to disk, unmounts MERGED and waits until its daemon has gone; a volatile mount is not written to disk.
+If the mount is busy, says which processes use it and exits with status 4. A mount whose daemon has died ("Transport
+endpoint is not connected") is removed.
+
+Options:
+  -l, --lazy   take the mount out of the tree at once; those who use it may go on, and nothing is waited for
+  --discard    of a ranch (a tree of links): throw away what was changed there instead of writing it to UPPER
+  -h, --help   print this help
+
+Example:
+  fuseunion umount ~/merged
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Unmount one mount.
+
+    Raises:
+        UserError: USAGE; BUSY with the holders; LAYERS where nothing of ours is mounted; FAILURE where it cannot be
+            unmounted.
+    """
+    parser = CommandParser("umount", HELP)
+    parser.flag("-l", "--lazy")
+    parser.flag("--discard")
+    asked = parser.parse(arguments)
+    if asked is None:
+        return ExitCode.OK
+    if len(asked.operands) != 1:
+        raise UserError("give one mounted directory: fuseunion umount MERGED")
+    (given,) = asked.operands
+    found = registry.find(given)
+    if asked.discard and (found is None or not found[0].can_discard):
+        raise UserError(
+            f"--discard: '{given}' is no ranch; what was written there is in its UPPER already", ExitCode.LAYERS
+        )
+    if found is None:
+        raise _nothing_of_ours(given)
+    engine, live = found
+    engine.stop(live, Progress, lazy=asked.lazy, discard=asked.discard)
+    return ExitCode.OK
+
+
+def _nothing_of_ours(given: str) -> UserError:
+    entry = mountinfo.mount_at(os.path.realpath(given))
+    if entry is None:
+        why = "is not a mount point; see the mounted ones with: mount -t fuse.fuseunion"
+    else:
+        why = f"is mounted by '{entry.fstype}', not by fuseunion; use umount"
+    return UserError(f"'{given}' {why}", ExitCode.LAYERS)

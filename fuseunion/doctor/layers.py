@@ -1,0 +1,60 @@
+"""What the directories of a mount in question are like, and what the filesystem of the upper can do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from fuseunion.doctor import trials
+from fuseunion.engines import registry
+from fuseunion.engines.finding import Finding
+from fuseunion.linux.mountinfo import filesystem_of
+from fuseunion.mounting.options import Options
+
+
+def layers(options: Options) -> Iterator[Finding]:
+    """Each lower, the upper and what is known of it, and MERGED."""
+    for path in options.lowers:
+        yield _directory("lower", path)
+    if options.upper is not None:
+        yield from _upper(options.upper)
+    if not options.target.startswith("/dev/fd/"):
+        yield _directory("merged", options.target)
+
+
+def _directory(part: str, path: str) -> Finding:
+    if not os.path.isdir(path):
+        return Finding(f"{part} {path}", False, "is not a directory", f"mkdir '{path}', or correct the path")
+    if not os.access(path, os.R_OK | os.X_OK):
+        return Finding(f"{part} {path}", False, "may not be read by you", f"chmod +rx '{path}', or use another")
+    return Finding(f"{part} {path}", True, f"on {filesystem_of(path)}")
+
+
+def _upper(upper: str) -> Iterator[Finding]:
+    path = os.path.realpath(upper)
+    parent = path if os.path.isdir(path) else os.path.dirname(path)
+    if not os.path.isdir(parent):
+        yield Finding(f"upper {upper}", False, "cannot be made", f"mkdir '{parent}'")
+        return
+    yield Finding(f"upper {upper}", True, f"on {filesystem_of(parent)}" + ("" if parent == path else " (to be made)"))
+    for engine in registry.every():
+        yield from engine.claims(path)
+    found = trials.capabilities(os.path.dirname(path))
+    if found is None:
+        remedy = f"use an UPPER in a directory that you can write, or --work; '{os.path.dirname(path)}' is not"
+        yield Finding("upper's filesystem", False, "could not be tried: no directory can be made beside it", remedy)
+        return
+    abilities = (
+        (
+            "whiteout devices",
+            found.whiteout_devices,
+            "nothing needed: .wh. files are written instead (not with kernel)",
+        ),
+        ("trusted attributes", found.trusted_xattrs, "only real root has them; user attributes do"),
+        ("user attributes", found.user_xattrs, "mount with user_xattr, or use another filesystem (not with kernel)"),
+        ("exchanging renames", found.exchange, "nothing needed: a slower way is taken"),
+        ("renames that do not replace", found.noreplace, "nothing needed: a slower way is taken"),
+        ("renames that leave a whiteout", found.whiteout, "nothing needed: a slower way is taken (not with kernel)"),
+    )
+    for name, able, remedy in abilities:
+        yield Finding(f"upper: {name}", able, "yes" if able else "no", "" if able else remedy)

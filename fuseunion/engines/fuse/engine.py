@@ -1,0 +1,115 @@
+"""The FUSE engine, as the commands see it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fuseunion.engines.engine import Engine, Progress
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import processes
+from fuseunion.linux.mountinfo import Mount
+from fuseunion.mounting.options import EngineChoice, Options
+
+if TYPE_CHECKING:
+    from fuseunion.engines.finding import Finding
+    from fuseunion.engines.live import LiveMount
+
+
+class FuseEngine(Engine):
+    """A daemon that answers the kernel through /dev/fuse."""
+
+    choice = EngineChoice.FUSE
+    losses = ("slower than the kernel where many small requests are made",)
+
+    def refusals(self, options: Options) -> list[str]:
+        """See Engine."""
+        wishes = (
+            (options.ranch.inject, "it cannot inject files"),
+            (
+                options.wants_access_times,
+                f"it cannot keep access times ({options.wants_access_times}): reads of what the kernel has cached "
+                "never reach it",
+            ),
+        )
+        return [reason for wish, reason in wishes if wish]
+
+    def start(self, options: Options, progress: Progress) -> ExitCode:
+        """See Engine. What the caller left open by mistake is noted before anything of ours is opened."""
+        inherited = processes.own_descriptors()
+        from fuseunion.mounting.prepare import prepare
+
+        prepared = prepare(options)
+        from fuseunion.engines.fuse import daemon
+
+        try:
+            return daemon.run(prepared, options, inherited)
+        except UserError:
+            # Another engine may follow, and needs the locks.
+            prepared.close()
+            raise
+
+    def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
+        """See Engine."""
+        from fuseunion.engines.fuse import mount_point
+        from fuseunion.engines.live import LiveMount
+
+        return LiveMount(given, path, entry) if entry is not None and entry.fstype == mount_point.TYPE else None
+
+    def flush(self, live: LiveMount, progress: Progress) -> None:
+        """See Engine. Of a volatile mount too."""
+        from fuseunion.engines.fuse import questions
+        from fuseunion.engines.live import cannot_write_out
+
+        try:
+            questions.write_out(live.path, questions.SYNC)
+        except OSError as error:
+            raise cannot_write_out(live, error) from None
+
+    def stop(self, live: LiveMount, progress: Progress, *, lazy: bool, discard: bool) -> None:
+        """See Engine. Returns when the daemon has gone."""
+        from fuseunion.engines.fuse import stopping
+
+        stopping.stop(live, lazy=lazy)
+
+    def needs(self) -> Iterator[Finding]:
+        """Two Python packages, /dev/fuse, and for ordinary users fusermount3."""
+        from importlib.util import find_spec
+
+        from fuseunion.engines.finding import Finding
+
+        for package in ("pyfuse3", "trio"):
+            found = find_spec(package) is not None
+            says = "installed" if found else "missing"
+            yield Finding(f"python package {package}", found, says, f"pip install {package}")
+        yield _device()
+        yield _fusermount()
+
+
+def _device() -> Finding:
+    from fuseunion.engines.finding import Finding
+    from fuseunion.engines.fuse.mount_point import DEVICE
+
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        remedy = "modprobe fuse; in a container: --device /dev/fuse; for every user: chmod 666 /dev/fuse"
+        return Finding(DEVICE, False, f"cannot be opened: {error.strerror}", remedy)
+    return Finding(DEVICE, True, "can be opened")
+
+
+def _fusermount() -> Finding:
+    from fuseunion.engines.finding import Finding
+
+    path = shutil.which("fusermount3") or shutil.which("fusermount")
+    if path is None:
+        return Finding("fusermount3", os.geteuid() == 0, "missing; only root mounts without it", "install fuse3")
+    if not os.stat(path).st_mode & stat.S_ISUID and os.geteuid() != 0:
+        return Finding("fusermount3", False, f"{path} is not set-user-id root", f"chmod u+s {path}")
+    if "NoNewPrivs:\t1" in Path("/proc/self/status").read_text() and os.geteuid() != 0:
+        return Finding("fusermount3", False, "set-user-id has no effect here (no_new_privs)", "allow new privileges")
+    return Finding("fusermount3", True, path)

@@ -1,0 +1,176 @@
+"""Taking a FUSE mount away in order, and waiting until its daemon has gone.
+
+The daemon is asked to write out before the mount is taken away, since only then can it say that it failed; what comes
+after that it writes out by itself before it ends. It also tells its process id, so that it can be waited for by
+processes that did not start it (questions.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+from fuseunion.engines.fuse import mount_point, questions
+from fuseunion.engines.live import LiveMount, busy
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import processes
+from fuseunion.linux.holders import elsewhere, holders
+from fuseunion.linux.mountinfo import Mount
+
+SOON = 2.0
+"""Seconds after which we look for a reason why the daemon goes on."""
+
+PATIENCE = 60.0
+"""Seconds that the daemon may take to see that its mount has gone, and to remove its work directory."""
+
+
+def stop(live: LiveMount, *, lazy: bool) -> None:
+    """Write out, unmount, and wait for the daemon.
+
+    Args:
+        live: a FUSE mount of ours.
+        lazy: take the mount out of the tree at once, and wait for nothing.
+    Raises:
+        UserError: BUSY while it is used, here or in another mount namespace; FAILURE where it cannot be unmounted, or
+            was unmounted and could not be written.
+    """
+    assert live.entry is not None, "a FUSE mount has a line in mountinfo"
+    dead = _is_dead(live.path)
+    daemon = None if dead else _open_daemon(live.path, live.entry)
+    failed = None
+    try:
+        if not dead and not lazy:
+            failed = _write_out(live.path)
+        _unmount(live, live.entry, lazy=lazy, dead=dead)
+        if daemon is not None and not lazy:
+            _await_end(daemon, live.given, live.entry)
+    finally:
+        if daemon is not None:
+            os.close(daemon.pidfd)
+    if failed is not None:
+        raise UserError(
+            f"'{live.given}' is unmounted, but could not be written to disk: {failed.strerror}; "
+            "what was changed last may be lost",
+            ExitCode.FAILURE,
+        )
+
+
+def _unmount(live: LiveMount, entry: Mount, *, lazy: bool, dead: bool) -> None:
+    try:
+        mount_point.unmount(live.path, lazy=lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
+        if not dead:
+            raise busy(live, holders(entry.device)) from None
+        # Those who hold a dead mount get ENOTCONN from it either way.
+        mount_point.unmount(live.path, lazy=True)
+
+
+def _is_dead(path: str) -> bool:
+    """Whether nobody serves the mount. Attributes may still be cached; the space on it never is."""
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _write_out(path: str) -> OSError | None:
+    """Put what was written on disk, as far as this caller may ask for it; the daemon does it again at its end.
+
+    Returns:
+        What went wrong in writing.
+    """
+    try:
+        questions.write_out(path, questions.FSYNC)
+    except OSError as error:
+        # Not ours to look into; too busy, and so it will be when it is unmounted; a daemon of an older version.
+        return None if error.errno in (errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOSYS) else error
+    return None
+
+
+class _Daemon(NamedTuple):
+    """The process that serves a mount.
+
+    Attributes:
+        pid: means this process as long as `pidfd` says that it lives.
+    """
+
+    pidfd: int
+    pid: int
+
+    @property
+    def serves(self) -> bool:
+        """Whether it still has a mount to serve, and is not just writing out."""
+        return processes.holds(self.pid, mount_point.DEVICE)
+
+
+def _open_daemon(path: str, entry: Mount) -> _Daemon | None:
+    """The daemon, or None where it cannot be known (another pid namespace, somebody else's mount)."""
+    text = _daemon_pid(path) or _daemon_pid_as_owner(path, entry)
+    if text is None or not text.isdigit():
+        return None
+    try:
+        daemon = _Daemon(os.pidfd_open(int(text)), int(text))
+    except OSError:
+        return None
+    # The number means another process where the daemon runs in another pid namespace: it must hold /dev/fuse.
+    if daemon.serves:
+        return daemon
+    os.close(daemon.pidfd)
+    return None
+
+
+def _daemon_pid(path: str) -> str | None:
+    try:
+        return os.getxattr(path, questions.PID).decode("ascii", "replace")
+    except OSError:
+        return None
+
+
+def _daemon_pid_as_owner(path: str, entry: Mount) -> str | None:
+    """Ask as the mounting user: without allow_other the mount answers nobody else, not even root."""
+    uid, gid = entry.option("user_id"), entry.option("group_id")
+    if os.geteuid() != 0 or uid is None or gid is None:
+        return None
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            "import os, sys; print(os.getxattr(*sys.argv[1:]).decode())",
+            path,
+            questions.PID,
+        ],
+        user=int(uid),
+        group=int(gid),
+        extra_groups=[],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def _await_end(daemon: _Daemon, given: str, entry: Mount) -> None:
+    if processes.wait_for_end(daemon.pidfd, SOON):
+        return
+    others = ", ".join(map(str, elsewhere(entry.device)))
+    if others:
+        raise UserError(
+            f"'{given}' is unmounted here, but its daemon still serves it to {others}; end that too", ExitCode.BUSY
+        )
+    # Writing out may take as long as the disk likes, as with umount(2).
+    while not processes.wait_for_end(daemon.pidfd, PATIENCE):
+        if daemon.serves:
+            raise UserError(
+                f"'{given}' is unmounted, but its daemon is still busy after {PATIENCE:g} seconds", ExitCode.FAILURE
+            )

@@ -1,0 +1,65 @@
+"""The engine of the kernel's overlayfs, as the commands see it."""
+
+from __future__ import annotations
+
+from fuseunion.engines.engine import Engine, Progress
+from fuseunion.engines.kernel import recognise
+from fuseunion.engines.live import LiveMount, cannot_write_out
+from fuseunion.errors import ExitCode
+from fuseunion.linux.mountinfo import Mount
+from fuseunion.mounting.options import EngineChoice, Options, XattrPermissions
+
+
+class KernelEngine(Engine):
+    """Overlayfs, mounted in the namespaces of the caller; there is no daemon."""
+
+    choice = EngineChoice.KERNEL
+    losses = (
+        "renaming a directory of a lower answers EXDEV",
+        "names of one lower file become separate files when one of them is written",
+        "no id maps, no --fakeroot",
+    )
+
+    def refusals(self, options: Options) -> list[str]:
+        """See Engine."""
+        wishes = (
+            (options.uid_map or options.gid_map, "it has no id maps"),
+            (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
+            (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
+            (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
+            (options.log_file is not None, "there is no daemon to write a log"),
+            (options.allow_root, "it cannot let root in alone (allow_root)"),
+            (not options.acl, "it cannot leave ACLs out (noacl)"),
+            (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
+            (not options.fsync and not options.volatile, "it cannot skip fsync alone; use --volatile"),
+            (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
+            (options.ranch.inject, "it cannot inject files"),
+            (options.target.startswith("/dev/fd/"), "it mounts at a directory"),
+        )
+        return [reason for wish, reason in wishes if wish]
+
+    def start(self, options: Options, progress: Progress) -> ExitCode:
+        """See Engine."""
+        from fuseunion.engines.kernel import overlay
+
+        overlay.show(options)
+        return ExitCode.OK
+
+    def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
+        """See Engine."""
+        return LiveMount(given, path, entry) if entry is not None and recognise.is_ours(entry) else None
+
+    def flush(self, live: LiveMount, progress: Progress) -> None:
+        """See Engine. Of a volatile mount too."""
+        from fuseunion.engines.kernel import stopping
+
+        try:
+            stopping.write_out(live)
+        except OSError as error:
+            raise cannot_write_out(live, error) from None
+
+    def stop(self, live: LiveMount, progress: Progress, *, lazy: bool, discard: bool) -> None:
+        """See Engine."""
+        from fuseunion.engines.kernel import stopping
+
+        stopping.stop(live, lazy=lazy)

@@ -1,0 +1,165 @@
+"""The symlink ranch, as the commands see it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fuseunion.engines.engine import Engine, Progress
+from fuseunion.engines.finding import Finding
+from fuseunion.engines.live import LiveMount, busy
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux.holders import Holder, holders_beneath
+from fuseunion.linux.mountinfo import Mount
+from fuseunion.mounting.checks.ranches import beside
+from fuseunion.mounting.options import EngineChoice, Form, Options, XattrPermissions
+
+if TYPE_CHECKING:
+    from fuseunion.engines.ranch.record.record import Ranch
+
+
+class RanchEngine(Engine):
+    """A tree of links, for where nothing can be mounted."""
+
+    choice = EngineChoice.RANCH
+    losses = (
+        "files of the lower are symbolic links: lstat, realpath and programs that refuse links see them",
+        "a file of the lower has to be promoted before it can be written",
+        "a file of the lower that is moved or linked becomes a copy",
+        "set-user-id files of others lose that bit in copies",
+    )
+    can_discard = True
+
+    def refusals(self, options: Options) -> list[str]:
+        """See Engine."""
+        wishes = (
+            (options.form is Form.MOUNT_PROGRAM, "the caller needs a mount"),
+            (options.read_only, "a tree of links cannot be read-only"),
+            (options.size is not None, "it cannot limit its size"),
+            (options.uid_map or options.gid_map, "it has no id maps"),
+            (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
+            (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
+            (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
+            (options.log_file is not None, "there is no daemon to write a log"),
+            (options.allow_root, "it cannot let root in alone (allow_root)"),
+            (not options.exec, "it cannot forbid to execute (noexec)"),
+            (not options.acl, "it cannot leave ACLs out (noacl)"),
+            (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
+            (options.wants_access_times, f"it keeps no access times ({options.wants_access_times})"),
+            (options.static_nlink, "it shows the links that a directory has (static_nlink)"),
+            (options.target.startswith("/dev/fd/"), "it needs a directory"),
+        )
+        return [reason for wish, reason in wishes if wish]
+
+    def start(self, options: Options, progress: Progress) -> ExitCode:
+        """See Engine."""
+        from fuseunion.engines.ranch import corral
+
+        with progress("linked") as report:
+            corral.create(options, report)
+        return ExitCode.OK
+
+    def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
+        """See Engine."""
+        from fuseunion.engines.ranch.record import marker
+
+        return LiveMount(given, path, entry) if marker.find(path) is not None else None
+
+    def holders(self, live: LiveMount) -> list[Holder]:
+        """See Engine."""
+        return holders_beneath(live.path)
+
+    def flush(self, live: LiveMount, progress: Progress) -> None:
+        """See Engine.
+
+        Raises:
+            UserError: LAYERS for a ranch without an UPPER, or one that is not complete; what cannot be collected.
+        """
+        from fuseunion.engines.ranch import corral
+
+        with ranch_at(live.given) as ranch, progress("collected") as report:
+            corral.sync(ranch, report)
+
+    def stop(self, live: LiveMount, progress: Progress, *, lazy: bool, discard: bool) -> None:
+        """See Engine.
+
+        Raises:
+            UserError: BUSY with the holders; what cannot be collected, by name.
+        """
+        from fuseunion.engines.ranch import corral
+        from fuseunion.engines.ranch.farm import aside
+        from fuseunion.engines.ranch.record.record import Mode
+
+        with ranch_at(live.given) as ranch, progress("collected") as report:
+            if ranch.record.mode is Mode.PLAIN and not lazy:
+                # Without a mount nothing but this look keeps files from being written while they are collected.
+                found = self.holders(live)
+                if found:
+                    raise busy(live, found)
+            try:
+                corral.take_down(ranch, report, discard=discard, lazy=lazy)
+            except OSError as error:
+                if error.errno != errno.EBUSY or not aside.is_mounted(ranch):
+                    raise
+                raise busy(live, self.holders(live)) from None
+
+    def claims(self, upper: str) -> Iterator[Finding]:
+        """See Engine. A ranch on this upper."""
+        from fuseunion.engines.ranch.record.record import read
+
+        try:
+            record = read(beside(upper))
+        except UserError as error:
+            yield Finding("ranch", False, error.message, "see there")
+            return
+        if record is not None:
+            says = f"one at '{record.merged}' stands on this upper ({record.phase.value})"
+            yield Finding("ranch", None, says, f"fuseunion umount '{record.merged}'")
+
+    def repair(self, given: str, path: str, progress: Progress) -> str | None:
+        """See Engine. What was changed in the ranch is brought into its UPPER."""
+        from fuseunion.engines.ranch import corral
+        from fuseunion.engines.ranch.farm import aside
+        from fuseunion.engines.ranch.record import marker
+        from fuseunion.engines.ranch.record.record import Mode, Phase, opened
+
+        marked = marker.find(path)
+        state = marked if marked is not None else beside(path)
+        if not state.is_dir():
+            return None
+        with opened(state) as ranch, progress("collected") as report:
+            if ranch.record_or_none is None:
+                ranch.remove()
+                return f"removed '{ranch.path}', which a killed command left"
+            record = ranch.record
+            if record.phase is Phase.LIVE and (record.mode is Mode.PLAIN or aside.is_mounted(ranch)):
+                how = f"take it down with: fuseunion umount '{record.merged}'"
+                return f"the ranch at '{record.merged}' is whole; {how}"
+            corral.take_down(ranch, report)
+            return f"collected the ranch at '{record.merged}' into '{record.upper or 'nothing (it was ephemeral)'}'"
+
+
+@contextmanager
+def ranch_at(given: str) -> Iterator[Ranch]:
+    """The ranch that a directory shows, locked.
+
+    Args:
+        given: the directory, as the user wrote it.
+
+    Raises:
+        UserError: LAYERS when there is none.
+    """
+    from fuseunion.engines.ranch.record import marker
+    from fuseunion.engines.ranch.record.record import opened
+
+    path = os.path.realpath(given)
+    state = marker.find(path)
+    if state is None:
+        raise UserError(f"'{given}' is not a ranch", ExitCode.LAYERS)
+    with opened(state) as ranch:
+        if ranch.record_or_none is None or ranch.record.merged != path:
+            raise UserError(f"the ranch in '{state}' does not stand at '{given}'; was it moved?", ExitCode.LAYERS)
+        yield ranch

@@ -1,0 +1,120 @@
+"""What the user asked for: the frozen Options of one mount, and the closed sets of words in them."""
+
+from enum import Enum
+from typing import NamedTuple
+
+DEFAULT_TIMEOUT = 1e9
+"""Seconds that the kernel may keep entries and attributes: nobody else changes the layers of a live mount."""
+
+MAX_ID = 2**32 - 2
+"""The largest uid or gid; 2**32 - 1 means "unchanged" to chown(2)."""
+
+ACCESS_TIMES = ("atime", "relatime", "strictatime", "diratime", "lazytime")
+"""Words of mount(8) that ask for access times. With `no` before them they ask for what is so anyway."""
+
+IdTriple = tuple[int, int, int]
+"""DISK, SHOWN, LEN: the ids disk, disk+1, ... on disk are seen as shown, shown+1, ... in the mount."""
+
+
+class XattrPermissions(Enum):
+    """Where owner, mode and device number are stored (`xattr_permissions=`)."""
+
+    OFF = 0
+    PRIVILEGED = 1
+    """security.fuseoverlayfs.override_stat: needs real root."""
+    CONTAINERS = 2
+    """user.containers.override_stat: any user."""
+
+
+class EngineChoice(Enum):
+    """Who shows the union (`--engine`)."""
+
+    AUTO = "auto"
+    """fuse; where it cannot be had, kernel; else ranch."""
+    FUSE = "fuse"
+    KERNEL = "kernel"
+    RANCH = "ranch"
+    FASTEST = "fastest"
+    """kernel where it can do what is asked for, then fuse, then ranch."""
+
+
+class LinkStyle(Enum):
+    """What the links of a ranch begin with (`--links`)."""
+
+    ABSOLUTE = "absolute"
+    RELATIVE = "relative"
+
+
+class RanchOptions(NamedTuple):
+    """How a ranch is made, where one is.
+
+    Attributes:
+        depth: levels of directories that are real ones; None for all.
+        copies: patterns of files that get a private copy at once.
+        inject: (SRC, DST): DST in the ranch shows SRC.
+        allow_writable_lower: links may lead to what the user can change.
+    """
+
+    links: LinkStyle = LinkStyle.ABSOLUTE
+    depth: int | None = None
+    copies: tuple[str, ...] = ()
+    inject: tuple[tuple[str, str], ...] = ()
+    allow_writable_lower: bool = False
+
+
+class Form(Enum):
+    """How the program was called."""
+
+    PLAIN = "plain"
+    """By a person: an option that is not understood is an error."""
+    MOUNT_PROGRAM = "mount program"
+    """By a container engine or mount(8): an option that is not understood is reported and ignored."""
+
+
+class Options(NamedTuple):
+    """One mount, as asked for. Paths are as given: nothing has been looked up yet.
+
+    A named tuple, like every record that a mount needs to start: a dataclass of this size takes 4 ms to define.
+
+    `lowers` is topmost first. `upper` None means a read-only mount or, with `ephemeral`, an upper that ends with it.
+    `suid`, `dev`, `allow_other` None mean "as fits the mounting user".
+    """
+
+    target: str
+    lowers: tuple[str, ...]
+    upper: str | None = None
+    work: str | None = None
+    form: Form = Form.PLAIN
+    engine: EngineChoice = EngineChoice.AUTO
+    ranch: RanchOptions = RanchOptions()
+    read_only: bool = False
+    ephemeral: bool = False
+    size: str | None = None
+    foreground: bool = False
+    trace: bool = False
+    log_file: str | None = None
+    allow_other: bool | None = None
+    allow_root: bool = False
+    suid: bool | None = None
+    dev: bool | None = None
+    exec: bool = True
+    access_times: tuple[str, ...] = ()
+    """The words of mount(8) about access times that ask for another thing than noatime."""
+    static_nlink: bool = False
+    timeout: float = DEFAULT_TIMEOUT
+    volatile: bool = False
+    fsync: bool = True
+    acl: bool = True
+    xattrs: bool = True
+    uid_map: tuple[IdTriple, ...] = ()
+    gid_map: tuple[IdTriple, ...] = ()
+    squash_uid: int | None = None
+    squash_gid: int | None = None
+    xattr_permissions: XattrPermissions = XattrPermissions.OFF
+    ignored: tuple[str, ...] = ()
+    """Words of the mount-program form that were not understood, to be reported one line each."""
+
+    @property
+    def wants_access_times(self) -> str:
+        """The words that ask for access times, for a message; empty when none does."""
+        return ", ".join(word for word in self.access_times if word in ACCESS_TIMES)

@@ -1,0 +1,106 @@
+"""What an engine is given to make a mount: opened directories, held locks, and what has to be undone or ended.
+
+`Prepared.close` ends a mount: it removes what belongs to the mount only, above all the default work directory, unless
+that holds the hard-link index or anything else that must outlive it.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from fuseunion.mounting import log
+from fuseunion.mounting.checks import same_lowers
+from fuseunion.mounting.options import Form
+
+
+class Opened(NamedTuple):
+    """A directory that is ready to become a layer.
+
+    Attributes:
+        fd: an O_RDONLY descriptor, closed by Prepared unless claimed.
+        label: its path, for messages.
+        covered: the names that lead from it to the mount point, when that lies strictly inside.
+    """
+
+    fd: int
+    label: str
+    covered: tuple[bytes, ...] = ()
+
+
+class Prepared:
+    """Everything that an engine needs to make the mount.
+
+    Attributes:
+        target: absolute path of the merged directory, or /dev/fd/N.
+        lowers: topmost first.
+        upper, work: None for a read-only mount.
+        exchanged: the upper was last mounted over other lowers (same_lowers.py).
+    """
+
+    def __init__(self, target: str, form: Form) -> None:
+        self.target = target
+        self.exchanged = False
+        self._form = form
+        self.lowers: list[Opened] = []
+        self.upper: Opened | None = None
+        self.work: Opened | None = None
+        self._lowers: bytes | None = None
+        self._unclaimed = ExitStack()
+        self._undo = ExitStack()
+        self._until_live = ExitStack()
+        self._end = ExitStack()
+
+    def on_end(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call this when the mount has ended, last registered first."""
+        self._end.callback(callback, *arguments)
+
+    def on_failure(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call this when the mount does not come about."""
+        self._undo.callback(callback, *arguments)
+
+    def hold(self, fd: int) -> int:
+        """Keep a descriptor for the undoing; it goes when the mount is live, since a duplicate keeps a lock."""
+        self._until_live.callback(os.close, fd)
+        return fd
+
+    def claim(self) -> None:
+        """From now on the caller closes the descriptors of the layers."""
+        self._unclaimed.pop_all()
+
+    def keep(self) -> None:
+        """The mount is live: what was created stays, and a person hears of lowers that were exchanged."""
+        self._undo.pop_all()
+        self._until_live.close()
+        if self._lowers is None or self.upper is None:
+            return
+        same_lowers.remember(self.upper.fd, self._lowers)
+        if self.exchanged and self._form is Form.PLAIN:
+            log.tell(f"warning: {self.says_exchanged}")
+
+    def compare_lowers(self) -> None:
+        """Compare with the lowers that the upper remembers, and remember these once the mount is live."""
+        assert self.upper is not None
+        self._lowers = same_lowers.identity(opened.fd for opened in self.lowers)
+        self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
+
+    @property
+    def says_exchanged(self) -> str:
+        """What a user is told of exchanged lowers."""
+        assert self.upper is not None
+        return (
+            f"'{self.upper.label}' was last mounted over other lower directories, or in another order; if that is not "
+            "intended, unmount before you change anything"
+        )
+
+    def close(self) -> None:
+        """The mount has ended, or never came to be. The locks go last, when nothing is touched any more."""
+        self._unclaimed.close()
+        self._undo.close()
+        self._until_live.close()
+        self._end.close()
+
+    def opened(self, fd: int, label: str, covered: tuple[bytes, ...] = ()) -> Opened:
+        """Take charge of a descriptor."""
+        self._unclaimed.callback(os.close, fd)
+        return Opened(fd, label, covered)
