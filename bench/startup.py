@@ -1,10 +1,15 @@
 """How long a mount takes to answer, beside an empty pyfuse3 filesystem in the same run.
 
     .venv/bin/python bench/startup.py [--runs N] [--limit MILLISECONDS] [--fastest]
+    make bench                            # the same with --runs 40 --limit 40 --fastest
 
 Both are started alternately from the same interpreter, and timed from exec until statvfs of the mount point is answered
 by the new filesystem. The empty one is what pyfuse3's documentation shows: init, fork, main. Prints the medians and
-their difference; with --limit the exit status is 1 when the difference is larger.
+their difference.
+
+The goal is a difference of at most 40 ms. No test asserts it, since other work on the machine can double a time. With
+--limit the exit status is 1 when the difference is larger; --fastest compares the fastest run of each, which other work
+disturbs least, and stops as soon as that is within the limit.
 """
 
 from __future__ import annotations
@@ -87,7 +92,11 @@ def main() -> int:
         print(f"{label:26} {judged[label]:6.1f} ms   ({numbers})")
     difference = judged["fuseunion"] - judged["empty pyfuse3 filesystem"]
     print(f"{'difference':26} {difference:6.1f} ms")
-    return int(arguments.limit is not None and difference > arguments.limit)
+    if arguments.limit is None:
+        return 0
+    within = difference <= arguments.limit
+    print(f"{'within' if within else 'OVER'} the limit of {arguments.limit:g} ms")
+    return 0 if within else 1
 
 
 if __name__ == "__main__":

@@ -101,6 +101,6 @@ def is_withheld(oracle: Oracle, operation: Operation, expected: Outcome) -> bool
     """Whether the oracle refused what fuseunion is documented to do better; then fuseunion is not asked.
 
     A directory that a lower holds cannot be renamed in overlayfs without redirect_dir (overlayfs.rst, "renaming
-    directories": EXDEV); in fuseunion it can (design.md), which the plain directory checks.
+    directories": EXDEV); in fuseunion it can (docs/differences.md), which the plain directory checks.
     """
     return oracle is Oracle.KERNEL and operation.call is Call.RENAME and expected.error == "EXDEV"

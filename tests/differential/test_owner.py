@@ -1,4 +1,4 @@
-"""An ordinary user among his own files, many of which he has closed to himself, against a plain directory.
+"""An ordinary user and their files, many of them without any permission for the owner, against a plain directory.
 
 For root nothing is closed and nothing read-only, so the runs as root miss what meets most users: a daemon that has no
 more rights than the owner of the files. Modes are drawn so that half of all objects lack a permission of their owner.

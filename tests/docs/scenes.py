@@ -32,10 +32,10 @@ SCENES = {
         "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
         between="cat MERGED/file; fuseunion umount MERGED",
     ),
-    "barn-in-place": Scene("mkdir barn1; touch barn1/bessie barn1/clover", owned=False),
-    "barn-copy": Scene(
-        "mkdir barn1; touch barn1/bessie barn1/clover",
-        "test -f changes/henry; test $(ls barn1 | wc -l) = 2",
+    "ranch-in-place": Scene("mkdir project; touch project/readme project/settings", owned=False),
+    "ranch-copy": Scene(
+        "mkdir project; touch project/readme project/settings",
+        "test -f changes/notes; test $(ls project | wc -l) = 2",
         owned=False,
     ),
     "id-map": Scene(

@@ -1,9 +1,11 @@
-"""Help, documentation and messages name the commands and options that there are, and no others."""
+"""Help, documentation and messages name the commands and options that there are, and no others.
+
+That help, docs/options.md and the manual page agree on every option is in test_options_agree.py.
+"""
 
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -21,8 +23,6 @@ from tests.support.interpreter import PROJECT
 OPTIONS = PROJECT / "docs/options.md"
 MANUAL = PROJECT / "docs/man/fuseunion.1"
 
-HELPS = {name: importlib.import_module(module).HELP for name, module in COMMANDS.items()}
-
 LONG = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
 
 
@@ -33,14 +33,6 @@ def synopsis() -> str:
 
 def long_options(text: str) -> set[str]:
     return set(LONG.findall(text))
-
-
-def in_the_manual() -> set[str]:
-    """In mdoc(7) a long option is the flag that begins with a dash."""
-    return set(re.findall(r"\bFl -([a-z][a-z-]+)", MANUAL.read_text()))
-
-
-ALL = long_options(mount.HELP) | {option for text in HELPS.values() for option in long_options(text)}
 
 
 def test_every_command_is_in_the_help() -> None:
@@ -68,20 +60,6 @@ def test_the_help_of_the_mount_has_the_options_that_are_parsed() -> None:
     }
     parsed = {word.removeprefix("--") for word in words if re.fullmatch("--[a-z-]+", word)}
     assert long_options(mount.HELP) == parsed | {"help", "version"}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_synopsis_has_the_options_of_each_command(command: str) -> None:
-    shown = "\n".join(line for line in synopsis().splitlines() if f"fuseunion {command} " in line)
-    assert long_options(shown) == long_options(HELPS[command]) - {"help"}
-
-
-def test_the_options_are_documented() -> None:
-    assert long_options(OPTIONS.read_text()) == ALL
-
-
-def test_the_options_are_in_the_manual() -> None:
-    assert in_the_manual() == ALL
 
 
 def test_the_words_that_are_accepted_in_silence_are_documented() -> None:

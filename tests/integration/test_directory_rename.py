@@ -1,4 +1,4 @@
-"""Renaming directories that lowers hold: EXDEV in overlayfs, done here (design.md's table)."""
+"""Renaming directories that lowers hold: EXDEV in overlayfs, done here (docs/differences.md)."""
 
 from __future__ import annotations
 

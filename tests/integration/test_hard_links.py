@@ -1,4 +1,4 @@
-"""Hard links of a lower file stay one file, whichever name is changed, also after a remount (design.md's table)."""
+"""Hard links of a lower file stay one file, whichever name is changed, also after a remount (docs/differences.md)."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def _check(mount: FuseunionMount, upper: Path, dice: random.Random) -> dict[str,
 @pytest.mark.actors("root")
 @pytest.mark.parametrize("seed", range(6))
 def test_random_link_groups(arena: Arena, seed: int) -> None:
-    """Whoever made the names: one object is one inode, and mounts agree on its number in whichever order they look."""
+    """One object is one inode, no matter who made the names, and mounts agree on its number in any order of looking."""
     dice = random.Random(seed)
     lower = arena.lower(_LOWER)
     arena.upper.mkdir()

@@ -1,6 +1,6 @@
-"""Files that their owner may not write: he may chmod, touch, move, link and delete them all the same.
+"""Files that their owner may not write: the owner may chmod, touch, move, link and delete them all the same.
 
-For root nothing is read-only, so what matters here runs as an ordinary user, on files of his own.
+For root nothing is read-only, so what matters here runs as an ordinary user, on files of that user.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STEPS: dict[str, Callable[[Path], object]] = {
     "rename to another directory": lambda path: path.rename(path.parent.parent / "moved"),
     "link": lambda path: os.link(path, path.with_name("second")),
     "unlink": lambda path: path.unlink(),
-    "chown to himself": lambda path: os.chown(path, os.geteuid(), os.getegid()),
+    "chown to the same owner": lambda path: os.chown(path, os.geteuid(), os.getegid()),
     "setfacl": lambda path: os.setxattr(path, acl.ACCESS, acl.with_named_user(os.geteuid(), owner=4)),
     "setxattr": lambda path: os.setxattr(path, "user.new", b"1"),
     "removexattr": lambda path: os.removexattr(path, "user.kept"),

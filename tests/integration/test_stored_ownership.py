@@ -1,7 +1,7 @@
 """Stored ownership on real mounts: --fakeroot, xattr_permissions=1 and 2, with fuse-overlayfs before and after.
 
 What root or the root of a user namespace may do to a plain directory, they may do to a mount with stored ownership,
-with the same result (Twin). An ordinary user, who owns one id, may do in his own mount what the kernel lets through.
+with the same result (Twin). An ordinary user, who owns one id, may do in their own mount what the kernel lets through.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _real_owners(upper: Path) -> set[tuple[int, int]]:
 
 
 def test_a_user_builds_a_tree_of_many_owners(arena: Arena) -> None:
-    """Every actor, the ordinary user with his one id too."""
+    """Every actor, the ordinary user with one id too."""
     lower = arena.lower(LOWER)
     expected = {
         "etc": (0, 5, "drwxr-s---"),

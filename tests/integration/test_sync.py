@@ -330,7 +330,7 @@ def test_what_cannot_be_written_is_said(arena: Arena) -> None:
 
 @pytest.mark.parametrize("foreground", [False, True])
 def test_what_cannot_be_written_at_the_end_is_said(arena: Arena, foreground: bool) -> None:
-    """To the log, or with -f to whoever started it."""
+    """To the log, or with -f to the stderr of the command."""
     lower, merged, log = arena.lower({}), arena.directory("merged"), arena.root / "log"
     expected = f"upper '{arena.upper}' cannot be written to disk: Input/output error; what was changed last may be lost"
     fails = "raise OSError(5, os.strerror(5))"
@@ -362,7 +362,7 @@ def test_the_questions_are_not_listed(arena: Arena) -> None:
 
 @pytest.mark.actors("root")
 def test_only_who_may_use_the_mount_can_ask(arena: Arena) -> None:
-    """Not root, where an ordinary user mounted for himself: FUSE lets nobody else in."""
+    """Not root, where an ordinary user mounted without allow_other: FUSE lets nobody else in."""
     user = arena.actor.user
     lower, merged = arena.lower({}), arena.directory("merged")
     for path in (arena.root, merged):

@@ -24,7 +24,7 @@ from tests.support.mounts import FuseunionMount
 FILES = 400
 GROWTH_KIB = 4096
 DESCRIPTORS = 2 * 256 + 100
-"""Two layers, each with a bounded cache of directories (fuseunion/core/realdir.py), and the daemon's own."""
+"""Two layers, each with a bounded cache of directories (fuseunion/core/disk/realdir.py), and the daemon's own."""
 
 
 def _work(root: Path, number: int) -> None:

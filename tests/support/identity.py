@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def acting_as(uid: int, umask: int = 0o022) -> Iterator[None]:
     """Act as a user whose group has the same number and who has no supplementary groups; 0 stays root.
 
-    Only root, or the root of a user namespace, can act as others; an ordinary user acts as himself.
+    Only root, or the root of a user namespace, can act as others; an ordinary user acts under their own ids.
     """
     if os.geteuid():
         assert uid == os.geteuid(), "an ordinary user cannot become another"

@@ -24,7 +24,7 @@ from fuseunion.core.union import Union
 
 
 def own() -> Owner:
-    """Whoever runs the test makes an object."""
+    """The user who runs the test makes an object."""
     return Owner(os.geteuid(), os.getegid(), 0o022)
 
 

@@ -163,7 +163,7 @@ class FuseunionMount:
     def layer_descriptors(self) -> list[str]:
         """What the daemon holds open inside its layers beyond what it held when it was idle.
 
-        The bounded cache of O_PATH descriptors of directories (fuseunion/core/realdir.py) is no open file.
+        The bounded cache of O_PATH descriptors of directories (fuseunion/core/disk/realdir.py) is no open file.
         """
         roots = tuple(str(root) + "/" for root in [*self.lowers, *([self.upper] if self.upper else [])])
         found = []

@@ -9,7 +9,7 @@ Three of them:
 - `root_namespace`: root, in a mount namespace of its own.
 - `user_namespace`: an ordinary user who is root of a user namespace with all the subordinate ids (newuidmap), and of a
   mount namespace. This is what rootless container engines and `unshare` give.
-- `login_namespace`: the ordinary user himself, without any privilege, in a mount namespace that root has prepared for
+- `login_namespace`: the ordinary user, without any privilege, in a mount namespace that root has prepared for
   rootless containers: crun refuses the mixed cgroup v1/v2 layout that some machines have ("cgroups in hybrid mode not
   supported"), so a plain cgroup2 lies on /sys/fs/cgroup; `/` is a shared mount, as under systemd; and /dev/shm is a new
   tmpfs, for podman's locks and for runtime directories with short names.

@@ -1,7 +1,7 @@
 """Finding the processes that a test started, however far they detached themselves.
 
 A daemon leaves its session, its working directory and its parent, but keeps its environment: every command of a test
-carries `FUSEUNION_TEST=<token>`, and whoever still has the token in /proc/PID/environ belongs to the test.
+carries `FUSEUNION_TEST=<token>`, and every process that still has the token in /proc/PID/environ belongs to the test.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def ctime_faults(before: Tree, after: Tree) -> list[str]:
     """Where ctime went backwards although nothing was done.
 
     It may go forwards: a copy-up creates an object on disk, and putting the times of its directory back sets the
-    directory's ctime (utimensat(2)). Whoever asks before a remount and after may see that.
+    directory's ctime (utimensat(2)). A look before a remount and one after may differ in that.
     """
     found = []
     for path in sorted(set(before) & set(after)):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 NAME = "fuseunion-test"
 OTHER_GROUP = 60_010
-"""Of which the ordinary user is a member beside his own, if root runs the tests."""
+"""Of which the ordinary user is a member besides the primary group, if root runs the tests."""
 _SUBORDINATES = 65536
 
 
@@ -46,7 +46,7 @@ def _free_start(ranges: dict[str, Range]) -> int:
 
 
 def ordinary_user() -> User:
-    """The user `fuseunion-test`, made with subordinate ids if root runs the tests; else whoever runs them.
+    """The user `fuseunion-test`, made with subordinate ids if root runs the tests; else the user who runs them.
 
     :raises AssertionError: an ordinary user runs the tests and has no subordinate ids
     """

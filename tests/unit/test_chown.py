@@ -264,7 +264,7 @@ def test_stored_ownership_changes_in_the_database(tmp_path: Path, given: bool) -
 
 @pytest.mark.actors("user", "userns")
 def test_without_privileges(arena: Arena) -> None:
-    """An ordinary user changes what is stored; the root of a namespace changes what he may."""
+    """An ordinary user changes what is stored; the root of a namespace changes what the kernel allows."""
     upper = arena.directory("upper")
     (upper / "file").touch(mode=0o644)
     if arena.actor.may_chown:

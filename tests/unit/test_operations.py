@@ -20,7 +20,7 @@ HANDLERS = sorted(
     for name, function in vars(Operations).items()
     if inspect.iscoroutinefunction(inspect.unwrap(function)) and not name.startswith("_")
 )
-# These answer without the union: the kernel shall not ask again.
+# These answer without the union: the kernel does not ask again.
 ENOSYS = {"flush", "access"}
 
 

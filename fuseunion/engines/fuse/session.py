@@ -90,7 +90,7 @@ async def _answer_requests(negotiation: Negotiation) -> None:
         negotiated = negotiation.done
         try:
             await pyfuse3.main()
-            if negotiated:
+            if negotiated or not negotiation.done:
                 return
             # The descriptor was exchanged beneath it.
         except Exception as error:  # noqa: BLE001 - of a library's inside, known only by what it does to us

@@ -50,8 +50,9 @@ class CopyUps:
                     await trio.to_thread.run_sync(job.move)
                 job.publish()
             finally:
-                job.close()
+                # Before the close, which can fail where close(2) does: nobody may wait for ever.
                 del self._under_way[file.ino]
                 event.set()
+                job.close()
             return True
         return False
