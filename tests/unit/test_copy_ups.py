@@ -13,8 +13,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from fuseunion.core.ops.attributes import Change
-from fuseunion.core.tree.inode import File
+from fuseunion.core.ops.attributes.basic import Change
+from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from tests.support.gate import Gate
 from tests.support.inprocess import in_process
@@ -366,7 +366,7 @@ async def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeyp
         assert isinstance(file, File)
         copy_ups = CopyUps(inside.union)
         with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
-            patch.setattr("fuseunion.core.disk.copy_data.copy", full)
+            patch.setattr("fuseunion.core.copying.copy_data.copy", full)
             await copy_ups.done(file)
         assert not list(upper.iterdir())
         assert not list((work / "work").iterdir())
