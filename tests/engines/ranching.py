@@ -100,7 +100,7 @@ class Facts(NamedTuple):
 
 
 def of_union(lower: Path, upper: Path) -> dict[str, Facts]:
-    """What the union shows, looked at in process: also in what the user closed to himself."""
+    """What the union shows, looked at in process: also in directories that their owner closed."""
     work = upper.parent / f".{upper.name}.fuseunion-work"
     kept = work.exists()
     work.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ class Engine(Enum):
     KERNEL = "kernel"
     RANCH = "ranch"
     RANCH_COPIES = "ranch --copy '*'"
-    """All files private: what a user without any privilege can do with a lower of his own."""
+    """All files private: what a user without any privilege can do with their own lower."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ class Engine(Enum):
 
 
 def engines_of(role: Role) -> list[Engine]:
-    """The engines, but not the plain copy, that an actor has for a lower of his own."""
+    """The engines, but not the plain copy, that an actor has for their own lower."""
     if role is Role.DENIED:
         return [Engine.RANCH_COPIES]
     if role is Role.USER:

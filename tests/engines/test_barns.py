@@ -1,4 +1,4 @@
-"""The poster's example: barn1 is read-only, barn2 keeps it aside, and henry moves in. (docs/engines.md)"""
+"""The example of docs/engines.md: a read-only barn of animals (files), and a new one, henry, put in beside them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _read_only_barn(arena: Arena) -> Path:
 @pytest.mark.actors("denied", "user")
 @pytest.mark.parametrize("links", ["absolute", "relative"])
 def test_without_any_privilege(arena: Arena, links: str) -> None:
-    """Any user makes a ranch of what he may only read; henry moves in next door."""
+    """Any user makes a ranch, in barn2, of what that user may only read."""
     barn1, barn2, changes = _read_only_barn(arena), arena.directory("barn2"), arena.root / "changes"
     run(arena, "--engine", "ranch", "--links", links, barn1, changes, barn2)
     assert sorted(os.listdir(barn2)) == sorted(os.listdir(barn1))

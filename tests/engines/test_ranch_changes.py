@@ -281,7 +281,7 @@ def _make(path: Path, node: Node) -> None:
 @pytest.mark.root
 @pytest.mark.actors("user")
 def test_a_group_that_was_kept_and_is_given_up(arena: Arena) -> None:
-    """A file of another group of the user keeps it in the ranch; giving it to his own is a change."""
+    """A file of another group of the user keeps it in the ranch; giving it to one of the own groups is a change."""
     lower = arena.lower(
         {"file": File(b"x", gid=OTHER_GROUP), "dir": Dir(gid=OTHER_GROUP), "kept": File(gid=OTHER_GROUP)}
     )

@@ -131,7 +131,7 @@ class Both:
         assert answers[0] == answers[1], f"{name}: the ranch says {answers[1]}, a plain directory {answers[0]}"
 
     def paths(self, *kinds: Callable[[int], bool]) -> list[str]:
-        """What there is now of some kinds, from the root; what the user closed to himself is left out."""
+        """What there is now of some kinds, from the root; what its owner closed is left out."""
         found = []
         for directory, directories, files in os.walk(self.plain):
             for name in [*directories, *files]:

@@ -30,7 +30,7 @@ from tests.support.layers import Dir, File, build
 
 @everybody
 def test_directories_without_permissions(arena: Arena) -> None:
-    """A directory that its owner closed is shown closed, changed after he opened it, and left closed."""
+    """A directory that its owner closed is shown closed, changed after it was opened, and left closed."""
     merged = ranch(arena, arena.lower({"closed": Dir(mode=0o555), "closed/file": File(), "closed/other": File()}))
     assert os.lstat(merged / "closed").st_mode & 0o777 == 0o555
     (merged / "closed").chmod(0o755)
