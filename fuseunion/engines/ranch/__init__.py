@@ -5,6 +5,7 @@ What is written, removed or made there is kept apart until it is collected: comp
 show, and brought into UPPER as an overlay filesystem would have written it. The merging, the whiteouts and the copies
 are the core's; only the links live here.
 
+    engine.py     what the commands see of it
     corral.py     a whole ranch: create, go on, sync, take down
     promoter.py   from links to private copies
     record/       what a ranch remembers: its phase, marks that lead to it, whose its objects are, lent permissions
