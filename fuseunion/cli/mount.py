@@ -66,7 +66,8 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
     Raises:
         UserError: with the exit status.
     """
-    if "-h" in arguments or "--help" in arguments:
+    options_end = arguments.index("--") if "--" in arguments else len(arguments)
+    if {"-h", "--help"} & set(arguments[:options_end]):
         print(HELP, end="")
         return ExitCode.OK
     options = parse(arguments, program)

@@ -74,7 +74,7 @@ class Engine(ABC):
 
     @abstractmethod
     def stop(self, live: LiveMount, progress: Progress, *, lazy: bool, discard: bool) -> None:
-        """Write everything out and take the mount away.
+        """Write everything out and take the mount away; with `lazy` without waiting for that.
 
         Args:
             live: the mount.
@@ -82,7 +82,8 @@ class Engine(ABC):
             lazy: do not wait for those who use it.
             discard: throw away what was changed; only where `can_discard`.
         Raises:
-            UserError: BUSY with the holders; FAILURE.
+            BusyError: it is used; never with `lazy`.
+            UserError: BUSY where it is used in another mount namespace; FAILURE; what cannot be written, by name.
         """
 
     def holders(self, live: LiveMount) -> list[Holder]:

@@ -1,4 +1,4 @@
-"""A mount that an engine has recognised as its own, and what a user is told when nothing can be done with it."""
+"""A mount that an engine has recognised as its own, and what keeps it from being flushed or stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo
-from fuseunion.linux.holders import Holder
 
 
 class LiveMount(NamedTuple):
@@ -23,14 +22,8 @@ class LiveMount(NamedTuple):
     entry: mountinfo.Mount | None
 
 
-def busy(live: LiveMount, holders: list[Holder]) -> UserError:
-    """The error that names the mounts below and the processes that use it."""
-    below = [mount.target for mount in mountinfo.mounts() if mount.target.startswith(f"{live.path}/")]
-    reasons = [f"mounted below: {', '.join(below)}"] if below else []
-    if holders:
-        reasons.append(f"used by {', '.join(map(str, holders))}")
-    why = "; ".join(reasons) or "used by a process that you may not see"
-    return UserError(f"'{live.given}' is busy: {why}; end that and try again, or use --lazy", ExitCode.BUSY)
+class BusyError(Exception):
+    """The mount is in use and was not taken away; `Engine.holders` says who uses it."""
 
 
 def cannot_write_out(live: LiveMount, error: OSError) -> UserError:

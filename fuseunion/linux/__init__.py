@@ -1,1 +1,1 @@
-"""What the kernel offers and tells: system calls, mounts, processes."""
+"""What the kernel offers and tells: system calls, namespaces, mounts, processes."""

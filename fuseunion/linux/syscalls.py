@@ -146,11 +146,6 @@ def fsmount(fd: int, attributes: int = 0, flags: int = 1) -> int:
     return _check(_libc.syscall(_SYS_FSMOUNT, fd, ctypes.c_uint(flags), ctypes.c_uint(attributes)))
 
 
-def supported(error: OSError) -> bool:
-    """False when the errno says that the filesystem or the kernel lacks the operation, rather than refuses it."""
-    return error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
-
-
 _AT_STATX_DONT_SYNC = 0x4000
 _AT_SYMLINK_NOFOLLOW = 0x100
 _STATX_MNT_ID = 0x1000

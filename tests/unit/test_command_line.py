@@ -45,6 +45,12 @@ def test_help(command: str, words: list[str], capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr() == (importlib.import_module(COMMANDS[command]).HELP, "")
 
 
+def test_help_of_the_mount(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fuseunion", "lower", "-h", "--", "merged"]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("Usage: fuseunion LOWER")
+    assert "'-h'" in said(capsys, "--read-only", "--", "lower", "-h", code=ExitCode.LAYERS)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("word", ["--bogus", "-x", "--hel", "--bogus=1", "-5"])
 def test_an_unknown_option(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:

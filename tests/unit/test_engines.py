@@ -7,14 +7,16 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 import fuseunion
+from fuseunion.cli.main import run
 from fuseunion.engines import registry
-from fuseunion.engines.engine import Engine
-from fuseunion.engines.live import LiveMount, busy
-from fuseunion.errors import ExitCode
+from fuseunion.engines.engine import Engine, Progress
+from fuseunion.engines.live import BusyError, LiveMount
+from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.holders import Holder
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.options import EngineChoice, Form, Options
@@ -94,14 +96,74 @@ def test_the_ranch_gives_no_mount_to_a_container_engine() -> None:
     assert refused == ["the caller needs a mount"]
 
 
-def test_what_is_busy_is_said_with_its_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    live = LiveMount("merged", "/home/me/merged", None)
-    below = Mount(1, 2, "/home/me/merged/proc", "proc", "proc", b"rw")
-    remedy = "end that and try again, or use --lazy"
-    monkeypatch.setattr("fuseunion.linux.mountinfo.mounts", lambda: iter([below]))
-    error = busy(live, [Holder(7, "bash", "its working directory")])
-    assert error.exit_code is ExitCode.BUSY
-    why = "mounted below: /home/me/merged/proc; used by 7 bash (its working directory)"
-    assert error.message == f"'merged' is busy: {why}; {remedy}"
-    monkeypatch.setattr("fuseunion.linux.mountinfo.mounts", lambda: iter([]))
-    assert busy(live, []).message == f"'merged' is busy: used by a process that you may not see; {remedy}"
+class _Busy(Engine):
+    """An engine whose mount is used by one process."""
+
+    choice = EngineChoice.FUSE
+    losses = ()
+    users: ClassVar[list[Holder]] = []
+
+    def refusals(self, options: Options) -> list[str]:
+        return []
+
+    def start(self, options: Options, progress: Progress) -> ExitCode:
+        raise NotImplementedError
+
+    def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
+        return LiveMount(given, path, None)
+
+    def holders(self, live: LiveMount) -> list[Holder]:
+        return self.users
+
+    def flush(self, live: LiveMount, progress: Progress) -> None:
+        raise UserError("the disk is full", ExitCode.FAILURE)
+
+    def stop(self, live: LiveMount, progress: Progress, *, lazy: bool, discard: bool) -> None:
+        raise BusyError
+
+
+@pytest.fixture
+def only_engine(monkeypatch: pytest.MonkeyPatch) -> type[_Busy]:
+    monkeypatch.setattr(registry, "load", lambda choice: _Busy())
+    return _Busy
+
+
+@pytest.mark.parametrize(
+    ("below", "users", "why"),
+    [
+        ([], [], "used by a process that you may not see"),
+        ([], [Holder(7, "bash", "its working directory")], "used by 7 bash (its working directory)"),
+        (["/m/proc"], [], "mounted below: /m/proc"),
+        (
+            ["/m/a", "/m/b"],
+            [Holder(7, "sh", "x"), Holder(8, "w", "y")],
+            "mounted below: /m/a, /m/b; used by 7 sh (x), 8 w (y)",
+        ),
+    ],
+)
+def test_umount_says_what_keeps_a_mount_busy(
+    below: list[str],
+    users: list[Holder],
+    why: str,
+    only_engine: type[_Busy],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(only_engine, "users", users)
+    mounts = [Mount(1, 2, target, "proc", "proc", b"rw") for target in ("/", "/m", "/mm", *below)]
+    monkeypatch.setattr("fuseunion.linux.mountinfo.mounts", lambda: iter(mounts))
+    assert run(["fuseunion", "umount", "/m"]) == ExitCode.BUSY
+    assert capsys.readouterr().err == f"fuseunion: '/m' is busy: {why}; end that and try again, or use --lazy\n"
+
+
+@pytest.mark.usefixtures("only_engine")
+def test_commands_work_with_an_engine_that_they_do_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fuseunion", "sync", "/m"]) == ExitCode.FAILURE
+    assert run(["fuseunion", "umount", "--discard", "/m"]) == ExitCode.LAYERS
+    assert run(["fuseunion", "doctor", "--repair", "/m"]) == ExitCode.LAYERS
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "fuseunion: the disk is full",
+        "fuseunion: --discard: '/m' is no ranch; what was written there is in its UPPER already",
+        "fuseunion: '/m' has no ranch; there is nothing to repair",
+    ]

@@ -8,8 +8,10 @@ import os
 from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.engines import registry
+from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo
+from fuseunion.linux.holders import Holder
 
 HELP = """\
 Usage: fuseunion umount [--lazy] [--discard] MERGED
@@ -52,8 +54,20 @@ def main(arguments: list[str]) -> int:
     if found is None:
         raise _nothing_of_ours(given)
     engine, live = found
-    engine.stop(live, Progress, lazy=asked.lazy, discard=asked.discard)
+    try:
+        engine.stop(live, Progress, lazy=asked.lazy, discard=asked.discard)
+    except BusyError:
+        raise _busy(live, engine.holders(live)) from None
     return ExitCode.OK
+
+
+def _busy(live: LiveMount, holders: list[Holder]) -> UserError:
+    below = [mount.target for mount in mountinfo.mounts() if mount.target.startswith(f"{live.path}/")]
+    reasons = [f"mounted below: {', '.join(below)}"] if below else []
+    if holders:
+        reasons.append(f"used by {', '.join(map(str, holders))}")
+    why = "; ".join(reasons) or "used by a process that you may not see"
+    return UserError(f"'{live.given}' is busy: {why}; end that and try again, or use --lazy", ExitCode.BUSY)
 
 
 def _nothing_of_ours(given: str) -> UserError:

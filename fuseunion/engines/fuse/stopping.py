@@ -14,10 +14,10 @@ import sys
 from typing import NamedTuple
 
 from fuseunion.engines.fuse import mount_point, questions
-from fuseunion.engines.live import LiveMount, busy
+from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import processes
-from fuseunion.linux.holders import elsewhere, holders
+from fuseunion.linux.holders import elsewhere
 from fuseunion.linux.mountinfo import Mount
 
 SOON = 2.0
@@ -34,8 +34,9 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         live: a FUSE mount of ours.
         lazy: take the mount out of the tree at once, and wait for nothing.
     Raises:
-        UserError: BUSY while it is used, here or in another mount namespace; FAILURE where it cannot be unmounted, or
-            was unmounted and could not be written.
+        BusyError: it is used.
+        UserError: BUSY where it is used in another mount namespace; FAILURE where it cannot be unmounted, or was
+            unmounted and could not be written.
     """
     assert live.entry is not None, "a FUSE mount has a line in mountinfo"
     dead = _is_dead(live.path)
@@ -44,7 +45,7 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
     try:
         if not dead and not lazy:
             failed = _write_out(live.path)
-        _unmount(live, live.entry, lazy=lazy, dead=dead)
+        _unmount(live, lazy=lazy, dead=dead)
         if daemon is not None and not lazy:
             _await_end(daemon, live.given, live.entry)
     finally:
@@ -58,14 +59,14 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         )
 
 
-def _unmount(live: LiveMount, entry: Mount, *, lazy: bool, dead: bool) -> None:
+def _unmount(live: LiveMount, *, lazy: bool, dead: bool) -> None:
     try:
         mount_point.unmount(live.path, lazy=lazy)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
         if not dead:
-            raise busy(live, holders(entry.device)) from None
+            raise BusyError from None
         # Those who hold a dead mount get ENOTCONN from it either way.
         mount_point.unmount(live.path, lazy=True)
 

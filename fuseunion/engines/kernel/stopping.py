@@ -7,10 +7,9 @@ import logging
 import os
 
 from fuseunion.core.disk.work import WorkDirectory
-from fuseunion.engines.live import LiveMount, busy
+from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
-from fuseunion.linux.holders import holders
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.options.grammar import unescape
 from fuseunion.mounting.prepare import default_work_path
@@ -42,7 +41,8 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         live: an overlay mount of ours.
         lazy: take the mount out of the tree at once; its work directory is still used, and stays.
     Raises:
-        UserError: BUSY while it is used, FAILURE where it cannot be unmounted.
+        BusyError: it is used.
+        UserError: FAILURE where it cannot be unmounted.
         OSError: what went wrong in writing; it is still mounted.
     """
     assert live.entry is not None, "an overlay has a line in mountinfo"
@@ -52,7 +52,7 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         syscalls.umount2(os.fsencode(live.path), flags)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise busy(live, holders(live.entry.device)) from None
+            raise BusyError from None
         raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
     if not lazy:
         _leave_in_order(live.entry)

@@ -14,6 +14,7 @@ What is written, removed or made in the farm is kept there until it is collected
 lowers show, and brought into UPPER as an overlay filesystem would have written it. The merging, the whiteouts and the
 copies are the union's (core/union.py); only the links are made here.
 
+    engine.py     what the commands see of it
     corral.py     a whole ranch, in the order of its steps: create, go on, sync, take down
     making.py     the steps: the parts of a ranch put in place, and taken away
     view.py       what a ranch shows, opened

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fuseunion.engines.engine import Engine, Progress
 from fuseunion.engines.finding import Finding
-from fuseunion.engines.live import LiveMount, busy
+from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.holders import Holder, holders_beneath
 from fuseunion.linux.mountinfo import Mount
@@ -87,24 +87,23 @@ class RanchEngine(Engine):
         """See Engine.
 
         Raises:
-            UserError: BUSY with the holders; what cannot be collected, by name.
+            BusyError: it is used.
+            UserError: what cannot be collected, by name.
         """
         from fuseunion.engines.ranch import corral
         from fuseunion.engines.ranch.farm import aside
         from fuseunion.engines.ranch.record.record import Mode
 
         with ranch_at(live.given) as ranch, progress("collected") as report:
-            if ranch.record.mode is Mode.PLAIN and not lazy:
-                # Without a mount nothing but this look keeps files from being written while they are collected.
-                found = self.holders(live)
-                if found:
-                    raise busy(live, found)
+            # Without a mount nothing but this look keeps files from being written while they are collected.
+            if ranch.record.mode is Mode.PLAIN and not lazy and self.holders(live):
+                raise BusyError
             try:
                 corral.take_down(ranch, report, discard=discard, lazy=lazy)
             except OSError as error:
                 if error.errno != errno.EBUSY or not aside.is_mounted(ranch):
                     raise
-                raise busy(live, self.holders(live)) from None
+                raise BusyError from None
 
     def claims(self, upper: str) -> Iterator[Finding]:
         """See Engine. A ranch on this upper."""
