@@ -181,7 +181,7 @@ def test_what_stands_in_the_way(arena: Arena) -> None:
 
 @everybody
 def test_a_ranch_in_use(arena: Arena) -> None:
-    """Not taken away under somebody's feet, who is named."""
+    """A ranch that a process uses is not taken away; the message names the process."""
     merged = ranch(arena, arena.lower(LOWER))
     with subprocess.Popen(["sleep", "60"], cwd=merged / "dir") as sleeper:
         said = run(arena, "umount", merged, code=4)

@@ -1,4 +1,4 @@
-"""The mount command as its callers see it: the daemon's manners, what is refused, what is left behind."""
+"""The mount command as its callers see it: how the daemon detaches, what is refused, what is left behind."""
 
 from __future__ import annotations
 

@@ -23,6 +23,10 @@ from pathlib import Path
 OLD = 981_173_106_123_456_789
 """2001-02-03 04:05:06.123456789 UTC, in nanoseconds."""
 
+_SETTLED = 1 << 20
+"""Bytes from which a file is written out at once: delayed allocation would change its count of blocks later, and a
+lower is compared bit for bit at the end of a test."""
+
 Name = str | bytes
 
 
@@ -51,6 +55,9 @@ class File(Node):
     def make(self, path: bytes) -> None:
         with open(path, "xb") as file:
             file.write(self.data)
+            if len(self.data) >= _SETTLED:
+                file.flush()
+                os.fsync(file.fileno())
             if self.size is not None:
                 file.truncate(self.size)
 

@@ -1,4 +1,4 @@
-"""fuseunion chown keeps its hands off an upper that something else writes to."""
+"""fuseunion chown refuses an upper that something else writes to."""
 
 from __future__ import annotations
 
