@@ -10,7 +10,7 @@ this. Operands, by what `-o` leaves open:
     fuseunion [-f] -o lowerdir=...[,upperdir=...] MERGED    mount program: podman, buildah, Apptainer
     fuseunion SOURCE MERGED -o lowerdir=... [-o ...]        mount program: mount.fuse3, fstab, containerd
 
-An operand before MERGED, when lowerdir= is given, is a SOURCE (a mere label) if UPPER cannot be meant: upperdir= or
+An operand before MERGED, when lowerdir= is given, is a SOURCE (only a label) if UPPER cannot be meant: upperdir= or
 ro is given too, or it is one of the customary labels in SOURCES. The two mount-program lines are recognised by
 lowerdir= without any option that only a person would write (the long ones), or by the name that the program is called
 under.

@@ -9,7 +9,7 @@ class Finding(NamedTuple):
     """One point of what the doctor says.
 
     Attributes:
-        ok: None for a mere fact.
+        ok: None for a fact that is neither good nor bad.
         remedy: what helps where it is not ok.
     """
 

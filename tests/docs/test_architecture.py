@@ -14,7 +14,8 @@ from tests.unit.test_imports import FLOORS
 ARCHITECTURE = PROJECT / "docs/architecture.md"
 
 TESTS = sorted(path for path in (PROJECT / "tests").rglob("*.py") if path.name != "test_architecture.py")
-TEXTS = [*documents(), PROJECT / "docs/man/fuseunion.1", *TESTS]
+SOURCES = sorted((PROJECT / "fuseunion").rglob("*.py"))
+TEXTS = [*documents(), *SOURCES, PROJECT / "docs/man/fuseunion.1", *TESTS]
 
 CITED = re.compile(r"(?<![\w/.{}-])((?:fuseunion|tests|bench|scripts|docs)/[\w/-]+\.(?:py|md|1))\b")
 """The path of a file of this project, from its root."""

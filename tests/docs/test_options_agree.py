@@ -18,7 +18,8 @@ import pytest
 
 from fuseunion.cli.main import COMMANDS, run
 from fuseunion.errors import ExitCode
-from fuseunion.mounting.options import Form, apply_words
+from fuseunion.mounting.options import Form
+from fuseunion.mounting.options.builder import OptionsBuilder
 from tests.support.interpreter import PROJECT
 
 REFERENCE = PROJECT / "docs/options.md"
@@ -206,7 +207,7 @@ def test_the_words_agree() -> None:
 
 @pytest.mark.parametrize("word", [word for word in _words() if "=" not in word or word.partition("=")[2].islower()])
 def test_a_word_is_understood(word: str) -> None:
-    assert apply_words({}, word, Form.PLAIN) == []
+    assert OptionsBuilder(Form.PLAIN).apply_words(word) == []
 
 
 # -- exit codes, environment, files ------------------------------------------------------------------------------------

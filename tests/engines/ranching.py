@@ -123,7 +123,8 @@ def _of_union(union: InProcess, stack: contextlib.ExitStack) -> Iterator[tuple[s
         st, _ = union.union.stat(inode)
         if isinstance(inode, Directory):
             top = inode.top
-            where = b"/proc/self/fd/%d/." % top.fd()
+            beside, name = (top, b".") if top.parent is None else (top.parent, top.name)
+            where = b"/proc/self/fd/%d/%s" % (beside.fd(), name)
             target = ""
         else:
             assert isinstance(inode, UnionFile)

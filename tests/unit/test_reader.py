@@ -16,8 +16,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from fuseunion.engines.fuse.serving import reader as reader_module
 from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.linux import mountinfo
 from tests.support.gate import Gate
 
 pytestmark = pytest.mark.trio
@@ -128,14 +128,14 @@ async def test_a_file_of_which_a_part_is_cached(disk: Disk, fd: int, cached: int
 
 async def test_without_the_flag_on_a_disk(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
-    monkeypatch.setattr(reader_module, "_filesystem_type", lambda device: "nfs4")
+    monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "nfs4")
     assert await Reader().read(fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == IN_THREAD
 
 
 async def test_without_the_flag_in_memory(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
-    monkeypatch.setattr(reader_module, "_filesystem_type", lambda device: "tmpfs")
+    monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "tmpfs")
     assert await Reader().read(fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == DIRECT
 
@@ -148,16 +148,11 @@ async def test_a_filesystem_is_looked_up_once(disk: Disk, fd: int, monkeypatch: 
         return "nfs4"
 
     disk.nowait = _without_flag
-    monkeypatch.setattr(reader_module, "_filesystem_type", filesystem_type)
+    monkeypatch.setattr(mountinfo, "filesystem_type", filesystem_type)
     reader = Reader()
     for _ in range(3):
         await reader.read(fd, 0, 10)
     assert asked == [os.fstat(fd).st_dev]
-
-
-async def test_the_type_of_a_mounted_filesystem(tmp_path: Path) -> None:
-    assert reader_module._filesystem_type(os.stat("/proc").st_dev) == "proc"
-    assert reader_module._filesystem_type(os.makedev(4095, 1)) == ""
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EBADF])

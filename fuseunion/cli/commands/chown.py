@@ -30,8 +30,8 @@ from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shif
 from fuseunion.offline.walk import Found, walk
 
 HELP = """\
-Usage: fuseunion chown UPPER --to root|UID:GID [--dry-run]
-       fuseunion chown UPPER --map DISK:SHOWN:LEN... [--dry-run]
+Usage: fuseunion chown UPPER --to root|UID:GID [--work DIR] [--dry-run]
+       fuseunion chown UPPER --map DISK:SHOWN:LEN... [--work DIR] [--dry-run]
 
 Changes the owner of everything in the upper directory UPPER, which must not be mounted. Permissions, set-id bits,
 file capabilities, whiteouts, ACLs, hard links and times of modification stay as they are. Where ownership is stored

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         UserError: USAGE; LAYERS for a path that is not there.
     """
     parser = CommandParser("promote", HELP)
-    parser.flag("-r", "-R", "--recursive")
+    parser.flag("-r", "--recursive")
     asked = parser.parse(arguments)
     if asked is None:
         return ExitCode.OK

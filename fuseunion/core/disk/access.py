@@ -57,7 +57,7 @@ class LayerAccess:
         return (disk, name) if name == xattr_names.CAPABILITY and disk != name else (disk,)
 
     def xattr_to_shown(self, disk: bytes) -> bytes | None:
-        """The name a user sees for one on disk in this layer, or None when he must not see it."""
+        """The name a user sees for one on disk in this layer, or None when it is hidden."""
         return xattr_names.to_shown(disk) if self.ownership is None else self.ownership.xattr_to_shown(disk)
 
 

@@ -1,7 +1,7 @@
 """What the mode bits forbid to the daemon as the plain owner of its files, though the user may do it.
 
-A user may remove, rename or change what is his in a directory that he closed to himself, and read the marks of a file
-that he may not read; the kernel has allowed it by the rules for what the mount shows. Where the daemon has
+A user may remove, rename or change their own files in a directory that they closed to themselves, and read the marks of
+a file that they may not read; the kernel has allowed it by the rules for what the mount shows. Where the daemon has
 CAP_DAC_OVERRIDE nothing stands in its way. Where it is the plain owner of the files, it lends itself the missing bits
 for the length of a call. A daemon that is killed meanwhile leaves the bits behind, on files of its own user.
 

@@ -13,12 +13,11 @@ import errno
 import itertools
 import logging
 import os
-from collections.abc import Iterator
 
+from fuseunion.core.disk import trees
 from fuseunion.core.disk.capabilities import Capabilities
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
-from fuseunion.core.disk.permission import lent
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
@@ -160,31 +159,8 @@ class WorkDirectory:
             self.remove_tree(name)
 
     def remove_tree(self, name: bytes) -> None:
-        """Remove one object of WORK/work with all that is in it; depth does not matter, links are not followed.
-
-        Subdirectories are moved up into work one by one, so that neither a path nor a recursion grows.
-        """
-        tmp = self.tmp.fd()
-        waiting = [name]
-        while waiting:
-            current = waiting.pop()
-            try:
-                os.unlink(current, dir_fd=tmp)
-                continue
-            except FileNotFoundError:
-                continue  # it was published, or never made
-            except (IsADirectoryError, PermissionError):
-                pass  # Linux says EISDIR, POSIX allows EPERM
-            with lent(os.open(current, _PATH, dir_fd=tmp)):
-                for fd, entry in _entries(tmp, current):
-                    try:
-                        os.unlink(entry, dir_fd=fd)
-                    except (IsADirectoryError, PermissionError):
-                        moved = self.new_name()
-                        with lent(os.open(entry, _PATH, dir_fd=fd)):
-                            os.rename(entry, moved, src_dir_fd=fd, dst_dir_fd=tmp)
-                        waiting.append(moved)
-            os.rmdir(current, dir_fd=tmp)
+        """Remove one object of WORK/work with all that is in it, if it is there (trees.remove)."""
+        trees.remove(self.tmp, name)
 
 
 def _number_of(name: bytes) -> int:
@@ -193,13 +169,3 @@ def _number_of(name: bytes) -> int:
         return int(name[1:], 16) if name[:1] == b"#" else -1
     except ValueError:
         return -1
-
-
-def _entries(dirfd: int, name: bytes) -> Iterator[tuple[int, bytes]]:
-    """The names in a directory, each with a descriptor of the directory that is good until the last."""
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dirfd)
-    try:
-        for entry in os.listdir(fd):
-            yield fd, os.fsencode(entry)
-    finally:
-        os.close(fd)

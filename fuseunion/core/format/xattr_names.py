@@ -6,7 +6,7 @@ mounts", fuse-overlayfs main.c):
 * *ours*: `trusted.overlay.NAME` and `user.overlay.NAME` are the marks of the on-disk format. They are never shown
   and never copied up.
 * *escaped*: a user who sets `trusted.overlay.NAME` through the mount (a nested overlay does) gets
-  `trusted.overlay.overlay.NAME` on disk, and sees his own name again. The same for `user.overlay.`.
+  `trusted.overlay.overlay.NAME` on disk, and sees the same name again. The same for `user.overlay.`.
 * *foreign marks*: `user.fuseoverlayfs.NAME`, written by fuse-overlayfs. Read where they mean something, never shown.
 """
 
@@ -67,7 +67,7 @@ def to_disk(name: bytes) -> bytes:
 
 
 def to_shown(name: bytes) -> bytes | None:
-    """The name a user sees for one on disk, or None when he must not see it."""
+    """The name a user sees for one on disk, or None when it is hidden."""
     for prefix in PREFIXES:
         if name.startswith(prefix):
             rest = name[len(prefix) :]

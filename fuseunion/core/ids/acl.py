@@ -6,7 +6,7 @@ endian (include/uapi/linux/posix_acl_xattr.h):
 
     | version = 2 | tag, permissions, id | tag, permissions, id | ...
 
-The id counts only in USER and GROUP entries, where it is a number in the namespace of whoever reads: those are
+The id counts only in USER and GROUP entries, where it is a number in the namespace of the process that reads: those are
 what an id map must translate. In all others it is NO_ID.
 
 The rest of the module is fs/posix_acl.c, for the places where the backing filesystem cannot do it for us: new

@@ -8,7 +8,7 @@ Three versions are on disk (include/uapi/linux/capability.h, security/commoncap.
 
 The magic holds the version in its top byte and the "effective" flag in bit 0. rootid is the user who is root
 in the namespaces where the capabilities count; version 2 means user 0 of the reader. The kernel translates
-between 2 and 3 for whoever reads or writes through a user namespace, so what the daemon reads is already in
+between 2 and 3 for a process that reads or writes through a user namespace, so what the daemon reads is already in
 its own ids; what remains for us is the id map, which shifts the root id as an id-mapped mount does
 (cap_inode_getsecurity, cap_convert_nscap).
 """

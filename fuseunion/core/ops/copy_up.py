@@ -108,9 +108,10 @@ class CopyJob:
         self._state.descriptors.give_back(PER_COPY)
         if self._name is not None and self._target >= 0:
             self._upper.work.unlink(self._name)
-        for fd in (self._source, self._target):
-            if fd >= 0:
-                os.close(fd)
+        with ExitStack() as stack:  # close(2) may fail on a network filesystem; the other one is closed all the same
+            for fd in (self._source, self._target):
+                if fd >= 0:
+                    stack.callback(os.close, fd)
 
 
 def _show(state: State, file: File, temporary: bytes, lower_st: os.stat_result) -> None:

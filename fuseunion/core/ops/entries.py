@@ -18,10 +18,10 @@ from fuseunion.core.ops import create
 from fuseunion.core.ops.directories import copy_up_directory
 from fuseunion.core.ops.link_names import covering_lower_name, link_into
 from fuseunion.core.ops.origin_paths import note_path
-from fuseunion.core.ops.remove import directory_gone, holding, name_gone, unlink
+from fuseunion.core.ops.remove import holding, name_gone, remove_directory, unlink
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.lookup import FoundFile, lookup, lower_is_positive, resolve
+from fuseunion.core.tree.lookup import FoundFile, lookup, resolve
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 
@@ -96,7 +96,7 @@ def remove(state: State, directory: Directory, name: bytes) -> None:
     Raises:
         OSError: ENOENT, EROFS, ENOSPC (a whiteout needs an inode), EACCES; nothing has changed then.
     """
-    side = state.writable()
+    state.writable()
     inode = lookup(state, directory, name)
     if inode is None:
         raise os_error(errno.ENOENT, name)
@@ -104,24 +104,7 @@ def remove(state: State, directory: Directory, name: bytes) -> None:
         unlink(state, directory, name)
         return
     with state.table.held(inode):
-        upper = copy_up_directory(state, directory)
-        positive = lower_is_positive(state, directory, name)
-        if inode.upper is None:
-            side.whiteouts.cover(upper, name)
-        else:
-            held = upper.hold(name)
-            try:
-                removed = side.whiteouts.replace_directory(upper, name) if positive else side.work.take(upper, name)
-            except BaseException:
-                os.close(held)
-                raise
-            inode.upper.pin(held)
-            try:
-                side.work.remove_tree(removed)
-            except OSError as error:
-                # The directory is gone for the user; what resists is garbage in work.
-                state.log.warning("cannot remove %r from the work directory: %s", removed, error)
-        directory_gone(state, inode, directory, name)
+        remove_directory(state, inode, directory, name)
 
 
 def uncover(state: State, directory: Directory, name: bytes) -> None:

@@ -57,7 +57,7 @@ def rmdir(state: State, directory: Directory, name: bytes) -> None:
     Raises:
         OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES; nothing has changed then.
     """
-    upper_side = state.writable()
+    state.writable()
     target = lookup(state, directory, name)
     if target is None:
         raise os_error(errno.ENOENT, name)
@@ -66,19 +66,30 @@ def rmdir(state: State, directory: Directory, name: bytes) -> None:
             raise os_error(errno.ENOTDIR, name)
         if not is_empty(state, target):
             raise os_error(errno.ENOTEMPTY, name)
-        upper = copy_up_directory(state, directory)
-        positive = lower_is_positive(state, directory, name)
-        if target.upper is None:
-            upper_side.whiteouts.cover(upper, name)
-        else:
-            held = upper.hold(name)
-            try:
-                _remove_upper_directory(state, upper, name, positive=positive)
-            except BaseException:
-                os.close(held)
-                raise
-            target.upper.pin(held)
-        directory_gone(state, target, directory, name)
+        remove_directory(state, target, directory, name)
+
+
+def remove_directory(state: State, target: Directory, directory: Directory, name: bytes) -> None:
+    """Remove a directory with whatever is in it, visible or not.
+
+    Precondition: no inode beneath it is in the table.
+
+    Raises:
+        OSError: as `rmdir`; nothing has changed then.
+    """
+    upper = copy_up_directory(state, directory)
+    positive = lower_is_positive(state, directory, name)
+    if target.upper is None:
+        state.writable().whiteouts.cover(upper, name)
+    else:
+        held = upper.hold(name)
+        try:
+            _remove_upper_directory(state, upper, name, positive=positive)
+        except BaseException:
+            os.close(held)
+            raise
+        target.upper.pin(held)
+    directory_gone(state, target, directory, name)
 
 
 def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positive: bool) -> None:

@@ -5,7 +5,7 @@ each step is an ordinary copy-up (`copy_tree`, driven by the caller because it m
 marked opaque, which changes nothing that is seen, and renamed like any other. A crash leaves a copied-up tree.
 
 Whether the old name needs a whiteout depends on the lowers of the old parent alone; whether a moved directory has to be
-opaque, on those of the new one. Publishing is one rename wherever renameat2 has the flags (see whiteout.py).
+opaque, on those of the new one. Publishing is one rename wherever renameat2 has the flags (whiteout_writer.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Owners, modes and device numbers that the filesystem cannot or must not hold, kept beside the files.
 
-An ordinary user owns every file he makes, and can make no device. With stored ownership the real object is a plain
-file or directory of his own, and what it stands for lies in an extended attribute (`xattr`) or, where the
-filesystem has none, in a database in the work area (`database`). `choose` finds out which of them a layer uses.
+An ordinary user owns every new file, and can make no device. With stored ownership the real object is a plain file or
+directory of the user's own, and what it stands for lies in an extended attribute (`xattr_store`) or, where the
+filesystem has none, in a database in the work area (`database_store`). `store_choice` finds out which of them a layer
+uses.
 
 Three rules hold for every store:
 

@@ -123,7 +123,7 @@ def unparse(facts: Facts) -> bytes:
 def backing_mode(mode: int) -> int:
     """The type and permissions of the real object that stands for one of this type and these permissions.
 
-    The owner may always read and write it (and search it, if a directory): he is the daemon's user, and access is
+    The owner may always read and write it (and search it, if a directory): that is the daemon's user, and access is
     decided by the stored mode before the daemon is asked. For everybody else it is no more open than it looks
     inside, and it is never set-id. (fuse-overlayfs makes it at least 0755, which shows every private file of the tree
     to the other users of the machine.)

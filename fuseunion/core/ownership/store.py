@@ -84,7 +84,7 @@ class OwnershipStore(ABC):
         return xattr_names.to_disk(name)
 
     def xattr_to_shown(self, disk: bytes) -> bytes | None:
-        """The name a user sees for one on disk, or None when he must not see it."""
+        """The name a user sees for one on disk, or None when it is hidden."""
         return (
             None if disk in stored_names.STORED or disk.startswith(stored_names.PREFIX) else xattr_names.to_shown(disk)
         )

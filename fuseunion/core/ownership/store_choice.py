@@ -104,7 +104,7 @@ def _marked(root_fd: int) -> tuple[OverrideName, bytes] | None:
 
 
 def _root_facts(root_fd: int, lower_fds: Iterable[int]) -> bytes:
-    """What the root directory of an unmarked upper shall look like: as the first marked lower's, or as it is.
+    """What the root directory of an unmarked upper is to look like: as the first marked lower's, or as it is.
 
     (fuse-overlayfs makes it 0:0 with mode 0555, which the user who mounts may not write to.)
     """

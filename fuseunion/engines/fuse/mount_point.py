@@ -51,7 +51,7 @@ class MountFlags(NamedTuple):
     posix_acl: bool = False
     """Ask for modes without the umask applied; only mount(2) can."""
     own_root: bool = False
-    """An ordinary user who mounts through fusermount3, for himself alone, is root in the mount."""
+    """An ordinary user who mounts through fusermount3, for nobody else, is root in the mount."""
 
 
 class MountPoint(NamedTuple):

@@ -12,8 +12,8 @@ from fuseunion.core.union import Union
 class CopyUps:
     """The copy-ups of one mount.
 
-    `_under_way` holds an event for each: whoever needs the same file waits for it and looks again, since it may have
-    failed.
+    `_under_way` holds an event for each: a caller that needs the same file waits for it and looks again, since it
+    may have failed.
     """
 
     __slots__ = ("_under_way", "_union")

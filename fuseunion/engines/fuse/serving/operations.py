@@ -88,7 +88,7 @@ class Operations(pyfuse3.Operations):
         self._handles: dict[int, Handle] = {}
         self._next_fh = itertools.count(1)
         self.device = -1
-        # Whoever asks to write out waits for the one before: two at once would be no faster, and take two threads.
+        # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
         self._writing_out = trio.Lock()
 
     # -- open files --------------------------------------------------------------------------------------------------

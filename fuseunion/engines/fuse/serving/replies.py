@@ -24,7 +24,7 @@ class Replies:
 
     Args:
         timeout: how long the kernel may keep entries and attributes, in seconds.
-        own_root: whoever gets in is root of the tree.
+        own_root: every caller that gets in is root of the tree.
     """
 
     __slots__ = ("_first_namespace", "_identity", "_own_root", "_timeout", "_umask_pending", "_union", "negative")
@@ -97,8 +97,8 @@ class Replies:
         identity = self._identity
         uid, gid = identity.uids.disk_or_none(ctx.uid), identity.gids.disk_or_none(ctx.gid)
         if uid is None and ctx.uid == os.geteuid():
-            # Whoever mounted it may make things though the map leaves him out: podman does, as root of its own user
-            # namespace, before a container starts. They become his own, as without a map.
+            # The user who mounted it may make things though the map leaves that user out: podman does, as root of its
+            # own user namespace, before a container starts. They become the user's own, as without a map.
             return Owner(ctx.uid, ctx.gid if gid is None else gid, umask)
         return Owner(identity.disk_uid(ShownUid(ctx.uid)), identity.disk_gid(ShownGid(ctx.gid)), umask)
 
