@@ -89,24 +89,41 @@ def empty(top: RealDir, keep: Container[bytes] = ()) -> None:
     Raises:
         OSError: as `remove`.
     """
-    levels = [(top, [name for name in _opened_names(top) if name not in keep])]
+    levels = [_Level.entered(top, keep)]
     while levels:
-        directory, names = levels[-1]
-        if names:
-            name = names.pop()
-            if not _unlinked(directory, name):
-                below = directory.child(name)
-                levels.append((below, _opened_names(below)))
+        level = levels[-1]
+        if level.names:
+            name = level.names.pop()
+            if not _unlinked(level.directory, name):
+                levels.append(_Level.entered(level.directory.child(name)))
             continue
         levels.pop()
+        if level.closed_mode is not None:
+            # It may be open to somebody, who sees the mode.
+            level.directory.itself().chmod(level.closed_mode)
         if levels:
-            directory.close()
-            levels[-1][0].rmdir(directory.name)
+            level.directory.close()
+            levels[-1].directory.rmdir(level.directory.name)
 
 
-def _opened_names(directory: RealDir) -> list[bytes]:
-    open_up(directory)
-    return directory.names()
+class _Level(NamedTuple):
+    """A directory that is being emptied.
+
+    Attributes:
+        names: what is still in it.
+        closed_mode: the mode that it had, if that denied its owner something.
+    """
+
+    directory: RealDir
+    names: list[bytes]
+    closed_mode: int | None
+
+    @classmethod
+    def entered(cls, directory: RealDir, keep: Container[bytes] = ()) -> _Level:
+        mode = stat.S_IMODE(directory.itself().stat().st_mode)
+        open_up(directory)
+        names = [name for name in directory.names() if name not in keep]
+        return cls(directory, names, mode if mode & _ALL_RIGHTS != _ALL_RIGHTS else None)
 
 
 def _unlinked(directory: RealDir, name: bytes) -> bool:
