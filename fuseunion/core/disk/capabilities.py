@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion.core.format.xattr_names import PREFIXES
 from fuseunion.linux import syscalls
@@ -19,8 +19,7 @@ log = logging.getLogger("fuseunion.layer")
 _TRUSTED_PREFIX, _USER_PREFIX = PREFIXES
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(NamedTuple):
     """What the upper's filesystem was seen to do.
 
     Attributes:

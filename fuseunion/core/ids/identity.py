@@ -29,7 +29,6 @@ import errno
 import logging
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, NewType
@@ -179,28 +178,42 @@ def _check_range(item: IdRange, kind: str) -> None:
         raise ValueError(f"{kind} map: {item} goes past the last id {_ID_END - 1}")
 
 
-@dataclass(frozen=True)
 class Identity:
-    """How owners are shown and stored.
+    """How owners are shown and stored; never changes.
+
+    Args:
+        uids, gids: the id maps; None shows ids as they are.
+        squash_uid, squash_gid: the owner shown for every object, or None to show the mapped one.
 
     Attributes:
-        uids, gids: the id maps.
-        squash_uid, squash_gid: the owner shown for every object, or None to show the mapped one.
         trivial: nothing is translated; callers may skip every other member.
         lenient: an owner that cannot be stored is left as it is, without an error.
     """
 
-    uids: IdMap = field(default_factory=lambda: IdMap(kind="uid"))
-    gids: IdMap = field(default_factory=lambda: IdMap(kind="gid"))
-    squash_uid: int | None = None
-    squash_gid: int | None = None
-    trivial: bool = field(init=False, compare=False)
-    lenient: bool = field(init=False, compare=False)
+    __slots__ = ("gids", "lenient", "squash_gid", "squash_uid", "trivial", "uids")
 
-    def __post_init__(self) -> None:
-        lenient = self.squash_uid is not None or self.squash_gid is not None
-        object.__setattr__(self, "lenient", lenient)
-        object.__setattr__(self, "trivial", not lenient and self.uids.trivial and self.gids.trivial)
+    def __init__(
+        self,
+        uids: IdMap | None = None,
+        gids: IdMap | None = None,
+        squash_uid: int | None = None,
+        squash_gid: int | None = None,
+    ) -> None:
+        self.uids = IdMap(kind="uid") if uids is None else uids
+        self.gids = IdMap(kind="gid") if gids is None else gids
+        self.squash_uid = squash_uid
+        self.squash_gid = squash_gid
+        self.lenient = squash_uid is not None or squash_gid is not None
+        self.trivial = not self.lenient and self.uids.trivial and self.gids.trivial
+
+    def _key(self) -> tuple[IdMap, IdMap, int | None, int | None]:
+        return self.uids, self.gids, self.squash_uid, self.squash_gid
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     def shown_uid(self, disk: DiskUid) -> ShownUid:
         """The user to show for a user on disk."""

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
 from fuseunion.core.disk.realdir import RealDir
@@ -37,8 +37,7 @@ _Make = Callable[[bytes, int, int], int | None]
 """`make(name, dirfd, mode)` does the system call and may return a descriptor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Who makes an object: ids as they are kept on disk, and the umask that is still to be applied (0 if none)."""
 
     uid: int
@@ -46,8 +45,7 @@ class Owner:
     umask: int
 
 
-@dataclass(slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where an object goes, and what lies there."""
 
     directory: Directory

@@ -18,7 +18,7 @@ import logging
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
@@ -37,8 +37,7 @@ from fuseunion.linux.os_error import os_error
 log = logging.getLogger("fuseunion.lookup")
 
 
-@dataclass(slots=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """A non-directory: where, its lstat, and the marks on it if it was read from a layer that can have some."""
 
     real: RealDir
@@ -46,8 +45,7 @@ class FoundFile:
     marks: dict[bytes, bytes]
 
 
-@dataclass(slots=True)
-class FoundDirectory:
+class FoundDirectory(NamedTuple):
     """The stack of a directory, topmost first, with the lstat of each, and the marks on the topmost."""
 
     stack: list[RealDir]

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.layer import Layer
@@ -25,8 +25,7 @@ from fuseunion.core.tree.table import InodeTable
 from fuseunion.linux.os_error import os_error
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """How a union behaves.
 
     Attributes:
@@ -45,7 +44,7 @@ class Settings:
     acl: bool = True
     xattrs: bool = True
     umask_pending: bool = False
-    identity: Identity = field(default=IDENTITY)
+    identity: Identity = IDENTITY
     static_nlink: bool = False
     owner_optional: bool = False
 

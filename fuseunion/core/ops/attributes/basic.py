@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
 from fuseunion.core.format import xattr_names
@@ -33,8 +33,7 @@ _LINK, _DIRECTORY = stat.S_IFLNK, stat.S_IFDIR
 _CLOCK_REALTIME_COARSE = 5  # include/uapi/linux/time.h
 
 
-@dataclass(slots=True)
-class Change:
+class Change(NamedTuple):
     """The fields of a setattr that are set; ids are those on disk, times are in nanoseconds.
 
     Attributes:

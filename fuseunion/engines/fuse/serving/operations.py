@@ -155,7 +155,7 @@ class Operations(pyfuse3.Operations):
             touch=not any((*wanted, fields.update_atime, fields.update_mtime)),
         )
         if change.size is not None and change.mode is None and isinstance(target, File):
-            change.mode = self._mode_without_setgid(target, ctx)
+            change = change._replace(mode=self._mode_without_setgid(target, ctx))
         await self._change(target, change)
         return self._replies.attributes(target)
 
