@@ -20,7 +20,7 @@ import os
 
 from fuseunion.errors import UserError
 from fuseunion.mounting.options import EngineChoice, Form, LinkStyle, Options, RanchOptions
-from fuseunion.mounting.options.builder import OptionsBuilder
+from fuseunion.mounting.options.options_builder import OptionsBuilder
 from fuseunion.mounting.options.values import (
     parse_choice,
     parse_depth,

@@ -21,12 +21,12 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops import create, entries, link_names, remove, rename
-from fuseunion.core.ops.attributes import basic, extended
-from fuseunion.core.ops.attributes.basic import Change
-from fuseunion.core.ops.copy_up import CopyJob, copy_up_special, readlink
+from fuseunion.core.ops import attributes, create, entries, remove, rename, xattrs
+from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.copy_up import link_names
+from fuseunion.core.ops.copy_up.directories import copy_up_directory
+from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, readlink
 from fuseunion.core.ops.create import Owner
-from fuseunion.core.ops.directories import copy_up_directory
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
@@ -190,15 +190,15 @@ class Union:
 
     def stat(self, inode: Inode) -> tuple[os.stat_result, int]:
         """lstat of an inode, its owner in disk ids, and the count of links to show."""
-        st = basic.stat_of(self.state, inode)
-        return st, basic.nlink_of(self.state, inode, st)
+        st = attributes.stat_of(self.state, inode)
+        return st, attributes.nlink_of(self.state, inode, st)
 
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
         self.state.writable()
         if isinstance(inode, Directory):
             copy_up_directory(self.state, inode)
-        basic.apply(self.state, inode, change)
+        attributes.apply(self.state, inode, change)
 
     def readlink(self, file: File) -> bytes:
         """The target of a symbolic link."""
@@ -398,16 +398,16 @@ class Union:
         Returns:
             True when there was one.
         """
-        mode = basic.stat_of(self.state, inode).st_mode
-        at_risk = mode & stat.S_ISGID if always else basic.setgid_is_at_risk(mode)
+        mode = attributes.stat_of(self.state, inode).st_mode
+        at_risk = mode & stat.S_ISGID if always else attributes.setgid_is_at_risk(mode)
         if at_risk:
-            basic.apply(self.state, inode, Change(mode=mode & ~stat.S_ISGID))
+            attributes.apply(self.state, inode, Change(mode=mode & ~stat.S_ISGID))
         return bool(at_risk)
 
     def truncation(self, file: File, *, privileged: bool, outsider: bool) -> Change:
-        """What O_TRUNC changes of a file (basic.truncation)."""
+        """What O_TRUNC changes of a file (attributes.truncation)."""
         self.state.writable()
-        return basic.truncation(self.state, file, privileged=privileged, outsider=outsider)
+        return attributes.truncation(self.state, file, privileged=privileged, outsider=outsider)
 
     def opendir(self, directory: Directory) -> DirectoryHandle:
         """Open a directory."""
@@ -433,13 +433,13 @@ class Union:
     def restate(self, inode: Inode, value: bytes) -> bool:
         """Set owner, mode and type by an override_stat attribute, in shown ids; only for the owner of the mount.
 
-        Precondition: a file was copied up. Returns and raises as basic.restate; EINVAL for a bad value.
+        Precondition: a file was copied up. Returns and raises as attributes.restate; EINVAL for a bad value.
         """
         if isinstance(inode, Directory):
             copy_up_directory(self.state, inode)
         facts, identity = parse(value), self.settings.identity
         uid, gid = identity.disk_uid(ShownUid(facts.uid)), identity.disk_gid(ShownGid(facts.gid))
-        return basic.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
+        return attributes.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
 
     @property
     def stores_ownership(self) -> bool:
@@ -466,28 +466,28 @@ class Union:
     # -- extended attributes -----------------------------------------------------------------------------------------
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
-        """The value of an attribute (extended.getxattr)."""
-        return extended.getxattr(self.state, inode, name)
+        """The value of an attribute (xattrs.getxattr)."""
+        return xattrs.getxattr(self.state, inode, name)
 
     def listxattr(self, inode: Inode) -> list[bytes]:
-        """The names of all attributes a user may see (extended.listxattr)."""
-        return extended.listxattr(self.state, inode)
+        """The names of all attributes a user may see (xattrs.listxattr)."""
+        return xattrs.listxattr(self.state, inode)
 
     def check_xattr_name(self, name: bytes) -> None:
-        """Refuse names that cannot be set, before anything is copied up for them (extended.setxattr)."""
+        """Refuse names that cannot be set, before anything is copied up for them (xattrs.setxattr)."""
         self.state.writable().layer.xattr_to_disk(name)
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         """Set an attribute. Precondition: a file was copied up."""
-        extended.setxattr(self.state, inode, name, value)
+        xattrs.setxattr(self.state, inode, name, value)
 
     def xattr_is_there(self, inode: Inode, name: bytes) -> bool:
-        """Whether `removexattr` has something to do (extended.is_there)."""
-        return extended.is_there(self.state, inode, name)
+        """Whether `removexattr` has something to do (xattrs.is_there)."""
+        return xattrs.is_there(self.state, inode, name)
 
     def removexattr(self, inode: Inode, name: bytes) -> None:
         """Remove an attribute. Precondition: `xattr_is_there`, then a file was copied up."""
-        extended.removexattr(self.state, inode, name)
+        xattrs.removexattr(self.state, inode, name)
 
 
 def _open_for_writing(file: File, access: int) -> int:

@@ -37,15 +37,15 @@ def load(choice: EngineChoice) -> Engine:
     """
     match choice:
         case EngineChoice.FUSE:
-            from fuseunion.engines.fuse.engine import FuseEngine
+            from fuseunion.engines.fuse.fuse_engine import FuseEngine
 
             return FuseEngine()
         case EngineChoice.KERNEL:
-            from fuseunion.engines.kernel.engine import KernelEngine
+            from fuseunion.engines.kernel.kernel_engine import KernelEngine
 
             return KernelEngine()
         case EngineChoice.RANCH:
-            from fuseunion.engines.ranch.engine import RanchEngine
+            from fuseunion.engines.ranch.ranch_engine import RanchEngine
 
             return RanchEngine()
         case EngineChoice.AUTO | EngineChoice.FASTEST:

@@ -7,14 +7,31 @@ from fuseunion.linux import syscalls
 _EVERY_ID = ["0", "0", str(2**32 - 1)]
 
 
+def id_map(kind: str) -> list[str]:
+    """The id map of this user namespace: triples of the first id inside, the first outside and how many, in a row.
+
+    Args:
+        kind: "uid" or "gid".
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    with open(f"/proc/self/{kind}_map") as file:
+        return file.read().split()
+
+
+def maps_every_id(kind: str) -> bool:
+    """Whether every id has a number here, the same as on the machine. Arguments and errors as of `id_map`."""
+    return id_map(kind) == _EVERY_ID
+
+
 def in_first_user_namespace() -> bool:
     """Whether root here is the machine's root: only the first user namespace maps every id to itself.
 
     Without /proc the answer is no: root is then taken for that of any namespace, which may do less.
     """
     try:
-        with open("/proc/self/uid_map") as file:
-            return file.read().split() == _EVERY_ID
+        return maps_every_id("uid")
     except OSError:
         return False
 

@@ -19,7 +19,7 @@ import pytest
 from fuseunion.cli.main import COMMANDS, run
 from fuseunion.errors import ExitCode
 from fuseunion.mounting.options import Form
-from fuseunion.mounting.options.builder import OptionsBuilder
+from fuseunion.mounting.options.options_builder import OptionsBuilder
 from tests.support.interpreter import PROJECT
 
 REFERENCE = PROJECT / "docs/options.md"

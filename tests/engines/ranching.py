@@ -39,11 +39,11 @@ for module in (
     "cli.commands.promote",
     "cli.commands.sync",
     "cli.commands.umount",
-    "engines.fuse.engine",
+    "engines.fuse.fuse_engine",
     "engines.fuse.mount_point",
-    "engines.kernel.engine",
+    "engines.kernel.kernel_engine",
     "engines.ranch.corral",
-    "engines.ranch.engine",
+    "engines.ranch.ranch_engine",
 ):
     importlib.import_module(f"fuseunion.{module}")  # so that the forks below need not import them one by one
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
 
-from fuseunion.core.ops.attributes.basic import Change
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.stored_names import OverrideName

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fuseunion.core.ops.attributes.basic import Change
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.linux import syscalls

@@ -12,7 +12,7 @@ from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ids.identity import IDENTITY, Identity
-from fuseunion.core.ops.attributes.basic import Change
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership.store_choice import choose, detect
 from fuseunion.core.ownership.stored_names import OverrideName

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from fuseunion.core.ops.attributes.basic import Change
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from tests.support.gate import Gate

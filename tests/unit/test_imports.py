@@ -77,7 +77,7 @@ DATA_AND_PURE_RULES = {
     "core.tree.file": {"File"},
     "core.tree.inode": {"Inode"},
     "core.tree.handle": {"DirectoryHandle", "FileHandle", "Handle"},
-    "core.ops.attributes.basic": {"Change", "setgid_is_at_risk"},
+    "core.ops.attributes": {"Change", "setgid_is_at_risk"},
     "core.ops.create": {"Owner"},
     "core.ops.rename": {"check_flags"},
 }

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fuseunion.cli.arguments import parse
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.options import Form, Options, XattrPermissions
-from fuseunion.mounting.options.builder import SILENT
 from fuseunion.mounting.options.grammar import escape, split_words
+from fuseunion.mounting.options.options_builder import SILENT
 from fuseunion.mounting.options.values import parse_id_map, parse_lowers
 
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=12)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fuseunion.core.ids.identity import Identity, IdMap
-from fuseunion.core.ops.attributes.basic import Change
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts

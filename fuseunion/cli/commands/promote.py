@@ -5,7 +5,7 @@ from __future__ import annotations
 from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.engines.ranch import promoter
-from fuseunion.engines.ranch.engine import ranch_at
+from fuseunion.engines.ranch.ranch_engine import ranch_at
 from fuseunion.errors import ExitCode, UserError
 
 HELP = """\

@@ -12,13 +12,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
 from fuseunion.core.ids.identity import KEEP, Identity, overflow_id
 from fuseunion.core.ownership.facts import Facts, backing_mode
+from fuseunion.linux import namespaces
 from fuseunion.linux.real_object import RealObject
 
 # Not kept in silence: attributes that the upper's filesystem has no place for (fs/overlayfs/copy_up.c ovl_copy_xattr).
@@ -31,7 +31,6 @@ _UNREADABLE = frozenset({errno.EOVERFLOW, errno.ENODATA, errno.EOPNOTSUPP})
 _NOT_OURS_TO_GIVE = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
 
 _ACLS = (xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT)
-_ALL_IDS = ["0", "0", str(2**32 - 1)]
 
 
 def copy_xattrs(
@@ -97,7 +96,7 @@ def is_unknown(number: int, kind: str) -> bool:
     Args:
         kind: "uid" or "gid".
     """
-    return number == overflow_id(kind) and Path(f"/proc/self/{kind}_map").read_text().split() != _ALL_IDS
+    return number == overflow_id(kind) and not namespaces.maps_every_id(kind)
 
 
 def known_entries(value: bytes) -> bytes:

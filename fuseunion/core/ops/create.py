@@ -20,9 +20,9 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
-from fuseunion.core.ops.attributes.basic import stat_of
-from fuseunion.core.ops.directories import copy_up_directory
-from fuseunion.core.ops.link_names import link_into, number_kept
+from fuseunion.core.ops.attributes import stat_of
+from fuseunion.core.ops.copy_up.directories import copy_up_directory
+from fuseunion.core.ops.copy_up.link_names import link_into, number_kept
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File

@@ -15,9 +15,9 @@ from contextlib import nullcontext
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks.marks import is_device, is_whiteout
 from fuseunion.core.ops import create
-from fuseunion.core.ops.directories import copy_up_directory
-from fuseunion.core.ops.link_names import covering_lower_name, link_into
-from fuseunion.core.ops.origin_paths import note_path
+from fuseunion.core.ops.copy_up.directories import copy_up_directory
+from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_into
+from fuseunion.core.ops.copy_up.origin_paths import note_path
 from fuseunion.core.ops.remove import holding, name_gone, remove_directory, unlink
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File

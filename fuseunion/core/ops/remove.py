@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext
 
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks.link_index import INODE
-from fuseunion.core.ops.attributes.basic import nlink_of, stat_of
-from fuseunion.core.ops.directories import copy_up_directory
-from fuseunion.core.ops.link_names import covering_lower_name
+from fuseunion.core.ops.attributes import nlink_of, stat_of
+from fuseunion.core.ops.copy_up.directories import copy_up_directory
+from fuseunion.core.ops.copy_up.link_names import covering_lower_name
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.listing import is_empty

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from fuseunion.core.disk.work import WorkDirectory
-from fuseunion.engines.kernel.marks import foreign_mark
+from fuseunion.engines.kernel.foreign_marks import foreign_mark
 from fuseunion.engines.kernel.recognise import SOURCE, TYPE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo, namespaces, syscalls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from fuseunion.core.ops.attributes.basic import Change
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 

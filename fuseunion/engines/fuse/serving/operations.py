@@ -25,7 +25,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops.attributes.basic import Change, setgid_is_at_risk
+from fuseunion.core.ops.attributes import Change, setgid_is_at_risk
 from fuseunion.core.ops.rename import check_flags
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File

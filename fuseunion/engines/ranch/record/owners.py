@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fuseunion.core.copying.metadata import is_unknown, mode_kept
 from fuseunion.core.ownership.facts import Facts
+from fuseunion.linux import namespaces
 
 _CAP_CHOWN = 1 << 0
 
@@ -70,7 +71,7 @@ class Owners:
 
 
 def _namespace() -> str:
-    return " | ".join(" ".join(Path(f"/proc/self/{kind}_map").read_text().split()) for kind in ("uid", "gid"))
+    return " | ".join(" ".join(namespaces.id_map(kind)) for kind in ("uid", "gid"))
 
 
 def changed(made: os.stat_result, original: os.stat_result, owners: Owners | None) -> bool:

@@ -15,9 +15,9 @@ from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.identity import Identity
-from fuseunion.core.ops.attributes import basic
-from fuseunion.core.ops.attributes.basic import stat_of
-from fuseunion.core.ops.directories import copy_up_directory
+from fuseunion.core.ops import attributes
+from fuseunion.core.ops.attributes import stat_of
+from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ownership.stored_names import STORED
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
@@ -146,7 +146,7 @@ def _set_stored_access_acl(state: State, held: RealObject, inode: Inode, value: 
     held.setxattr(xattr_names.POSIX_ACL_ACCESS, acl.with_owner(value, acl.FULL))
     if parsed:
         kept = stat_of(state, inode).st_mode & ~_PERMISSIONS
-        basic.chmod(state, inode, kept | acl.equivalent(parsed).permissions)
+        attributes.chmod(state, inode, kept | acl.equivalent(parsed).permissions)
 
 
 def is_there(state: State, inode: Inode, name: bytes) -> bool:

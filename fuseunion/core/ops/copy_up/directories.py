@@ -9,7 +9,7 @@ from fuseunion.core.copying import metadata
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks import origin_mark
-from fuseunion.core.ops.attributes.basic import Change, facts_after, stat_of, times_after
+from fuseunion.core.ops.attributes import Change, facts_after, stat_of, times_after
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File

@@ -24,9 +24,9 @@ from contextlib import ExitStack
 from fuseunion.core.copying import copy_data, metadata
 from fuseunion.core.disk.descriptors import PER_COPY
 from fuseunion.core.marks.link_index import key_of
-from fuseunion.core.ops.attributes.basic import Change, stat_of
-from fuseunion.core.ops.directories import copy_up_directory, dress
-from fuseunion.core.ops.link_names import covering, try_link_name
+from fuseunion.core.ops.attributes import Change, stat_of
+from fuseunion.core.ops.copy_up.directories import copy_up_directory, dress
+from fuseunion.core.ops.copy_up.link_names import covering, try_link_name
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower, Location
 from fuseunion.core.tree.state import State, Upper

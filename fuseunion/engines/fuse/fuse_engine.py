@@ -72,9 +72,9 @@ class FuseEngine(Engine):
 
     def stop(self, live: LiveMount, progress: Progress, *, lazy: bool, discard: bool) -> None:
         """See Engine. Returns when the daemon has gone."""
-        from fuseunion.engines.fuse import stopping
+        from fuseunion.engines.fuse import end_daemon
 
-        stopping.stop(live, lazy=lazy)
+        end_daemon.stop(live, lazy=lazy)
 
     def needs(self) -> Iterator[Finding]:
         """Two Python packages, /dev/fuse, and for ordinary users fusermount3."""

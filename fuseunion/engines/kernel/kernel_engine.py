@@ -51,15 +51,15 @@ class KernelEngine(Engine):
 
     def flush(self, live: LiveMount, progress: Progress) -> None:
         """See Engine. Of a volatile mount too."""
-        from fuseunion.engines.kernel import stopping
+        from fuseunion.engines.kernel import end_overlay
 
         try:
-            stopping.write_out(live)
+            end_overlay.write_out(live)
         except OSError as error:
             raise cannot_write_out(live, error) from None
 
     def stop(self, live: LiveMount, progress: Progress, *, lazy: bool, discard: bool) -> None:
         """See Engine."""
-        from fuseunion.engines.kernel import stopping
+        from fuseunion.engines.kernel import end_overlay
 
-        stopping.stop(live, lazy=lazy)
+        end_overlay.stop(live, lazy=lazy)

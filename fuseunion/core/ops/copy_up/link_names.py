@@ -16,8 +16,8 @@ from fuseunion.core.disk.permission import as_owner
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of, key_of_number, token_of
 from fuseunion.core.marks.origin_mark import path_of
-from fuseunion.core.ops.directories import copy_up_directory
-from fuseunion.core.ops.origin_paths import note_path
+from fuseunion.core.ops.copy_up.directories import copy_up_directory
+from fuseunion.core.ops.copy_up.origin_paths import note_path
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode

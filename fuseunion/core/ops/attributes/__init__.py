@@ -1,1 +1,0 @@
-"""Attributes of merged objects: what is shown, and what changes it."""
