@@ -161,7 +161,7 @@ def test_what_stands_in_the_way(arena: Arena) -> None:
         (3, "is not in the ranch", ["promote", merged, "nowhere"]),
         (3, "leads out of", ["promote", merged, "../x"]),
         (3, "is not a ranch", ["promote", lower, "one"]),
-        (3, "is not a ranch", ["sync", lower]),
+        (3, "is neither mounted by fuseunion nor a ranch", ["sync", lower]),
         (2, "give a ranch", ["promote", merged]),
         (2, "give one directory", ["sync"]),
         (2, "unknown option", ["sync", "--now", merged]),

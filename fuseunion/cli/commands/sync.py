@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
     (given,) = asked.operands
     found = registry.find(given)
     if found is None:
-        raise UserError(f"'{given}' is not a ranch", ExitCode.LAYERS)
+        raise UserError(
+            f"'{given}' is neither mounted by fuseunion nor a ranch; give the MERGED directory", ExitCode.LAYERS
+        )
     engine, live = found
     engine.flush(live, Progress)
     return ExitCode.OK
