@@ -32,10 +32,11 @@ conformance:
 	@scripts/setup-conformance
 	$(PYTEST) tests/conformance $(ARGS)
 
-# Minutes of random operations, of creating and deleting, and of many mounts.
+# Minutes of random operations, of creating and deleting, of many mounts, of races; every errno at every system call.
 stress:
 	@scripts/setup --tests
 	FUSEUNION_STRESS=1 $(PYTEST) tests -m stress $(ARGS)
+	FUSEUNION_STRESS=1 $(PYTEST) tests/trust tests/model/test_faults.py $(ARGS)
 
 # How long a mount takes to answer, beside an empty filesystem; fails when it is more than 40 ms longer.
 bench: setup
