@@ -1,7 +1,8 @@
 """Many processes that get in each other's way, on few names, over a lower with links and directories.
 
-Afterwards nothing may have gone wrong that a plain directory would not have: no error but those that a race explains, a
-tree that can be read and is the same after a remount, no descriptor held, and the kernel's overlayfs shows it too.
+After they end, or after the daemon was killed in the middle of it, nothing may have gone wrong that a plain directory
+would not have: no error but those that a race explains, a tree that can be read and is the same after a remount, no
+descriptor held, and the kernel's overlayfs shows it too.
 
 The seed is in each failure; FUSEUNION_STRESS=1 runs 16 processes for a longer time and prints what they did.
 """
@@ -25,7 +26,7 @@ from tests.support.arena import Arena
 from tests.support.layers import Dir, File, Link, Name, Node, Symlink
 
 LONG = bool(os.environ.get(STRESS_VARIABLE))
-PROCESSES, STEPS = (16, 15_000) if LONG else (4, 400)
+PROCESSES, STEPS, KILLS = (16, 15_000, 60) if LONG else (4, 400, 4)
 
 DIRECTORIES = ("", "a", "a/b", "c", "lower", "lower/sub")
 NAMES = ("one", "two", "three", "sub")
@@ -78,8 +79,16 @@ STEPS_OF: tuple[Step, ...] = (
 )
 
 
-def _race(top: Path, seed: int) -> collections.Counter[str]:
-    """One process. Returns: how often each step ended in which way."""
+GONE = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV})
+"""What a mount answers whose daemon was killed."""
+
+
+def _race(top: Path, seed: int, progress: int | None = None) -> collections.Counter[str]:
+    """One process.
+
+    :param progress: a pipe that gets a byte for every step
+    :returns: how often each step ended in which way
+    """
     rng = random.Random(seed)
     ends: collections.Counter[str] = collections.Counter()
     for number in range(STEPS):
@@ -89,9 +98,13 @@ def _race(top: Path, seed: int) -> collections.Counter[str]:
             step(one, other, rng)
             ends["done"] += 1
         except OSError as error:
+            if progress is not None and error.errno in GONE:
+                break
             if error.errno not in LOST_RACES:
                 raise AssertionError(f"seed {seed}, step {number} on {one}, {other}: {error}") from error
             ends[errno.errorcode[error.errno]] += 1
+        if progress is not None:
+            os.write(progress, b".")
     return ends
 
 
@@ -111,17 +124,7 @@ def test_racing_processes(arena: Arena) -> None:
     seed = random.SystemRandom().randrange(10**6)
     lower = arena.lower(_lower())
     with arena.mount(lower) as mount:
-        for process in range(PROCESSES):
-            if os.fork() == 0:
-                code = 1
-                try:
-                    ends = _race(mount.merged, seed + process)
-                    (arena.root / f"ends{process}").write_text(json.dumps(ends))
-                    code = 0
-                finally:
-                    os._exit(code)
-        codes = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(PROCESSES)]
-        assert codes == [0] * PROCESSES, f"seed {seed}"
+        assert _wait(_start(arena, mount.merged, seed)) == [0] * PROCESSES, f"seed {seed}"
         _open_up(mount.merged)
         before = tree.snapshot(mount.merged)
     total: collections.Counter[str] = collections.Counter()
@@ -129,13 +132,65 @@ def test_racing_processes(arena: Arena) -> None:
         total.update(json.loads((arena.root / f"ends{process}").read_text()))
     print(f"seed {seed}: {PROCESSES} processes, {sum(total.values())} steps: {dict(total)}")
     assert total["done"] > PROCESSES * STEPS // 20, "hardly anything happened"
+    _judge(arena, lower, before, f"seed {seed}")
+
+
+def _start(arena: Arena, top: Path, seed: int, progress: int | None = None) -> list[int]:
+    """Start the processes; each leaves what it did in a file. Returns their ids."""
+    started = []
+    for process in range(PROCESSES):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                ends = _race(top, seed + process, progress)
+                (arena.root / f"ends{process}").write_text(json.dumps(ends))
+                code = 0
+            finally:
+                os._exit(code)
+        started.append(pid)
+    return started
+
+
+def _wait(pids: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def _judge(arena: Arena, lower: Path, expected: tree.Tree, seed: str) -> None:
+    """The next mount shows the tree, and so does the kernel's overlayfs."""
     with arena.mount(lower) as mount:
-        assert not tree.differences(before, tree.snapshot(mount.merged)), f"seed {seed}: after a remount"
+        assert not tree.differences(expected, tree.snapshot(mount.merged)), f"{seed}: after a remount"
     if arena.actor.role is Role.ROOT:
         # Not what hard links over the layers are: overlayfs without its index takes their names for files of their own.
         fields = tuple(field for field in tree.SEEN if field != "links")
         with arena.kernel(lower, upper=arena.upper) as kernel:
-            assert not tree.differences(before, tree.snapshot(kernel.merged), fields), f"seed {seed}: overlayfs"
+            assert not tree.differences(expected, tree.snapshot(kernel.merged), fields), f"{seed}: overlayfs"
+
+
+@pytest.mark.limit(1800.0 if LONG else 90.0)
+def test_killed_in_the_middle_of_a_race(arena: Arena) -> None:
+    """kill -9, again and again on what the one before left: the next mount works, cleans up, and shows one tree."""
+    seed = random.SystemRandom().randrange(10**6)
+    rng = random.Random(seed)
+    lower = arena.lower(_lower())
+    for kill in range(KILLS):
+        mount = arena.mount(lower)
+        mount.start()
+        reader, writer = os.pipe()
+        pids = _start(arena, mount.merged, seed + kill * PROCESSES, writer)
+        os.close(writer)
+        left = rng.randrange(1, PROCESSES * 100)
+        with open(reader, "rb", buffering=0) as progress:
+            while left > 0 and (done := progress.read(left)):
+                left -= len(done)
+            mount.kill()
+            while progress.read(1 << 16):
+                pass
+        assert _wait(pids) == [0] * PROCESSES, f"seed {seed}, kill {kill}"
+        with arena.mount(lower) as again:
+            _open_up(again.merged)
+            before = tree.snapshot(again.merged)
+        _judge(arena, lower, before, f"seed {seed}, kill {kill}")
 
 
 def _open_up(top: Path) -> None:
