@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
+from fuseunion.engines.fuse.serving.workers import Workers
 from tests.support.gate import Gate
 from tests.support.inprocess import in_process
 
@@ -102,7 +103,7 @@ class Callers:
     """Calls of CopyUps.done by name, with what each got."""
 
     def __init__(self, union: FakeUnion) -> None:
-        self._copy_ups = CopyUps(union)  # type: ignore[arg-type]
+        self._copy_ups = CopyUps(union, Workers())  # type: ignore[arg-type]
         self.results: dict[str, bool | OSError] = {}
 
     async def call(self, name: str, file: FakeFile, change: Change | None = None) -> None:
@@ -337,7 +338,7 @@ async def test_the_change_comes_with_the_copy(tmp_path: Path) -> None:
     with in_process([lower], upper, work) as inside, trio.fail_after(LIMIT):
         file = inside.find("file")
         assert isinstance(file, File)
-        copy_ups = CopyUps(inside.union)
+        copy_ups = CopyUps(inside.union, Workers())
         made: list[tuple[int, bool]] = []
 
         async def change(mode: int) -> None:
@@ -364,7 +365,7 @@ async def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeyp
     with in_process([lower], upper, work) as inside, trio.fail_after(LIMIT):
         file = inside.find("file")
         assert isinstance(file, File)
-        copy_ups = CopyUps(inside.union)
+        copy_ups = CopyUps(inside.union, Workers())
         with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
             patch.setattr("fuseunion.core.copying.copy_data.copy", full)
             await copy_ups.done(file)

@@ -17,6 +17,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux import mountinfo
 from tests.support.gate import Gate
 
@@ -93,7 +94,7 @@ def _without_flag(fd: int) -> int:
 
 async def test_the_real_calls(tmp_path: Path, fd: int) -> None:
     """Nothing is replaced: whichever way the filesystem here takes, the bytes are right."""
-    reader = Reader()
+    reader = Reader(Workers())
     assert await reader.read(fd, 0, len(CONTENT)) == CONTENT
     assert await reader.read(fd, 100, 50) == CONTENT[100:150]
     assert await reader.read(fd, len(CONTENT) - 10, 100) == CONTENT[-10:]
@@ -101,18 +102,18 @@ async def test_the_real_calls(tmp_path: Path, fd: int) -> None:
 
 
 async def test_what_is_cached_is_read_in_the_loop(disk: Disk, fd: int) -> None:
-    assert await Reader().read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == CACHED
 
 
 async def test_what_is_not_cached_is_read_in_a_thread(disk: Disk, fd: int) -> None:
     disk.nowait = _cold
-    assert await Reader().read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == IN_THREAD
 
 
 async def test_the_end_of_the_file_needs_no_thread(disk: Disk, fd: int) -> None:
-    reader = Reader()
+    reader = Reader(Workers())
     assert await reader.read(fd, len(CONTENT) - 7, 100) == CONTENT[-7:]
     assert await reader.read(fd, len(CONTENT), 100) == b""
     assert disk.calls == CACHED * 2
@@ -122,21 +123,21 @@ async def test_the_end_of_the_file_needs_no_thread(disk: Disk, fd: int) -> None:
 async def test_a_file_of_which_a_part_is_cached(disk: Disk, fd: int, cached: int) -> None:
     """A short answer in the middle of a file is not its end: FUSE would take it for one."""
     disk.nowait = lambda _: cached
-    assert await Reader().read(fd, 10, 8192) == CONTENT[10:8202]
+    assert await Reader(Workers()).read(fd, 10, 8192) == CONTENT[10:8202]
     assert disk.calls == IN_THREAD
 
 
 async def test_without_the_flag_on_a_disk(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
     monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "nfs4")
-    assert await Reader().read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == IN_THREAD
 
 
 async def test_without_the_flag_in_memory(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
     monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "tmpfs")
-    assert await Reader().read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == DIRECT
 
 
@@ -149,7 +150,7 @@ async def test_a_filesystem_is_looked_up_once(disk: Disk, fd: int, monkeypatch: 
 
     disk.nowait = _without_flag
     monkeypatch.setattr(mountinfo, "filesystem_type", filesystem_type)
-    reader = Reader()
+    reader = Reader(Workers())
     for _ in range(3):
         await reader.read(fd, 0, 10)
     assert asked == [os.fstat(fd).st_dev]
@@ -162,7 +163,7 @@ async def test_an_error_in_the_loop(disk: Disk, fd: int, code: int) -> None:
 
     disk.nowait = broken
     with pytest.raises(OSError) as caught:
-        await Reader().read(fd, 0, 10)
+        await Reader(Workers()).read(fd, 0, 10)
     assert caught.value.errno == code
     assert disk.calls == CACHED
 
@@ -172,7 +173,7 @@ async def test_an_error_in_the_thread(disk: Disk, fd: int, nowait: Callable[[int
     disk.nowait = nowait
     disk.broken[fd] = OSError(errno.EIO, "a bad block")
     with pytest.raises(OSError, match="a bad block"):
-        await Reader().read(fd, 0, 10)
+        await Reader(Workers()).read(fd, 0, 10)
 
 
 async def test_a_slow_read_holds_up_nobody(disk: Disk, fd: int, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ async def test_a_slow_read_holds_up_nobody(disk: Disk, fd: int, tmp_path: Path) 
     other = os.open(tmp_path / "other", os.O_RDONLY)
     gate = disk.slow[fd] = Gate()
     disk.nowait = lambda asked: _cold(asked) if asked == fd else None
-    reader = Reader()
+    reader = Reader(Workers())
     got: list[bytes] = []
 
     async def slowly() -> None:
@@ -208,7 +209,7 @@ async def test_a_cancelled_read_keeps_its_descriptor_until_the_thread_has_ended(
 
     async def reading() -> None:
         try:
-            await Reader().read(fd, 0, 5)
+            await Reader(Workers()).read(fd, 0, 5)
         finally:
             over.set()
 

@@ -7,8 +7,12 @@ The rules are those of fs/overlayfs/namei.c ovl_lookup and ovl_lookup_layer. Dow
     non-directory    the object, unless a directory was found above; end
     directory        joins the stack; if it is opaque, end
     `.wh.NAME`       the layers below are hidden; end
+    redirect         a directory that says where it was before it was renamed (redirect_dir=on): the layers below are
+                     asked for that name; for an absolute path, each from its root
 
-Only directories of the parent's own stack are asked, so what a parent hides stays hidden in all its descendants.
+But for an absolute redirect only directories of the parent's own stack are asked, so what a parent hides stays hidden
+in all its descendants. What is looked for is carried down, layer by layer, and never looked up as a name of the union:
+so one lookup goes over one path in each layer, whatever the layers hold.
 """
 
 from __future__ import annotations
@@ -36,6 +40,9 @@ from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.lookup")
 
+_PATH_MAX = 4096
+"""Bytes of a path with the NUL at its end (limits.h)."""
+
 
 class FoundFile(NamedTuple):
     """A non-directory: where, its lstat, and the marks on it if it was read from a layer that can have some."""
@@ -57,8 +64,8 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
     """Find `name` in a stack of real directories.
 
     Raises:
-        OSError: EPERM for a file whose data lies elsewhere (metacopy, which we do not read), EIO and the like from
-            the layers.
+        OSError: EPERM for a file whose data lies elsewhere (metacopy, which we do not read), EINVAL for a malformed
+            redirect, EIO and the like from the layers.
     """
     directories: list[RealDir] = []
     stats: list[os.stat_result] = []
@@ -83,46 +90,98 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             if directories and is_opaque(directories[-1].parent or real, directories[-1], last_marks):
                 break
             child = real.child(name)
-            last_marks = marks_of(real, name) if below or real.layer.writable else {}
+            # An absolute redirect leads to layers that take no part in the parent.
+            last_marks = marks_of(real, name) if below or not _is_lowest(state, real) else {}
             if not directories:
                 top_marks = last_marks
             directories.append(child)
             stats.append(st)
             redirect = last_marks.get(xattr_names.REDIRECT)
-            if redirect is not None and below and not is_opaque(real, child, last_marks):
-                found = _redirected(state, stack[index:], redirect)
-                if found is not None:
-                    directories += found.stack
-                    stats += found.stats
-                break
+            if redirect is not None and not is_opaque(real, child, last_marks):
+                path = _redirect_path(redirect)
+                if redirect.startswith(b"/"):
+                    _follow(state, real, path, directories, stats)
+                    break
+                (name,) = path
+                continue  # a `.wh.` file beside it hides the name that it has here
         if below and real.hides(name):
             break
     return FoundDirectory(directories, stats, top_marks) if directories else None
 
 
-def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> FoundDirectory | None:
-    """The stack below a directory that was renamed with redirect_dir=on (overlayfs.rst, "Redirecting directories").
+def _is_lowest(state: State, real: RealDir) -> bool:
+    return real.layer is state.root.lowers[-1].layer
+
+
+def _redirect_path(redirect: bytes) -> list[bytes]:
+    """The names in the value of a redirect: one, or those of an absolute path.
 
     Raises:
-        OSError: EINVAL for a redirect that overlayfs would not accept either (ovl_get_redirect_xattr).
+        OSError: EINVAL for a redirect that overlayfs would not accept either (fs/overlayfs/namei.c
+            ovl_get_redirect_xattr), or that is longer than a path may be: overlayfs writes none above 256 bytes
+            (fs/overlayfs/super.c ovl_redirect_max).
     """
     absolute = redirect.startswith(b"/")
     names = redirect[absolute:].split(b"/")
     strange = not all(names) or b"." in names or b".." in names or b"\0" in redirect
-    if strange or (len(names) > 1 and not absolute):
+    if strange or (len(names) > 1 and not absolute) or len(redirect) >= _PATH_MAX:
         log.error("malformed redirect %r; refused", redirect[:100])
         raise xattr_names.malformed()
-    dirs: Sequence[RealDir] = below
-    if absolute:
-        layers = {real.layer for real in below}
-        dirs = [root for root in state.root.lowers if root.layer in layers]
-    found: FoundFile | FoundDirectory | None = None
-    for part in names:
-        found = resolve(state, dirs, part)
-        if not isinstance(found, FoundDirectory):
-            return None
-        dirs = found.stack
-    return found if isinstance(found, FoundDirectory) else None
+    return names
+
+
+def _follow(
+    state: State, above: RealDir, path: list[bytes], directories: list[RealDir], stats: list[os.stat_result]
+) -> None:
+    """Add what the layers below that of `above` have at a path from their roots (fs/overlayfs/namei.c
+    ovl_lookup_layer).
+
+    A directory on the way may be redirected itself, which changes the path for the layers below; one that is opaque, or
+    anything that is no directory, ends the search after its layer. An absolute redirect further on in the same layer
+    takes that back (ovl_check_redirect).
+
+    Args:
+        directories: the stack so far.
+        stats: the lstat of each.
+
+    Raises:
+        OSError: as resolve.
+    """
+    layers = [root.layer for root in state.root.lowers]
+    first = 0 if above.layer.writable else layers.index(above.layer) + 1
+    for root in state.root.lowers[first:]:
+        names, ended = path, False
+        real, found = root, None
+        for depth, name in enumerate(names):
+            found = real.stat(name)
+            if found is None:
+                ended = ended or real.hides(name)
+                break
+            if not stat.S_ISDIR(found.st_mode):
+                return
+            child = real.child(name)
+            if not _is_lowest(state, real):
+                marks = marks_of(real, name)
+                redirect = marks.get(xattr_names.REDIRECT)
+                if is_opaque(real, child, marks):
+                    ended = True
+                elif redirect is None:
+                    ended = ended or real.hides(name)
+                else:
+                    # Counted from the end, since the beginning can change on the way.
+                    rest = len(names) - depth
+                    absolute = redirect.startswith(b"/")
+                    before = [] if absolute else path[: len(path) - rest]
+                    path = before + _redirect_path(redirect) + names[depth + 1 :]
+                    if sum(map(len, path)) + len(path) >= _PATH_MAX:
+                        raise xattr_names.malformed()
+                    ended = ended and not absolute
+            real = child
+        if found is not None:
+            directories.append(real)
+            stats.append(found)
+        if ended:
+            return
 
 
 def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tuple[Unreadable, os.stat_result]:

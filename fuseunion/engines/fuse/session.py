@@ -116,6 +116,9 @@ async def _end_on_signal(signals: AsyncIterator[int], mount_point: MountPoint, s
             await trio.to_thread.run_sync(mount_point.unmount, abandon_on_cancel=True)
         except OSError as error:
             _log.warning("cannot unmount '%s': %s", mount_point.path, error.strerror)
+        except RuntimeError as error:
+            # No thread can be made (threading.Thread.start), and in the loop umount2(2) could wait for ourselves.
+            _log.warning("cannot unmount '%s': %s", mount_point.path, error)
     pyfuse3.terminate()
     await trio.sleep(_GRACE)
     _log.warning("requests still unanswered %g seconds after the signal are given up", _GRACE)

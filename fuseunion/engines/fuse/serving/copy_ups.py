@@ -7,6 +7,7 @@ import trio
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
+from fuseunion.engines.fuse.serving.workers import Workers
 
 
 class CopyUps:
@@ -14,12 +15,16 @@ class CopyUps:
 
     `_under_way` holds an event for each: a caller that needs the same file waits for it and looks again, since it
     may have failed.
+
+    Args:
+        workers: whose threads move the data.
     """
 
-    __slots__ = ("_under_way", "_union")
+    __slots__ = ("_under_way", "_union", "_workers")
 
-    def __init__(self, union: Union) -> None:
+    def __init__(self, union: Union, workers: Workers) -> None:
         self._union = union
+        self._workers = workers
         self._under_way: dict[int, trio.Event] = {}
 
     async def done(self, file: File, change: Change | None = None) -> bool:
@@ -47,7 +52,7 @@ class CopyUps:
                 if job.quick:
                     job.move()
                 else:
-                    await trio.to_thread.run_sync(job.move)
+                    await self._workers.copy(job.move)
                 job.publish()
             finally:
                 # Before the close, which can fail where close(2) does: nobody may wait for ever.

@@ -38,6 +38,7 @@ from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.replies import Replies
 from fuseunion.engines.fuse.serving.settle import settle
+from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux.os_error import os_error
 
 PID_XATTR = questions.PID.encode()
@@ -83,8 +84,9 @@ class Operations(pyfuse3.Operations):
         self._own_root = own_root
         self._identity = union.settings.identity
         self._replies = Replies(union, timeout, own_root=own_root)
-        self._copy_ups = CopyUps(union)
-        self._reader = Reader()
+        self._workers = Workers()
+        self._copy_ups = CopyUps(union, self._workers)
+        self._reader = Reader(self._workers)
         self._handles: dict[int, Handle] = {}
         self._next_fh = itertools.count(1)
         self.device = -1
@@ -299,7 +301,7 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self._file_handle(fh)
         if handle.file.in_upper and not self.union.settings.volatile:
-            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, handle.fd)
+            await self._workers.sync(os.fdatasync if datasync else os.fsync, handle.fd)
             await self._sync_ownership()
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -368,14 +370,14 @@ class Operations(pyfuse3.Operations):
         fd = self.union.fsync_directory(handle.directory)
         if fd is not None:
             try:
-                await trio.to_thread.run_sync(os.fsync, fd)
+                await self._workers.sync(os.fsync, fd)
             finally:
                 os.close(fd)
             await self._sync_ownership()
 
     async def _sync_ownership(self) -> None:
         if self.union.stores_ownership:
-            await trio.to_thread.run_sync(self.union.sync_ownership)
+            await self._workers.sync(self.union.sync_ownership)
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
@@ -419,8 +421,8 @@ class Operations(pyfuse3.Operations):
         if not self.union.writable:
             return
         async with self._writing_out:
-            await settle(self.device)
-            await trio.to_thread.run_sync(self.union.sync)
+            await settle(self.device, self._workers)
+            await self._workers.sync(self.union.sync)
 
     @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:

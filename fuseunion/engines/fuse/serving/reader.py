@@ -10,8 +10,7 @@ import errno
 import os
 from typing import cast
 
-import trio
-
+from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux import mountinfo
 
 # statfs(2) f_type is not offered by Python; the names in /proc/self/mountinfo would cost a parse per device.
@@ -19,11 +18,16 @@ _IN_MEMORY = frozenset({"tmpfs", "ramfs", "rootfs"})
 
 
 class Reader:
-    """Remembers, per filesystem, whether it knows RWF_NOWAIT."""
+    """Remembers, per filesystem, whether it knows RWF_NOWAIT.
 
-    __slots__ = ("_direct",)
+    Args:
+        workers: whose threads wait for a disk.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_direct", "_workers")
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
         # st_dev -> True to read in the loop, False to read in a thread; absent: RWF_NOWAIT works.
         self._direct: dict[int, bool] = {}
 
@@ -37,14 +41,14 @@ class Reader:
         try:
             count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
         except BlockingIOError:
-            return await trio.to_thread.run_sync(os.pread, fd, size, offset)
+            return await self._workers.read(os.pread, fd, size, offset)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
             return await self._read_without_flag(fd, offset, size)
         if count < size:
             if offset + count < os.fstat(fd).st_size:
-                return await trio.to_thread.run_sync(os.pread, fd, size, offset)
+                return await self._workers.read(os.pread, fd, size, offset)
             del buffer[count:]
         # pyfuse3 takes any buffer; a copy into bytes would only cost time.
         return cast(bytes, buffer)
@@ -56,4 +60,4 @@ class Reader:
             direct = self._direct[device] = mountinfo.filesystem_type(device) in _IN_MEMORY
         if direct:
             return os.pread(fd, size, offset)
-        return await trio.to_thread.run_sync(os.pread, fd, size, offset)
+        return await self._workers.read(os.pread, fd, size, offset)

@@ -5,8 +5,8 @@ kernel: of writeback and readahead only a dozen requests are given out at a time
 answer lets the next one through. So the question that a command asks after its syncfs overtakes them.
 
 Nothing is left when /dev/fuse has no request and no handler is at work. A handler that does not answer at once waits
-for a thread, or for another handler that does. One look is not enough: when a thread has just ended, its handler is
-still to run.
+for a thread, for another handler that does, or is between two steps of a long operation. One look is not enough: when a
+thread has just ended, its handler is still to run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import select
 
 import trio
 
+from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux.os_error import os_error
 
 _LOOKS = 2
@@ -24,22 +25,22 @@ _PATIENCE = 10.0
 """Seconds; a mount that is used without a pause by several programs may never be found at rest."""
 
 
-async def settle(device: int) -> None:
+async def settle(device: int, workers: Workers) -> None:
     """Return when everything is answered that the kernel had queued when this was called.
 
     Args:
         device: the /dev/fuse descriptor.
+        workers: what handlers wait for.
     Raises:
         OSError: EBUSY, when the mount does not come to rest.
     """
     poll = select.poll()
     poll.register(device, select.POLLIN)
-    threads = trio.to_thread.current_default_thread_limiter()
     quiet = 0
     with trio.move_on_after(_PATIENCE):
         while quiet < _LOOKS:
             await trio.sleep(_PAUSE)
-            at_rest = not threads.borrowed_tokens and not poll.poll(0)
+            at_rest = workers.at_rest and not poll.poll(0)
             quiet = quiet + 1 if at_rest else 0
         return
     raise os_error(errno.EBUSY)

@@ -1,0 +1,89 @@
+"""The worker threads of a mount: who waits for a disk leaves the loop to the others, and leaves them threads as well.
+
+Each kind of work has a number of threads of its own. However many copy-ups are asked for at once, a few are made at a
+time, and a read that has to wait for a disk, or an fsync, never waits behind them.
+
+Where no thread can be made (RLIMIT_NPROC, the pids controller of a control group, memory), the work is done in the
+loop: everybody waits for it, and nobody gets an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import trio
+
+_log = logging.getLogger("fuseunion.fuse")
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+COPIES = 4
+"""Copy-ups at a time: more would not be sooner done, only all of them later."""
+
+_READS = 32
+_SYNCS = 16
+
+
+class Workers:
+    """The threads of one mount, and what else keeps a request from being answered at once."""
+
+    __slots__ = ("_copies", "_long_operations", "_reads", "_refused", "_syncs")
+
+    def __init__(self) -> None:
+        self._copies = trio.CapacityLimiter(COPIES)
+        self._reads = trio.CapacityLimiter(_READS)
+        self._syncs = trio.CapacityLimiter(_SYNCS)
+        self._long_operations = 0
+        self._refused = False
+
+    @property
+    def at_rest(self) -> bool:
+        """True when no thread works, nobody waits for one, and no operation is in the middle of several steps."""
+        limiters = (self._copies, self._reads, self._syncs)
+        return not self._long_operations and not any(limiter.borrowed_tokens for limiter in limiters)
+
+    @contextmanager
+    def long_operation(self) -> Iterator[None]:
+        """The block lets other requests go on in between, and is not over before it ends."""
+        self._long_operations += 1
+        try:
+            yield
+        finally:
+            self._long_operations -= 1
+
+    async def copy(self, move: Callable[[], None]) -> None:
+        """Move the data of a copy-up. Raises what `move` raises."""
+        await self._run(self._copies, move)
+
+    async def read(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Make a call that reads. Raises what it raises."""
+        return await self._run(self._reads, call, *args, **kwargs)
+
+    async def sync(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Make a call that writes something out. Raises what it raises."""
+        return await self._run(self._syncs, call, *args, **kwargs)
+
+    async def _run(
+        self, limiter: trio.CapacityLimiter, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        begun = False
+
+        def work() -> _T:
+            nonlocal begun
+            begun = True
+            return call(*args, **kwargs)
+
+        try:
+            return await trio.to_thread.run_sync(work, limiter=limiter)
+        except (RuntimeError, MemoryError) as error:
+            # threading.Thread.start: RuntimeError, "can't start new thread".
+            if begun:
+                raise
+            if not self._refused:
+                _log.warning("no thread can be made (%s): other requests wait for each disk access", error)
+            self._refused = True
+        return call(*args, **kwargs)
