@@ -47,11 +47,6 @@ def malformed(code: int = errno.EINVAL) -> MalformedError:
     return MalformedError(code, os.strerror(code))
 
 
-def is_escaped(suffix: bytes) -> bool:
-    """True for what follows the prefix of a mark in the name of a user's own attribute."""
-    return suffix.startswith(_ESCAPE)
-
-
 def to_disk(name: bytes) -> bytes:
     """The name under which a user's attribute is kept.
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,11 @@ _COVERED = b"c-"
 _COUNT = b"l-"
 _DIRTY = b"dirty"
 _MODE = 0o700
+
+# What this module writes, and no more: a count of links has 32 bits (statx(2), stx_nlink), a number 63 (numbers.py).
+_KEY = re.compile(rb"([0-9a-f]{1,16})-[0-9a-f]{1,16}-[0-9a-f]{1,16}")
+_COUNT_ENTRY = re.compile(re.escape(_COUNT) + rb"[0-9]{1,10}")
+_NUMBERS = range(1, 1 << 63)
 
 
 def key_of(number: Ino, st: os.stat_result) -> bytes:
@@ -200,7 +206,7 @@ class LinkIndex:
                         self.by_copy[st.st_ino] = group
                 elif entry.startswith(_COVERED):
                     group.covered.add(entry)
-                elif entry.startswith(_COUNT) and entry[len(_COUNT) :].isdigit():
+                elif _COUNT_ENTRY.fullmatch(entry):
                     group.lower_nlink = int(entry[len(_COUNT) :])
                     complete = True
             if complete:  # else the mount was killed before it wrote the first fact
@@ -280,8 +286,12 @@ def _write_new(directory: RealDir, name: bytes, data: bytes) -> None:
     Raises:
         OSError: ENOSPC, EDQUOT, EIO; the file is gone then.
     """
-    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW
-    fd = os.open(name, flags, 0o600, dir_fd=directory.fd())
+    try:
+        os.unlink(name, dir_fd=directory.fd())
+    except FileNotFoundError:
+        pass  # as it should be
+    # What else may lie there is neither written to nor waited for.
+    fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=directory.fd())
     try:
         while data:
             data = data[os.write(fd, data) :]
@@ -300,10 +310,7 @@ def _mkdir(parent: RealDir, name: bytes) -> None:
 
 
 def _number_of(key: bytes) -> Ino | None:
-    parts = key.split(b"-")
-    if len(parts) != 3 or len(parts[0]) > 16:
-        return None
-    try:
-        return Ino(int(parts[0], 16))
-    except ValueError:
-        return None
+    """The number in the name of an entry; None for a name that `key_of` does not give."""
+    match = _KEY.fullmatch(key)
+    number = int(match[1], 16) if match else 0
+    return Ino(number) if number in _NUMBERS else None

@@ -9,6 +9,7 @@ opaque     xattr `opaque` = "y" as trusted.overlay., user.overlay. or user.fuseo
 from __future__ import annotations
 
 import errno
+import logging
 import stat
 from os import stat_result
 
@@ -16,6 +17,24 @@ from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.linux.real_object import RealObject
+
+log = logging.getLogger("fuseunion.marks")
+
+LONGEST = 4096
+"""The most bytes that a mark may have: a path (PATH_MAX) or less. The longest of ours is an origin with its path."""
+
+_MEANT = (
+    xattr_names.OPAQUE,
+    xattr_names.WHITEOUT,
+    xattr_names.REDIRECT,
+    xattr_names.METACOPY,
+    xattr_names.UNION_ORIGIN,
+)
+_KNOWN = {prefix + suffix: suffix for prefix in xattr_names.MARK_PREFIXES for suffix in _MEANT}
+"""The attributes that mean something here, the prefix that counts most first. No other is read, however many lie on an
+object: what a layer holds does not decide how much memory a lookup takes."""
+
+_RANK = {name: rank for rank, name in enumerate(_KNOWN)}
 
 
 def is_device(st: stat_result) -> bool:
@@ -62,21 +81,24 @@ def _read(where: RealObject) -> dict[bytes, bytes]:
     Raises:
         PermissionError: EACCES where there is a mark that may not be read: user.* needs read permission on the object
             (fs/xattr.c xattr_permission).
+        MalformedError: EINVAL for a mark that is longer than any mark.
     """
     found: dict[bytes, bytes] = {}
     names = where.listxattr()
     if not names:
         return found
-    for prefix in xattr_names.MARK_PREFIXES:
-        for name in names:
-            if not name.startswith(prefix):
-                continue
-            suffix = name[len(prefix) :]
-            if suffix in found or xattr_names.is_escaped(suffix):
-                continue
-            try:
-                found[suffix] = where.getxattr(name)
-            except OSError as error:
-                if error.errno not in (errno.ENODATA, errno.EPERM):
-                    raise
+    for name in sorted(_KNOWN.keys() & names, key=_RANK.__getitem__):
+        suffix = _KNOWN[name]
+        if suffix in found:
+            continue
+        try:
+            value = where.getxattr(name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EPERM):
+                raise
+            continue
+        if len(value) > LONGEST:
+            log.error("a mark of %d bytes, %s, is none; refused", len(value), name.decode())
+            raise xattr_names.malformed()
+        found[suffix] = value
     return found

@@ -60,7 +60,7 @@ class WhiteoutWriter:
 
     def _make_file(self, upper: RealDir, name: bytes) -> None:
         mark = wh_files.PREFIX + name
-        os.close(os.open(mark, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0, dir_fd=upper.fd()))
+        _make_empty(mark, upper.fd())
         upper.note_wh_file(mark, present=True)
 
     @contextmanager
@@ -138,8 +138,7 @@ class WhiteoutWriter:
         if prefix is not None:
             as_owner_of(held, lambda: held.setxattr(prefix + xattr_names.OPAQUE, b"y"))
             return
-        flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW
-        os.close(as_owner_of(held, lambda: os.open(wh_files.OPAQUE, flags, 0, dir_fd=held.fd)))
+        as_owner_of(held, lambda: _make_empty(wh_files.OPAQUE, held.fd))
         if directory is not None:
             directory.note_wh_file(wh_files.OPAQUE, present=True)
 
@@ -222,3 +221,11 @@ class WhiteoutWriter:
         except FileNotFoundError:
             return None
         return second
+
+
+def _make_empty(mark: bytes, directory_fd: int) -> None:
+    """Make a `.wh.` file. Whatever has that name already says the same: it is not opened, and so not waited for."""
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0, dir_fd=directory_fd))
+    except FileExistsError:
+        pass

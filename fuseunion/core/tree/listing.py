@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.wh_files import is_reserved
+from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.lookup import resolve
 from fuseunion.core.tree.state import State
@@ -37,6 +38,9 @@ def is_empty(state: State, directory: Directory) -> bool:
     layers = directory.layers()
     with opened(directory.upper):
         for name in candidates(directory):
-            if name in directory.children or resolve(state, layers, name) is not None:
-                return False
+            try:
+                if name in directory.children or resolve(state, layers, name) is not None:
+                    return False
+            except MalformedError:
+                return False  # listed, and so in the way, whatever it is
     return True
