@@ -1,0 +1,1 @@
+"""What other users, broken layers and faults may not bring about."""
