@@ -15,10 +15,12 @@ import logging
 import os
 import resource
 import stat
+from collections.abc import Collection
 
 from fuseunion.core.ids.identity import overflow_id
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import owned
 from fuseunion.mounting.checks import in_use, placement, ranches, volatile
 from fuseunion.mounting.checks.placement import Part, Place, Survey
 from fuseunion.mounting.options import Form, Options
@@ -123,7 +125,7 @@ def _prepare_upper(
     assert options.upper is not None
     upper = survey.place(Part.UPPER, options.upper)
     default_work = options.work is None
-    work = survey.place(Part.WORK, options.work or default_work_path(upper.path))
+    work = work_place(survey, upper, options.work)
     placement.check(lowers, upper, work, merged)
     if not for_ranch and os.path.lexists(ranches.beside(upper.path)):
         ranches.refuse(upper.path)
@@ -135,6 +137,8 @@ def _prepare_upper(
     prepared.on_end(os.close, in_use.lock(upper, upper_fd))
     work_fd = _open_or_make(prepared, work, 0o700)
     prepared.work = prepared.opened(work_fd, work.path)
+    # A container engine gives the directory to the root of the container, who owns the upper as well.
+    refuse_foreign_work(work, work_fd, {os.fstat(upper_fd).st_uid} if options.form is Form.MOUNT_PROGRAM else ())
     prepared.on_end(os.close, in_use.lock(work, work_fd))
     in_use.refuse_kernel_overlays(upper, work)
     _judge_work(upper, work, upper_fd, work_fd, default_work)
@@ -150,6 +154,44 @@ def _prepare_upper(
 def default_work_path(upper: str) -> str:
     """The hidden sibling of an upper directory: on the same filesystem unless the upper is a mount point."""
     return os.path.join(os.path.dirname(upper), f".{os.path.basename(upper)}.fuseunion-work")
+
+
+def work_place(survey: Survey, upper: Place, given: str | None) -> Place:
+    """The work directory of an upper.
+
+    Args:
+        given: what the user names; None for the default, which anybody who may write beside the upper can put there.
+
+    Raises:
+        UserError: LAYERS; a default work directory that is a symbolic link.
+    """
+    usual = default_work_path(upper.path)
+    if given is None and os.path.islink(usual):
+        raise UserError(
+            f"work directory '{usual}' is a symbolic link, which fuseunion never makes; remove it, or give another "
+            "with --work",
+            ExitCode.LAYERS,
+        )
+    return survey.place(Part.WORK, given or usual)
+
+
+def refuse_foreign_work(work: Place, fd: int, owners: Collection[int] = ()) -> None:
+    """Refuse a work directory in which somebody else could put what is believed, or take away what is being made.
+
+    Args:
+        fd: of the directory.
+        owners: who may own it besides the effective user.
+
+    Raises:
+        UserError: LAYERS.
+    """
+    reason = owned.objection(os.fstat(fd), owners)
+    if reason is not None:
+        raise UserError(
+            f"work directory '{work.given}' {reason}; make it yours alone (chown, chmod go-w), or give another with "
+            "--work",
+            ExitCode.LAYERS,
+        )
 
 
 def _judge_work(upper: Place, work: Place, upper_fd: int, work_fd: int, default_work: bool) -> None:
@@ -190,11 +232,19 @@ def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
                 ExitCode.LAYERS,
             ) from None
         else:
-            fd = placement.open_directory(place)
+            fd = placement.open_found(place)
+            if os.fstat(fd).st_uid != os.geteuid():
+                # Else somebody's directory would get the attributes of the topmost lower.
+                os.close(fd)
+                raise UserError(
+                    f"{place.part.value} '{place.given}' was exchanged while it was made, or its filesystem gives it "
+                    "another owner; make it first",
+                    ExitCode.LAYERS,
+                )
             parent_fd, name = _parent_of(place)
             prepared.on_failure(_remove_directory, prepared.hold(parent_fd), name, prepared.hold(os.dup(fd)))
             return fd
-    return placement.open_directory(place)
+    return placement.open_found(place)
 
 
 def _parent_of(place: Place) -> tuple[int, str]:

@@ -25,7 +25,7 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
 from fuseunion.mounting.options import MAX_ID
 from fuseunion.mounting.options.values import parse_id_map
-from fuseunion.mounting.prepare import default_work_path
+from fuseunion.mounting.prepare import default_work_path, refuse_foreign_work, work_place
 from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shift, Step, examine
 from fuseunion.offline.walk import Found, walk
 
@@ -98,16 +98,15 @@ def _shift(texts: list[str]) -> Shift:
         raise UserError(f"--map: {error}") from None
 
 
-def _open_alone(stack: ExitStack, part: placement.Part, path: str) -> int:
+def _open_alone(stack: ExitStack, place: placement.Place) -> int:
     """A directory that nobody else uses as long as the stack lasts."""
-    place = placement.Survey().place(part, path)
-    fd = placement.open_directory(place)
+    fd = placement.open_found(place)
     stack.callback(os.close, fd)
     stack.callback(os.close, in_use.lock(place, fd))
     in_use.refuse_kernel_overlays(place)
     writer = elsewhere.writer_of(fd)
     if writer is not None:
-        raise UserError(f"{part.value} '{path}' is in use by {writer}; unmount it first", ExitCode.BUSY)
+        raise UserError(f"{place.part.value} '{place.given}' is in use by {writer}; unmount it first", ExitCode.BUSY)
     return fd
 
 
@@ -120,11 +119,15 @@ class _Upper:
 
 def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
     ranches.refuse(os.path.realpath(path))
-    root_fd = _open_alone(stack, placement.Part.UPPER, path)
-    if work is None:
-        usual = default_work_path(os.path.realpath(path))
-        work = usual if os.path.isdir(usual) else None  # it is there only while it holds something
-    work_fd = None if work is None else _open_alone(stack, placement.Part.WORK, work)
+    survey = placement.Survey()
+    upper = survey.place(placement.Part.UPPER, path)
+    root_fd = _open_alone(stack, upper)
+    work_fd = None
+    # The default one is there only while it holds something.
+    if work is not None or os.path.lexists(default_work_path(os.path.realpath(path))):
+        place = work_place(survey, upper, work)
+        work_fd = _open_alone(stack, place)
+        refuse_foreign_work(place, work_fd)
     with _named(path, b""):
         store = choose(root_fd, None, work_fd)
     if store is not None:

@@ -12,7 +12,7 @@ import stat
 from typing import NamedTuple
 
 from fuseunion.core.format.xattr_names import PREFIXES
-from fuseunion.linux import syscalls
+from fuseunion.linux import owned, syscalls
 
 log = logging.getLogger("fuseunion.layer")
 
@@ -80,7 +80,7 @@ class _Probe:
         self._make(b"probe-a")
 
     def _make(self, name: bytes) -> None:
-        os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600, dir_fd=self._fd))
+        os.close(owned.new_file(name, self._fd))
 
     def clean(self) -> None:
         for name in (b"probe-a", b"probe-b"):
@@ -100,7 +100,7 @@ class _Probe:
         return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
     def xattr(self, name: str) -> bool:
-        fd = os.open(b"probe-a", os.O_RDONLY, dir_fd=self._fd)
+        fd = owned.new_file(b"probe-a", self._fd)
         try:
             os.setxattr(fd, name, b"y")
             return os.getxattr(fd, name) == b"y"

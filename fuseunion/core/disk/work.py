@@ -13,6 +13,7 @@ import errno
 import itertools
 import logging
 import os
+import stat
 
 from fuseunion.core.disk import trees
 from fuseunion.core.disk.capabilities import Capabilities
@@ -21,6 +22,7 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
 
 log = logging.getLogger("fuseunion.work")
 
@@ -29,7 +31,36 @@ _VOLATILE_MARK = "incompat"
 
 _MODE = 0o700
 
-_PATH = os.O_PATH | os.O_NOFOLLOW
+INNER = b"work"
+
+_INNER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_inner(work_fd: int) -> int:
+    """An O_RDONLY descriptor of WORK/work, with mode 0700.
+
+    It belongs to this user, or to the owner of WORK, lies on the same mount, and is a directory: no link is followed,
+    and nothing else is changed. The kernel leaves its own with mode 000.
+
+    Args:
+        work_fd: a descriptor of WORK.
+
+    Raises:
+        OSError: ENOENT; ENOTDIR for a link; EPERM, with the reason as its text; EXDEV where something is mounted.
+    """
+    fd = os.open(INNER, _INNER_FLAGS, dir_fd=work_fd)
+    try:
+        st, above = os.fstat(fd), os.fstat(work_fd)
+        if st.st_dev != above.st_dev:
+            raise os_error(errno.EXDEV, INNER)
+        if st.st_uid not in (os.geteuid(), above.st_uid):
+            raise OSError(errno.EPERM, f"belongs to another user ({st.st_uid})", INNER)
+        inner = RealObject(fd)
+        if stat.S_IMODE(st.st_mode) != _MODE:
+            inner.chmod(_MODE)
+        return inner.open(os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(fd)
 
 
 class WorkDirectory:
@@ -50,21 +81,29 @@ class WorkDirectory:
     ) -> None:
         self.layer = Layer(fd, writable=True, label=label, descriptors=descriptors)
         root = self.layer.root
-        self.tmp = self._subdirectory(root, b"work")
+        try:
+            self.tmp = self._inner(root)
+        except OSError:
+            self.layer.close()
+            raise
         self.links = root.child(b"links")
         self._names = itertools.count()
-        self.clean()
-        self.capabilities = Capabilities.probe(self.tmp.fd(), allow_devices=allow_devices)
+        try:
+            self.clean()
+            self.capabilities = Capabilities.probe(self.tmp.fd(), allow_devices=allow_devices)
+        except OSError:
+            self.tmp.unpin()
+            self.layer.close()
+            raise
 
     @staticmethod
-    def _subdirectory(root: RealDir, name: bytes) -> RealDir:
+    def _inner(root: RealDir) -> RealDir:
         try:
-            os.mkdir(name, _MODE, dir_fd=root.fd())
+            os.mkdir(INNER, _MODE, dir_fd=root.fd())
         except FileExistsError:
-            root.object(name).chmod(_MODE)  # the kernel leaves its own with mode 000
-        real = root.child(name)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root.fd())
-        real.pin(fd)
+            pass  # of an earlier mount, or the kernel's
+        real = root.child(INNER)
+        real.pin(open_inner(root.fd()))
         return real
 
     @property

@@ -13,6 +13,11 @@ One process uses the file, as holder of the upper's lock, so SQLite needs no loc
 exclusive mode). That also makes the log work on network filesystems, keeps its index in memory, and lets the
 connection survive a fork, as long as only one side goes on using it. It is opened once, before anything is mounted:
 SQLite resolves its path component by component, which must not lead into the daemon's own mount.
+
+What it says is believed: so the file, and what SQLite keeps beside it, must be this user's alone (linux/owned.py), and
+is looked at before SQLite opens anything. SQLite never makes the file, and what it has opened must be what was looked
+at: who may rename the directories above could lead it elsewhere in between. SQLite itself opens the log without
+following a link at its end.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from contextlib import contextmanager
 
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.store import OwnershipStore
+from fuseunion.linux import owned
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
 
@@ -45,6 +51,11 @@ CREATE TABLE IF NOT EXISTS facts (
 )
 """
 
+_NAME = DATABASE_FILE.decode()
+
+_BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite appends to the name for its own files (sqlite.org/tempfiles.html); it reads them at the opening."""
+
 _ERRNOS = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -61,25 +72,36 @@ class DatabaseStore(OwnershipStore):
         volatile: never wait for the disk.
 
     Raises:
-        OSError: EIO where the file is no database of ours, or as open(2).
+        OSError: EIO where the file is no database of ours; EPERM where it, or a file that SQLite keeps beside it, is
+            not this user's alone; as open(2). A file that was made for this is gone again.
     """
 
     def __init__(self, work_fd: int, *, volatile: bool = False) -> None:
-        self.label = f"database {DATABASE_FILE.decode()}"
+        self.label = f"database {_NAME}"
         self._work_fd = os.dup(work_fd)
         self._dirty = False
         # A copy-up stores from a worker thread.
         self._lock = threading.Lock()
+        made = False
         try:
+            expected, made = _look_or_make(self._work_fd)
             with _translated():
                 self._connection = sqlite3.connect(
-                    f"file:/proc/self/fd/{self._work_fd}/{DATABASE_FILE.decode()}?vfs=unix-none",
+                    f"file:/proc/self/fd/{self._work_fd}/{_NAME}?vfs=unix-none&mode=rw",
                     uri=True,
                     isolation_level=None,
                     check_same_thread=False,
                 )
-                self._prepare("OFF" if volatile else "NORMAL")
-        except OSError:
+                try:
+                    if not _has_open(expected):
+                        raise os_error(errno.ESTALE, DATABASE_FILE)
+                    self._prepare("OFF" if volatile else "NORMAL")
+                except BaseException:
+                    self._connection.close()
+                    raise
+        except BaseException:
+            if made:
+                os.unlink(DATABASE_FILE, dir_fd=self._work_fd)
             os.close(self._work_fd)
             raise
 
@@ -142,6 +164,51 @@ class DatabaseStore(OwnershipStore):
                 os.unlink(DATABASE_FILE, dir_fd=self._work_fd)
         finally:
             os.close(self._work_fd)
+
+
+def _look_or_make(work_fd: int) -> tuple[os.stat_result, bool]:
+    """Look at what SQLite will open; an empty file is a new database.
+
+    Returns:
+        fstat of the database, and whether it was made.
+    Raises:
+        OSError: EPERM, with the reason as its text.
+    """
+    for suffix in _BESIDE:
+        _look(work_fd, _NAME + suffix)
+    found = _look(work_fd, _NAME)
+    if found is not None:
+        return found, False
+    fd = os.open(_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=work_fd)
+    try:
+        return os.fstat(fd), True
+    finally:
+        os.close(fd)
+
+
+def _look(work_fd: int, name: str) -> os.stat_result | None:
+    try:
+        fd = owned.open_file(name, work_fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise OSError(errno.EPERM, f"'{name}' in the work directory {reason}", name) from None
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _has_open(expected: os.stat_result) -> bool:
+    """Whether this process has a descriptor of a file: SQLite does not tell what it opened."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(name)), expected):
+                return True
+        except OSError:
+            continue  # that of the listing itself
+    return False
 
 
 def witness(where: RealObject) -> bytes:

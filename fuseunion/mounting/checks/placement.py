@@ -17,7 +17,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import mountinfo
+from fuseunion.linux import mountinfo, owned
 
 Key = tuple[int, int]
 """st_dev and st_ino."""
@@ -101,6 +101,25 @@ def open_directory(place: Place, purpose: str = "") -> int:
         return os.open(place.given, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise refusal(place.part, place.given, error, purpose) from None
+
+
+def open_found(place: Place) -> int:
+    """As `open_directory`, but the one that was looked at: its path had no symbolic link, and must have none now.
+
+    For what is written: who may write the directory above could put another one there.
+
+    Raises:
+        UserError: LAYERS, with the reason and the remedy.
+    """
+    try:
+        fd = owned.open_without_links(place.path)
+    except OSError as error:
+        raise refusal(place.part, place.given, error) from None
+    st = os.fstat(fd)
+    if place.key not in (None, (st.st_dev, st.st_ino)):
+        os.close(fd)
+        raise UserError(f"{place.part.value} '{place.given}' was exchanged just now; try again", ExitCode.LAYERS)
+    return fd
 
 
 def refusal(part: Part, path: str, error: OSError, purpose: str = "") -> UserError:

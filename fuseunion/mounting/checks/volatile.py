@@ -7,14 +7,17 @@ holds no boot id and is refused like a mark of an earlier boot. containers/stora
 mount (drivers/overlay/overlay.go).
 """
 
-import contextlib
 import os
+from collections.abc import Sequence
 
+from fuseunion.core.disk.work import open_inner
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import owned
 
-_WORK = "work"
-MARK = f"{_WORK}/incompat/volatile"
+_BELOW_INNER = ("incompat", "volatile")
 _BOOT_ID = "boot_id"
+_BOOT_ID_LIMIT = 64
+"""Bytes: it has 37."""
 
 
 def _boot_id() -> str:
@@ -29,32 +32,59 @@ def refuse_older(work_fd: int, label: str) -> None:
         UserError: LAYERS.
     """
     try:
-        _make_searchable(work_fd)
-        os.stat(MARK, dir_fd=work_fd, follow_symlinks=False)
-    except (FileNotFoundError, NotADirectoryError):
+        inner = open_inner(work_fd)
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise UserError(
+            f"work directory '{label}' cannot be used: '{label}/work' in it is no directory of yours "
+            f"({error.strerror}); remove that, or give another work directory",
+            ExitCode.LAYERS,
+        ) from None
     try:
-        fd = os.open(f"{MARK}/{_BOOT_ID}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work_fd)
-        with open(fd) as file:
-            if file.read(64).strip() == _boot_id():
-                return
-    except (OSError, UnicodeDecodeError):
+        mark_fd = _open_below(inner, _BELOW_INNER)
+    except (FileNotFoundError, NotADirectoryError):
+        os.close(inner)
+        return
+    except OSError:
+        mark_fd = -1  # something is there that is not ours: as good as another boot's
+    try:
+        if mark_fd >= 0 and owned.read_file(_BOOT_ID, mark_fd, _BOOT_ID_LIMIT).strip() == _boot_id().encode():
+            return
+    except OSError:
         pass  # not ours, or unreadable: as good as another boot's
+    finally:
+        for fd in (inner, mark_fd):
+            if fd >= 0:
+                os.close(fd)
     raise UserError(
         f"work directory '{label}': the upper was last mounted volatile and not synced before the machine stopped, so "
-        f"files may be damaged; discard the upper, or if you trust it remove '{label}/{MARK}'",
+        f"files may be damaged; discard the upper, or if you trust it remove '{label}/work/incompat/volatile'",
         ExitCode.LAYERS,
     )
 
 
-def _make_searchable(work_fd: int) -> None:
-    """The kernel leaves WORK/work with mode 000, which an ordinary owner cannot look into."""
-    fd = os.open(_WORK, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work_fd)
-    try:
-        if os.fstat(fd).st_mode & 0o700 != 0o700:
-            os.chmod(f"/proc/self/fd/{fd}", 0o700)
-    finally:
-        os.close(fd)
+def _open_below(fd: int, names: Sequence[str], *, make: bool = False) -> int:
+    """A descriptor of a directory below another, one name at a time, of which none may be a link.
+
+    Args:
+        make: make what is missing.
+    Raises:
+        OSError: ENOENT; ENOTDIR for a link.
+    """
+    current = os.dup(fd)
+    for name in names:
+        try:
+            if make:
+                try:
+                    os.mkdir(name, 0o700, dir_fd=current)
+                except FileExistsError:
+                    pass  # of an earlier mount
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+        finally:
+            os.close(current)
+        current = below
+    return current
 
 
 def mark(work_fd: int) -> None:
@@ -63,26 +93,53 @@ def mark(work_fd: int) -> None:
     Raises:
         OSError: the work directory cannot be written.
     """
-    path = ""
-    for name in MARK.split("/"):
-        path = f"{path}/{name}" if path else name
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700, dir_fd=work_fd)
-    fd = os.open(f"{MARK}/{_BOOT_ID}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=work_fd)
-    with open(fd, "w") as file:
-        file.write(_boot_id() + "\n")
+    inner = open_inner(work_fd)
+    try:
+        mark_fd = _open_below(inner, _BELOW_INNER, make=True)
+    finally:
+        os.close(inner)
+    try:
+        with open(owned.new_file(_BOOT_ID, mark_fd), "w") as file:
+            file.write(_boot_id() + "\n")
+    finally:
+        os.close(mark_fd)
 
 
 def clear(work_fd: int) -> None:
     """Remove WORK/work with a mark of this program in it; what else is there stays."""
-    with contextlib.suppress(OSError):
-        os.unlink(f"{MARK}/{_BOOT_ID}", dir_fd=work_fd)
-    path = MARK
-    while path:
-        try:
-            os.rmdir(path, dir_fd=work_fd)
-        except FileNotFoundError:
-            pass  # never marked
-        except OSError:
-            return  # not empty: not ours to remove
-        path = os.path.dirname(path)
+    _remove_mark(work_fd, _BOOT_ID)
+
+
+def clear_of_kernel(work_fd: int) -> None:
+    """As `clear`, with a mark of the kernel, which a mount left that ended in order."""
+    _remove_mark(work_fd, "dirty")
+
+
+def _remove_mark(work_fd: int, content: str) -> None:
+    # Never marked, not empty, or not ours: then it is not ours to remove.
+    try:
+        inner = open_inner(work_fd)
+    except OSError:
+        return
+    try:
+        for depth in range(len(_BELOW_INNER), -1, -1):
+            _remove_in(inner, _BELOW_INNER[:depth], (*_BELOW_INNER, content)[depth], is_file=depth == len(_BELOW_INNER))
+        os.rmdir("work", dir_fd=work_fd)
+    except OSError:
+        pass
+    finally:
+        os.close(inner)
+
+
+def _remove_in(inner: int, way: Sequence[str], name: str, *, is_file: bool) -> None:
+    """Remove one name below WORK/work; what is not there is removed already. Raises OSError as unlink(2)."""
+    try:
+        fd = _open_below(inner, way)
+    except FileNotFoundError:
+        return
+    try:
+        (os.unlink if is_file else os.rmdir)(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass  # as it mostly is
+    finally:
+        os.close(fd)
