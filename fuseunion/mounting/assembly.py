@@ -8,13 +8,17 @@ from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ids.identity import IDENTITY, Identity, IdMap, IdRange
-from fuseunion.core.ownership.store_choice import choose, detect
+from fuseunion.core.ownership import belief
+from fuseunion.core.ownership.guarded_store import GuardedStore, IgnoredStore
+from fuseunion.core.ownership.store import OwnershipStore
+from fuseunion.core.ownership.store_choice import choose, detect, has_database
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting import log
 from fuseunion.mounting.checks import volatile
-from fuseunion.mounting.options import Options, XattrPermissions
+from fuseunion.mounting.options import Form, Options, XattrPermissions
 from fuseunion.mounting.prepared import Prepared
 
 _log = logging.getLogger("fuseunion.ownership")
@@ -31,11 +35,20 @@ _STORED_IN = {
 
 
 class Layers(NamedTuple):
-    """What a Union is made of; `lowers` topmost first."""
+    """What a Union is made of; `lowers` topmost first, `ignored` the layers whose stored ownership is not believed."""
 
     lowers: list[Layer]
     upper: Layer | None
     work: WorkDirectory | None
+    ignored: list[str]
+
+    @property
+    def says_ignored(self) -> list[str]:
+        """What a user is told of them, one line each."""
+        return [
+            f"stored owners of '{label}' are ignored: for the machine's root they count only where root alone may write"
+            for label in self.ignored
+        ]
 
 
 def open_layers(prepared: Prepared, options: Options) -> Layers:
@@ -50,10 +63,11 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
         Layer(opened.fd, writable=False, label=opened.label, covered=opened.covered, descriptors=descriptors)
         for opened in prepared.lowers
     ]
+    ignored: list[str] = []
     for lower in lowers:
-        lower.ownership = detect(lower.root_fd)
+        lower.ownership = _store_of_lower(lower, options, ignored)
     if prepared.upper is None or prepared.work is None:
-        return Layers(lowers, None, None)
+        return Layers(lowers, None, None, ignored)
     upper = Layer(
         prepared.upper.fd,
         writable=True,
@@ -77,29 +91,74 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
             ExitCode.LAYERS,
         ) from None
     try:
-        upper.ownership = choose(
-            upper.root_fd,
-            _STORED_IN[options.xattr_permissions],
-            work.layer.root_fd,
-            [lower.root_fd for lower in lowers],
-            volatile=_never_syncs(options),
-        )
+        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, ignored)
     except OSError as error:
         raise UserError(
             f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
             "xattr_permissions=1 is for root, --fakeroot (xattr_permissions=2) for everybody",
             ExitCode.LAYERS,
         ) from None
-    return Layers(lowers, upper, work)
+    return Layers(lowers, upper, work, ignored)
+
+
+def _store_of_lower(lower: Layer, options: Options, ignored: list[str]) -> OwnershipStore | None:
+    found = detect(lower.root_fd)
+    if found is None or not belief.is_needed():
+        return found
+    believed = belief.of_lower(
+        os.fstat(lower.root_fd), asked=_asked(options), privileged=found.name is OverrideName.PRIVILEGED
+    )
+    if believed is None:
+        ignored.append(lower.label)
+        return IgnoredStore()
+    return GuardedStore(found, believed, lower.label)
+
+
+def _store_of_upper(
+    upper: Layer, work: Layer, lowers: list[Layer], options: Options, ignored: list[str]
+) -> OwnershipStore | None:
+    wanted, volatile_ = _STORED_IN[options.xattr_permissions], _never_syncs(options)
+    if not belief.is_needed():
+        return choose(upper.root_fd, wanted, work.root_fd, [lower.root_fd for lower in lowers], volatile=volatile_)
+    marked = detect(upper.root_fd)
+    privileged = (wanted if marked is None else marked.name) is OverrideName.PRIVILEGED
+    believed = belief.of_upper(os.fstat(upper.root_fd), asked=_asked(options), privileged=privileged)
+    may_use_database = _asked(options) or belief.is_roots_database(work.root_fd)
+    stored = marked is not None or has_database(work.root_fd)
+    if stored and (believed is None or not (may_use_database or marked is not None)):
+        ignored.append(upper.label)
+    if believed is None:
+        return None
+    store = choose(
+        upper.root_fd,
+        wanted,
+        work.root_fd if may_use_database else None,
+        [lower.root_fd for lower in lowers if isinstance(lower.ownership, GuardedStore)],
+        volatile=volatile_,
+    )
+    return None if store is None else GuardedStore(store, believed, upper.label)
+
+
+def _asked(options: Options) -> bool:
+    return options.xattr_permissions is not XattrPermissions.OFF
 
 
 def announce(layers: Layers, prepared: Prepared) -> None:
     """Say in the log whose facts are shown for which layer, and of exchanged lowers; called once the log is open."""
     if prepared.exchanged:
         _log.info("%s", prepared.says_exchanged)
+    for line in layers.says_ignored:
+        _log.info("%s", line)
     for layer in (layers.upper, *layers.lowers):
-        if layer is not None and layer.ownership is not None:
+        if layer is not None and not isinstance(layer.ownership, IgnoredStore | None):
             _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)
+
+
+def tell_ignored(layers: Layers, options: Options) -> None:
+    """Tell a person whose stored ownership is not believed; called while there still is a stderr."""
+    if options.form is Form.PLAIN:
+        for line in layers.says_ignored:
+            log.tell(f"warning: {line}")
 
 
 def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_optional: bool = False) -> Union:

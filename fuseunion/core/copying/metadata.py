@@ -17,6 +17,7 @@ from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
 from fuseunion.core.ids.identity import KEEP, Identity, overflow_id
+from fuseunion.core.ownership.belief import OTHERS_WRITE
 from fuseunion.core.ownership.facts import Facts, backing_mode
 from fuseunion.linux import namespaces
 from fuseunion.linux.real_object import RealObject
@@ -58,6 +59,8 @@ def copy_xattrs(
     chosen: dict[bytes, bytes] = {}
     for name in source.listxattr():
         shown = lower.xattr_to_shown(name)
+        if lower.ownership is not None and not lower.ownership.believes_xattr(source, name):
+            continue
         if shown is not None and (shown not in chosen or name != shown):
             chosen[shown] = name  # the store's own name wins over the plain one (Layer.xattr_names)
     if without_capability:
@@ -157,12 +160,29 @@ def mode_kept(facts: Facts, owner: os.stat_result) -> int:
 def give_mode(held: RealObject, facts: Facts, upper: LayerAccess) -> None:
     """Give an object that is still in work its mode, after owner and ACL: both change it."""
     if facts.kind != stat.S_IFLNK:
-        held.chmod(real_mode(facts.kind, facts.mode, upper))
+        held.chmod(real_mode(held, facts.kind, facts.mode, upper))
 
 
-def real_mode(kind: int, mode: int, upper: LayerAccess) -> int:
-    """The permissions of the real object for one that shows `mode`."""
-    return mode if upper.ownership is None else stat.S_IMODE(backing_mode(kind | mode))
+def real_mode(held: RealObject, kind: int, mode: int, upper: LayerAccess) -> int:
+    """The permissions of the real object for one that shows `mode`.
+
+    Where not everything stored is believed, nobody else may write to a real object: they could write its facts. One
+    with an ACL stays as it is asked for, because the ACL that is shown is the real one, its mask these permissions.
+    """
+    if upper.ownership is None:
+        return mode
+    real = stat.S_IMODE(backing_mode(kind | mode))
+    return real & ~OTHERS_WRITE if upper.ownership.guarded and not _has_acl(held) else real
+
+
+def _has_acl(held: RealObject) -> bool:
+    try:
+        held.getxattr(xattr_names.POSIX_ACL_ACCESS)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
 
 
 def real_kind(kind: int, upper: LayerAccess) -> int:

@@ -230,7 +230,7 @@ def _chmod(state: State, held: RealObject, inode: Inode, mode: int) -> None:
     mode = stat.S_IMODE(mode)
     if upper.ownership is not None:
         upper.ownership.change(held, held.stat(), mode=mode)
-    held.chmod(metadata.real_mode(inode.kind, mode, upper))
+    held.chmod(metadata.real_mode(held, inode.kind, mode, upper))
     inode.stale()
 
 
@@ -284,7 +284,7 @@ def restate(state: State, inode: Inode, facts: Facts) -> bool:
         if facts.kind != stat.S_IFMT(shown.st_mode) and not stands_for_another:
             raise os_error(errno.EINVAL)
         ownership.store(held, real, facts)
-        held.chmod(metadata.real_mode(facts.kind, facts.mode, state.writable().layer))
+        held.chmod(metadata.real_mode(held, facts.kind, facts.mode, state.writable().layer))
     inode.stale()
     changed = inode.kind != facts.kind
     inode.kind = facts.kind

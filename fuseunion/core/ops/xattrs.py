@@ -65,13 +65,21 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
 
 def _read(layer: LayerAccess, held: RealObject, name: bytes) -> bytes:
     *first, last = layer.xattr_names(name)
+    if not _is_believed(layer, held, last):
+        raise os_error(errno.ENODATA)
     for disk_name in first:
+        if not _is_believed(layer, held, disk_name):
+            continue
         try:
             return held.getxattr(disk_name)
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise
     return held.getxattr(last)
+
+
+def _is_believed(layer: LayerAccess, held: RealObject, disk_name: bytes) -> bool:
+    return layer.ownership is None or layer.ownership.believes_xattr(held, disk_name)
 
 
 def _to_shown(name: bytes, value: bytes, identity: Identity) -> bytes:
@@ -96,9 +104,9 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
     """listxattr(2)."""
     if not state.settings.xattrs:
         return []
-    with inode.grasp() as held:
-        names = held.listxattr()
     layer = state.layer_of(inode)
+    with inode.grasp() as held:
+        names = [name for name in held.listxattr() if _is_believed(layer, held, name)]
     shown = map(layer.xattr_to_shown, names)
     visible = (name for name in shown if name is not None and (state.settings.acl or name not in _ACLS))
     return list(dict.fromkeys(visible))

@@ -41,7 +41,8 @@ _KINDS = {
     b"char": stat.S_IFCHR,
 }
 _WORDS = {kind: word for word, kind in _KINDS.items()}
-_DEVICES = (stat.S_IFBLK, stat.S_IFCHR)
+DEVICES = (stat.S_IFBLK, stat.S_IFCHR)
+"""The types that have a device number."""
 
 
 class Facts(NamedTuple):
@@ -64,7 +65,7 @@ class Facts(NamedTuple):
     def of(cls, st: os.stat_result) -> Facts:
         """What a stat result says."""
         kind = stat.S_IFMT(st.st_mode)
-        return cls(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode), kind, st.st_rdev if kind in _DEVICES else 0)
+        return cls(st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode), kind, st.st_rdev if kind in DEVICES else 0)
 
     def apply(self, st: os.stat_result) -> os.stat_result:
         """The stat result of the real object, with these facts in place of its own; times and sizes stay exact.
@@ -100,7 +101,7 @@ def parse(value: bytes) -> Facts:
 def _parse_type(text: bytes) -> tuple[int, int]:
     for word, kind in _KINDS.items():
         if text.startswith(word):
-            if kind not in _DEVICES:
+            if kind not in DEVICES:
                 return kind, 0
             device = _DEVICE.fullmatch(text)
             # MKDEV's fields, include/linux/kdev_t.h: 12 and 20 bits.
@@ -115,7 +116,7 @@ def unparse(facts: Facts) -> bytes:
     if not facts.kind:
         return text
     text += b":" + _WORDS[facts.kind]
-    if facts.kind in _DEVICES:
+    if facts.kind in DEVICES:
         text += b"-%d-%d" % (os.major(facts.rdev), os.minor(facts.rdev))
     return text
 

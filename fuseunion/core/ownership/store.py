@@ -22,9 +22,11 @@ class OwnershipStore(ABC):
 
     Attributes:
         label: how the log names it.
+        guarded: real objects are kept closed to others, since not everything is believed (belief.py).
     """
 
     label: str
+    guarded = False
 
     @abstractmethod
     def find(self, where: RealObject, st: os.stat_result) -> Facts | None:
@@ -88,6 +90,14 @@ class OwnershipStore(ABC):
         return (
             None if disk in stored_names.STORED or disk.startswith(stored_names.PREFIX) else xattr_names.to_shown(disk)
         )
+
+    def believes_xattr(self, where: RealObject, disk: bytes) -> bool:
+        """Whether an attribute of this name on disk stands for what it says, on this object.
+
+        Raises:
+            OSError: as lstat(2).
+        """
+        return True
 
     @abstractmethod
     def forget(self, st: os.stat_result) -> None:

@@ -31,7 +31,7 @@ from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 from fuseunion.mounting import log
-from fuseunion.mounting.assembly import announce, build_union, open_layers
+from fuseunion.mounting.assembly import announce, build_union, open_layers, tell_ignored
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepared import Prepared
 
@@ -141,6 +141,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             if layers.upper is not None and to_sync >= 0:
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
+            tell_ignored(layers, options)
             ready()
             announce(layers, prepared)
 
