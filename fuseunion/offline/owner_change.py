@@ -2,7 +2,7 @@
 
 chown(2) does more than it says: it clears set-id bits and removes file capabilities (fs/open.c chown_common,
 security/commoncap.c cap_inode_killpriv). With one owner for everything that is right, unless somebody asks to keep
-them: a user's set-user-ID program must not become root's. It is done whoever the owner was, because stored owners can
+them: a user's set-user-ID program must not become root's. The owner before does not matter, because stored owners can
 be forged. With a map they stay, since they mean the same as before.
 
 An owner is written in more places than the inode: in the qualifiers of ACLs, in the root id of a capability, and, in an
