@@ -9,6 +9,7 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ids.identity import IDENTITY, Identity, IdMap, IdRange
 from fuseunion.core.ownership import belief
+from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.guarded_store import GuardedStore, IgnoredStore
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.store_choice import choose, detect, has_database
@@ -91,7 +92,7 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
             ExitCode.LAYERS,
         ) from None
     try:
-        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, ignored)
+        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, prepared.shown_as, ignored)
     except OSError as error:
         raise UserError(
             f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
@@ -115,7 +116,12 @@ def _store_of_lower(lower: Layer, options: Options, ignored: list[str]) -> Owner
 
 
 def _store_of_upper(
-    upper: Layer, work: Layer, lowers: list[Layer], options: Options, ignored: list[str]
+    upper: Layer,
+    work: Layer,
+    lowers: list[Layer],
+    options: Options,
+    shown_as: os.stat_result | None,
+    ignored: list[str],
 ) -> OwnershipStore | None:
     wanted, volatile_ = _STORED_IN[options.xattr_permissions], _never_syncs(options)
     if not belief.is_needed():
@@ -134,6 +140,7 @@ def _store_of_upper(
         wanted,
         work.root_fd if may_use_database else None,
         [lower.root_fd for lower in lowers if isinstance(lower.ownership, GuardedStore)],
+        None if shown_as is None else Facts.of(shown_as),
         volatile=volatile_,
     )
     return None if store is None else GuardedStore(store, believed, upper.label)

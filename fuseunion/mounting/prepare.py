@@ -18,12 +18,13 @@ import stat
 from collections.abc import Collection
 
 from fuseunion.core.ids.identity import overflow_id
+from fuseunion.core.ownership import belief
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
 from fuseunion.mounting.checks import in_use, placement, ranches, volatile
 from fuseunion.mounting.checks.placement import Part, Place, Survey
-from fuseunion.mounting.options import Form, Options
+from fuseunion.mounting.options import Form, Options, XattrPermissions
 from fuseunion.mounting.prepared import Prepared
 
 _log = logging.getLogger("fuseunion.setup")
@@ -132,7 +133,10 @@ def _prepare_upper(
 
     upper_fd = _open_or_make(prepared, upper, 0o755)
     prepared.upper = prepared.opened(upper_fd, upper.path, merged.way_from(upper) if merged else ())
-    if upper.key is None:
+    if upper.key is None and options.xattr_permissions is not XattrPermissions.OFF and belief.is_needed():
+        # It stays root's: with an option the objects of its owner are believed (core/ownership/belief.py).
+        prepared.shown_as = os.fstat(prepared.lowers[0].fd)
+    elif upper.key is None:
         _adopt_attributes(prepared.lowers[0].fd, upper_fd)
     prepared.on_end(os.close, in_use.lock(upper, upper_fd))
     work_fd = _open_or_make(prepared, work, 0o700)

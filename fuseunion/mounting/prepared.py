@@ -35,12 +35,14 @@ class Prepared:
         target: absolute path of the merged directory, or /dev/fd/N.
         lowers: topmost first.
         upper, work: None for a read-only mount.
+        shown_as: what a new upper's root is to look like where that is stored, not real; None where it is as it looks.
         exchanged: the upper was last mounted over other lowers (same_lowers.py).
     """
 
     def __init__(self, target: str, form: Form) -> None:
         self.target = target
         self.exchanged = False
+        self.shown_as: os.stat_result | None = None
         self._form = form
         self.lowers: list[Opened] = []
         self.upper: Opened | None = None

@@ -1,9 +1,13 @@
 """Changing whose the objects of a tree are, and nothing else.
 
 chown(2) does more than it says: it clears set-id bits and removes file capabilities (fs/open.c chown_common,
-security/commoncap.c cap_inode_killpriv). And an owner is written in more places than the inode: in the qualifiers of
-ACLs, in the root id of a capability, and, in an upper with stored ownership, in its store. There the store is the
-ownership; the real owner is only the user who may open the files, and stays.
+security/commoncap.c cap_inode_killpriv). With one owner for everything that is right, unless somebody asks to keep
+them: a user's set-user-ID program must not become root's. The owner before does not matter, because stored owners can
+be forged. With a map they stay, since they mean the same as before.
+
+An owner is written in more places than the inode: in the qualifiers of ACLs, in the root id of a capability, and, in an
+upper with stored ownership, in its store. There the store is the ownership; the real owner is only the user who may
+open the files, and stays.
 
 `examine` finds out what has to happen to one object, `Step.apply` does it. Nothing is written before every object was
 examined once, so that a rule that does not fit is found before anything has changed.
@@ -11,13 +15,14 @@ examined once, so that a rule that does not fit is found before anything has cha
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from fuseunion.core.ids import acl, capability
-from fuseunion.core.ids.identity import IdMap
+from fuseunion.core.ids.identity import KEEP, IdMap
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import PREFIX
 from fuseunion.offline.walk import Found
@@ -42,6 +47,10 @@ class Rule(Protocol):
     def repeatable(self) -> bool:
         """True when it changes nothing that it has changed before."""
 
+    @property
+    def keeps_privileges(self) -> bool:
+        """True when set-id bits and file capabilities stay."""
+
     def owner(self, uid: int, gid: int) -> tuple[int, int]:
         """The new owner."""
 
@@ -51,10 +60,15 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OneOwner:
-    """Everything belongs to one user and group; whom ACLs mention does not change."""
+    """Everything belongs to one user and group; whom ACLs mention does not change.
+
+    Attributes:
+        keeps_privileges: set-id bits and file capabilities stay.
+    """
 
     uid: int
     gid: int
+    keeps_privileges: bool = False
 
     @property
     def repeatable(self) -> bool:
@@ -85,6 +99,10 @@ class Shift:
             for new in self.ids.ranges
         )
 
+    @property
+    def keeps_privileges(self) -> bool:
+        return True
+
     def owner(self, uid: int, gid: int) -> tuple[int, int]:
         return self.qualifier(uid), self.qualifier(gid)
 
@@ -104,8 +122,9 @@ class Step:
     Attributes:
         store: where ownership is stored, None where the inode has it.
         before, after: the owner as it is seen, (uid, gid).
-        mode: permissions to set again after chown, or None.
+        mode: permissions to set after chown, or None: those that chown would change, or without set-id bits.
         xattrs: attributes to write afterwards.
+        removed: attributes to remove.
     """
 
     store: OwnershipStore | None
@@ -113,11 +132,17 @@ class Step:
     after: tuple[int, int]
     mode: int | None = None
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    removed: frozenset[bytes] = frozenset()
 
     @property
     def needed(self) -> bool:
         """False when everything is as it should be."""
-        return self.before != self.after or bool(self.xattrs)
+        return self.before != self.after or self.mode is not None or bool(self.xattrs or self.removed)
+
+    @property
+    def clears(self) -> bool:
+        """True when set-id bits or capabilities go."""
+        return bool(self.removed) or (self.mode is not None and not self.mode & _SET_ID)
 
     def apply(self, found: Found) -> None:
         """Make the change.
@@ -126,13 +151,21 @@ class Step:
             OSError: as chown(2) and setxattr(2).
         """
         held = found.held
-        if self.before != self.after:
-            if self.store is None:
+        if self.store is not None:
+            if self.before != self.after or self.mode is not None:
+                mode = KEEP if self.mode is None else self.mode
+                self.store.change(held, found.st, uid=self.after[0], gid=self.after[1], mode=mode)
+        else:
+            if self.before != self.after:
                 held.chown(*self.after)
-            else:
-                self.store.change(held, found.st, uid=self.after[0], gid=self.after[1])
-        if self.mode is not None:
-            held.chmod(self.mode)
+            if self.mode is not None:
+                held.chmod(self.mode)
+        for name in self.removed:
+            try:
+                held.removexattr(name)
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # chown has removed it
+                    raise
         for name, value in self.xattrs.items():
             held.setxattr(name, value)
 
@@ -152,13 +185,17 @@ def examine(found: Found, rule: Rule, store: OwnershipStore | None) -> Step:
     before = seen.st_uid, seen.st_gid
     step = Step(store, before, rule.owner(*before))
     clears = store is None and step.before != step.after
-    mode = found.st.st_mode
-    if clears and mode & _SET_ID and not stat.S_ISDIR(mode):
-        step.mode = stat.S_IMODE(mode)
     names = frozenset(found.held.listxattr())
+    if seen.st_mode & _SET_ID and not stat.S_ISDIR(seen.st_mode):
+        if not rule.keeps_privileges:
+            step.mode = stat.S_IMODE(seen.st_mode) & ~_SET_ID
+        elif clears:
+            step.mode = stat.S_IMODE(seen.st_mode)
+    if not rule.keeps_privileges:
+        step.removed = names & _CAPABILITIES
     for name in names & _ACLS:
         _examine_value(found, name, step, lambda value: _shift_acl(value, rule), always=False)
-    for name in names & _CAPABILITIES:
+    for name in (names & _CAPABILITIES) - step.removed:
         _examine_value(found, name, step, lambda value: _shift_capability(value, rule), always=clears)
     return step
 

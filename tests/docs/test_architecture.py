@@ -15,7 +15,8 @@ ARCHITECTURE = PROJECT / "docs/architecture.md"
 
 TESTS = sorted(path for path in (PROJECT / "tests").rglob("*.py") if path.name != "test_architecture.py")
 SOURCES = sorted((PROJECT / "fuseunion").rglob("*.py"))
-TEXTS = [*documents(), *SOURCES, PROJECT / "docs/man/fuseunion.1", *TESTS]
+DOCUMENTS = [*documents(), PROJECT / "SECURITY.md"]
+TEXTS = [*DOCUMENTS, *SOURCES, PROJECT / "docs/man/fuseunion.1", *TESTS]
 
 CITED = re.compile(r"(?<![\w/.{}-])((?:fuseunion|tests|bench|scripts|docs)/[\w/-]+\.(?:py|md|1))\b")
 """The path of a file of this project, from its root."""
@@ -46,12 +47,20 @@ def _anchors(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", documents(), ids=_name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target, anchor in LINK.findall(path.read_text()):
         document = (path.parent / target).resolve() if target else path
         assert document.exists(), target
         assert not anchor or anchor in _anchors(document), f"{target}#{anchor}"
+
+
+def test_every_promise_names_its_tests() -> None:
+    promises = re.findall(
+        r"^\| (?!promise)([^|-][^|]*) \|(.*)\|$", (PROJECT / "docs/guarantees.md").read_text(), re.MULTILINE
+    )
+    assert len(promises) > 30
+    assert not [promise for promise, tests in promises if not CITED.search(tests)]
 
 
 def test_the_floors_are_those_that_are_enforced() -> None:

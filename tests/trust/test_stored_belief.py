@@ -84,7 +84,7 @@ def test_a_users_lower(arena: Arena, name: str) -> None:
     _forge(theirs, name)
     _give(arena, theirs)
     arena.guard(theirs)
-    with arena.mount(theirs, base, options=["allow_other"]) as mount:
+    with arena.mount(theirs, base, options=["allow_other", "dev"]) as mount:
         _assert_harmless(arena, mount.merged)
         assert mount.log().count(IGNORED) == 1
         for path in ("id", "able"):  # copied up, they are no more than they were
@@ -99,7 +99,7 @@ def test_a_users_upper(arena: Arena) -> None:
     base = arena.lower({"file": File(b"x")})
     _forge(arena.upper)
     _give(arena, arena.upper)
-    with arena.mount(base, options=["allow_other"]) as mount:
+    with arena.mount(base, options=["allow_other", "dev"]) as mount:
         _assert_harmless(arena, mount.merged)
         assert mount.log().count(IGNORED) == 1
         os.chown(mount / "file", 5, 6)
@@ -220,6 +220,23 @@ def test_an_option_asks_for_the_upper(arena: Arena) -> None:
         assert os.lstat(mount / "id").st_mode & 0o4000
         assert _effective(arena, mount / "program") == arena.actor.user.uid
         assert IGNORED in mount.log()
+
+
+def test_a_new_upper_with_an_option_is_roots(arena: Arena) -> None:
+    """Although it looks like the lower's root: its owner could write what is believed."""
+    theirs, user = arena.directory("theirs"), arena.actor.user
+    (theirs / "file").touch()
+    _give(arena, theirs)
+    theirs.chmod(0o775)
+    with arena.mount(theirs, arguments=["--fakeroot"]) as mount:
+        shown = os.stat(mount.merged)
+        assert (shown.st_uid, shown.st_gid, stat.S_IMODE(shown.st_mode)) == (user.uid, user.gid, 0o775)
+        with acting_as(user.uid):
+            (mount / "new").touch()
+            with pytest.raises(PermissionError):
+                (arena.upper / "direct").touch()
+    real = os.stat(arena.upper)
+    assert (real.st_uid, stat.S_IMODE(real.st_mode)) == (0, 0o755)
 
 
 def test_an_option_does_not_ask_for_strangers(arena: Arena) -> None:

@@ -128,14 +128,14 @@ def test_everything_gets_the_owner_and_keeps_the_rest(
     upper: Path, text: str, owner: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = _rest(upper)
-    assert chown.main([str(upper), "--to", text]) == ExitCode.OK
+    assert chown.main([str(upper), "--to", text, "--keep-set-id"]) == ExitCode.OK
     assert set(_owners(upper).values()) == {owner}
     assert _rest(upper) == before
     assert os.getxattr(upper / "cap", CAPABILITY) == _cap(0)
     assert os.getxattr(upper / "acl", ACCESS) == _acl(1000, 1001)
     assert os.getxattr(upper / "dir", DEFAULT) == _acl(1000, 1001)
     assert capsys.readouterr().out == "changed 12 of 12 objects\n"
-    assert chown.main([str(upper), f"--to={text}"]) == ExitCode.OK
+    assert chown.main([str(upper), f"--to={text}", "--keep-set-id"]) == ExitCode.OK
     assert capsys.readouterr().out == "changed 0 of 12 objects\n"
 
 
@@ -154,7 +154,7 @@ def test_links_out_of_the_tree_are_not_followed(upper: Path, tmp_path: Path) -> 
 @pytest.mark.root
 def test_a_dry_run_tells_and_changes_nothing(upper: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = _owners(upper), _rest(upper)
-    assert chown.main([str(upper), "--to", "1000:1001", "--dry-run"]) == ExitCode.OK
+    assert chown.main([str(upper), "--to", "1000:1001", "--dry-run", "--keep-set-id"]) == ExitCode.OK
     assert capsys.readouterr().out == "1002:0 -> 1000:1001  'other'\n1 of 12 objects would change\n"
     assert (_owners(upper), _rest(upper)) == before
 
@@ -226,7 +226,7 @@ def test_stored_ownership_changes_in_its_attributes(tmp_path: Path) -> None:
     os.setxattr(upper / "suid", OVERRIDE, b"1000:1001:104755")
     os.setxattr(upper / "acl", OVERRIDE, b"1000:1001:0660:block-8:1")
     os.setxattr(upper / "cap", "user.containers.override_security.capability", _cap(0))
-    assert chown.main([str(upper), "--to", "5:6"]) == ExitCode.OK
+    assert chown.main([str(upper), "--to", "5:6", "--keep-set-id"]) == ExitCode.OK
     assert _owners(upper) == real
     assert os.getxattr(upper, OVERRIDE) == b"5:6:0555:dir"
     assert os.getxattr(upper / "suid", OVERRIDE) == b"5:6:4755:file"

@@ -30,15 +30,18 @@ from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shif
 from fuseunion.offline.walk import Found, walk
 
 HELP = """\
-Usage: fuseunion chown UPPER --to root|UID:GID [--work DIR] [--dry-run]
+Usage: fuseunion chown UPPER --to root|UID:GID [--keep-set-id] [--work DIR] [--dry-run]
        fuseunion chown UPPER --map DISK:SHOWN:LEN... [--work DIR] [--dry-run]
 
-Changes the owner of everything in the upper directory UPPER, which must not be mounted. Permissions, set-id bits,
-file capabilities, whiteouts, ACLs, hard links and times of modification stay as they are. Where ownership is stored
-in attributes or in the work directory's database, the stored ownership is changed.
+Changes the owner of everything in the upper directory UPPER, which must not be mounted. Permissions, whiteouts,
+ACLs, hard links and times of modification stay as they are. With --to, files lose their set-id bits and capabilities,
+as with chown(1); with --map they keep them. Where ownership is stored in attributes or in the work directory's
+database, the stored ownership is changed.
 
 Options:
   --to OWNER             the new owner of everything
+  --keep-set-id          with --to: keep set-id bits and file capabilities. Every set-id program in UPPER then runs with
+                         the rights of the new owner
   --map DISK:SHOWN:LEN   ids DISK, DISK+1, ... become SHOWN, SHOWN+1, ..., users and groups alike; may be repeated.
                          ACLs and file capabilities follow. Every id that occurs must be covered
   --work DIR             the work directory of UPPER, when that is not the default one
@@ -48,6 +51,7 @@ Options:
 Examples:
   fuseunion chown upper --to root
   fuseunion chown upper --to 1000:1000 --dry-run
+  fuseunion chown tree --to root --keep-set-id
   fuseunion chown upper --map 0:100000:65536
   fuseunion chown upper --map 1000:0:1 --map 100000:1:65535
 """
@@ -62,6 +66,7 @@ def main(arguments: list[str]) -> int:
     """
     parser = CommandParser("chown", HELP)
     parser.flag("--dry-run")
+    parser.flag("--keep-set-id")
     parser.values("--map")
     for name in ("--to", "--work"):
         parser.value(name)
@@ -70,25 +75,28 @@ def main(arguments: list[str]) -> int:
         return ExitCode.OK
     if len(asked.operands) != 1 or (asked.to is None) == (not asked.map):
         raise UserError("give one directory and either --to or --map; see fuseunion chown --help")
-    rule = _shift(asked.map) if asked.to is None else _owner(asked.to)
+    if asked.keep_set_id and asked.to is None:
+        raise UserError("--keep-set-id goes with --to; --map keeps set-id bits and capabilities anyway")
+    rule = _shift(asked.map) if asked.to is None else _owner(asked.to, keep_set_id=asked.keep_set_id)
     with ExitStack() as stack:
         upper = _open_upper(stack, asked.operands[0], asked.work)
-        total, changes = _survey(upper, rule, show=asked.dry_run)
+        total, changes, cleared = _survey(upper, rule, show=asked.dry_run)
         if asked.dry_run:
             print(f"{changes} of {total} objects would change")
         else:
             _change(upper, rule, total)
-            print(f"changed {changes} of {total} objects")
+            note = f", {cleared} lost set-id bits or capabilities" if cleared else ""
+            print(f"changed {changes} of {total} objects{note}")
     return ExitCode.OK
 
 
-def _owner(text: str) -> OneOwner:
+def _owner(text: str, *, keep_set_id: bool) -> OneOwner:
     if text == "root":
-        return OneOwner(0, 0)
+        return OneOwner(0, 0, keep_set_id)
     numbers = re.fullmatch(r"([0-9]+):([0-9]+)", text, re.ASCII)
     if numbers is None or max(int(numbers[1]), int(numbers[2])) > MAX_ID:
         raise UserError(f"--to {text}: expected root or UID:GID, in numbers")
-    return OneOwner(int(numbers[1]), int(numbers[2]))
+    return OneOwner(int(numbers[1]), int(numbers[2]), keep_set_id)
 
 
 def _shift(texts: list[str]) -> Shift:
@@ -149,16 +157,22 @@ def _objects(upper: _Upper, rule: Rule) -> Iterator[tuple[Found, Step]]:
             yield found, step
 
 
-def _survey(upper: _Upper, rule: Rule, *, show: bool) -> tuple[int, int]:
-    """Look at everything before anything changes: how many objects there are, and how many change."""
-    total = changes = 0
+def _survey(upper: _Upper, rule: Rule, *, show: bool) -> tuple[int, int, int]:
+    """Look at everything before anything changes.
+
+    Returns:
+        How many objects there are, how many change, how many lose set-id bits or capabilities.
+    """
+    total = changes = cleared = 0
     for found, step in _objects(upper, rule):
         total += 1
         changes += step.needed
+        cleared += step.clears
         if show and step.needed:
             path = os.fsdecode(found.path or b".")
-            print(f"{step.before[0]}:{step.before[1]} -> {step.after[0]}:{step.after[1]}  {path!r}")
-    return total, changes
+            lost = "  loses set-id bits or capabilities" if step.clears else ""
+            print(f"{step.before[0]}:{step.before[1]} -> {step.after[0]}:{step.after[1]}  {path!r}{lost}")
+    return total, changes, cleared
 
 
 def _change(upper: _Upper, rule: Rule, total: int) -> None:

@@ -1,8 +1,8 @@
 """Which stored ownership is believed, where believing it could make somebody root.
 
-Whoever owns a file, or may write to it, can set its `user.*` attributes (fs/xattr.c xattr_permission). In a mount of an
-ordinary user, or of the root of a user namespace, a forged owner gives nothing that its forger does not have. In a
-mount of the machine's root it would make a program set-user-ID root, or an empty file a device. So there
+The owner of a file, and everybody who may write to it, can set its `user.*` attributes (fs/xattr.c xattr_permission).
+In a mount of an ordinary user, or of the root of a user namespace, a forged owner gives nothing that its forger does
+not have. In a mount of the machine's root it would make a program set-user-ID root, or an empty file a device. So there
 
 * a layer is believed when its root directory belongs to root and nobody else may write to it;
 * in it, an object is believed whole when the real object belongs to root and nobody else may write to it;
@@ -11,9 +11,9 @@ mount of the machine's root it would make a program set-user-ID root, or an empt
 * a database is believed when it and its directory belong to root and nobody else may write to them.
 
 An option that asks for stored ownership (`xattr_permissions=`, `--fakeroot`) asks for the upper: then the objects of
-root and of the owner of the upper's root directory are believed, whoever may write to them. In lowers that belong to
+root and of the owner of the upper's root directory are believed, no matter who else may write. In lowers that belong to
 root it lifts the conditions on permissions, as container engines need it: root's storage with `force_mask` has real
-owners, and masks that may let a group write.
+owners, and masks that may let a group write; and set-id bits count for the real owner.
 
 `security.*` needs CAP_SYS_ADMIN. What it says is believed in every layer, but for set-id bits: who owns the file, or
 may write to it, decides what the program is.

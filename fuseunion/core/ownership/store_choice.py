@@ -45,6 +45,7 @@ def choose(
     wanted: OverrideName | None,
     work_fd: int | None,
     lower_fds: Iterable[int] = (),
+    root: Facts | None = None,
     *,
     volatile: bool = False,
 ) -> OwnershipStore | None:
@@ -56,6 +57,7 @@ def choose(
         work_fd: the directory of the work area that outlives the mount; None does without a database.
         lower_fds: the roots of the lowers, topmost first: the first that is marked lends an unmarked upper the
             facts of the root directory.
+        root: else these are its facts; None takes the real ones.
         volatile: never wait for the disk.
 
     Raises:
@@ -69,7 +71,7 @@ def choose(
         if work_fd is not None and has_database(work_fd):
             store = _database(work_fd, volatile=volatile)
     else:
-        value = _root_facts(root_fd, lower_fds)
+        value = _root_facts(lower_fds, Facts.of(os.fstat(root_fd)) if root is None else root)
         try:
             RealObject(root_fd).setxattr(wanted, value)
         except OSError as error:
@@ -103,8 +105,8 @@ def _marked(root_fd: int) -> tuple[OverrideName, bytes] | None:
     return None
 
 
-def _root_facts(root_fd: int, lower_fds: Iterable[int]) -> bytes:
-    """What the root directory of an unmarked upper is to look like: as the first marked lower's, or as it is.
+def _root_facts(lower_fds: Iterable[int], otherwise: Facts) -> bytes:
+    """What the root directory of an unmarked upper is to look like: as the first marked lower's, or as said.
 
     (fuse-overlayfs makes it 0:0 with mode 0555, which the user who mounts may not write to.)
     """
@@ -112,7 +114,7 @@ def _root_facts(root_fd: int, lower_fds: Iterable[int]) -> bytes:
         lower = _marked(fd)
         if lower is not None:
             return lower[1]
-    return codec.unparse(Facts.of(os.fstat(root_fd)))
+    return codec.unparse(otherwise)
 
 
 def _with_xattr(name: OverrideName, work_fd: int | None, *, volatile: bool) -> XattrStore:
