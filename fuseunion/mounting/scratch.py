@@ -13,15 +13,16 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from fuseunion.core.disk import trees
+from fuseunion.core.disk.layer import Layer
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import namespaces, syscalls
+from fuseunion.linux import namespaces, owned, syscalls
 
 _log = logging.getLogger("fuseunion.scratch")
 
@@ -110,7 +111,7 @@ def _directory() -> Scratch:
         except OSError as error:
             _log.debug("no directory in %s: %s", parent, error)
             continue
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = owned.open_directory(os.path.realpath(path))
         fcntl.flock(fd, fcntl.LOCK_EX)
         return Scratch(fd, path, partial(_remove, path, fd))
     raise UserError("no private tmpfs and no directory in /dev/shm or TMPDIR can be made", ExitCode.FAILURE)
@@ -122,24 +123,31 @@ def _parents() -> list[str]:
 
 def _sweep(parent: str, prefix: str) -> None:
     """Remove the directories of this user whose daemon has gone."""
-    with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for entry in entries:
-            if not entry.name.startswith(prefix) or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+    with contextlib.suppress(OSError):
+        for name in os.listdir(parent):
+            path = os.path.join(os.path.realpath(parent), name)
+            if not name.startswith(prefix):
                 continue
-            fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fd = owned.open_directory(path)
+            except OSError as error:
+                _log.debug("%s is not ours to remove: %s", path, error)
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
             else:
-                _remove(entry.path, fd)
+                _remove(path, fd)
 
 
 def _remove(path: str, fd: int) -> None:
-    """Remove the directory, then let go of its lock."""
-    for directory, names, _ in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                os.chmod(os.path.join(directory, name), 0o700)
-    shutil.rmtree(path, ignore_errors=True)
-    os.close(fd)
+    """Remove the directory, then let go of its lock. What resists is logged, and tried again by the next mount."""
+    layer = Layer(fd, writable=True, label=path)
+    try:
+        trees.empty(layer.root)
+        os.rmdir(path)
+    except OSError as error:
+        _log.warning("cannot remove '%s': %s", path, error.strerror)
+    finally:
+        layer.close()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import ExitStack
 
 from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.engines.kernel import work_mark
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import syscalls
+from fuseunion.linux import owned, syscalls
 from fuseunion.linux.mountinfo import Mount
+from fuseunion.mounting.checks import volatile
 from fuseunion.mounting.options.grammar import unescape
 from fuseunion.mounting.prepare import default_work_path
 
@@ -67,32 +70,49 @@ def _syncfs(path: str) -> None:
 
 
 def _leave_in_order(entry: Mount) -> None:
-    """Remove the default work directory of a mount that has ended, unless it holds what must outlive it."""
+    """Empty the work directory of a mount that has ended, and remove the default one.
+
+    Unless it holds what must outlive the mount. Only the directory itself that was mounted is touched (work_mark.py),
+    through its descriptor, and of it only what overlayfs leaves.
+    """
     # The option string is shown as it was given to mount(2).
     upper, work = (unescape(entry.option(name) or "") for name in ("upperdir", "workdir"))
     if not work:
         return
-    try:
-        fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return  # an ephemeral mount's, gone with it
-    _remove_volatile(f"{work}/work/incompat/volatile")
-    WorkDirectory(fd, work).close()
-    if work == default_work_path(upper):
-        for path in (f"{work}/work", f"{work}/index", work):
-            try:
-                os.rmdir(path)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                    _log.warning("cannot remove '%s': %s", path, error.strerror)
+    with ExitStack() as stack:
+        try:
+            upper_fd = owned.open_without_links(upper)
+            stack.callback(os.close, upper_fd)
+            fd = owned.open_directory(work, owners={os.fstat(upper_fd).st_uid})
+            stack.callback(os.close, fd)
+        except FileNotFoundError:
+            return  # an ephemeral mount's, gone with it
+        except OSError as error:
+            _log.warning("the work directory '%s' stays as it is: %s", work, error.strerror)
+            return
+        if not work_mark.take(fd, upper_fd):
+            _log.warning("'%s' stays as it is: it is not the work directory of the mount that has ended", work)
+            return
+        volatile.clear_of_kernel(fd)  # what is in UPPER is what was written (overlayfs.rst, "Volatile mount")
+        WorkDirectory(os.dup(fd), work).close()
+        if work == default_work_path(upper):
+            _remove_default(fd, work)
 
 
-def _remove_volatile(mark: str) -> None:
-    """The mount ended in order: what is in UPPER is what was written (overlayfs.rst, "Volatile mount")."""
+def _remove_default(fd: int, work: str) -> None:
+    for name in ("work", "index"):
+        _remove_empty(name, fd)
     try:
-        os.chmod(os.path.dirname(os.path.dirname(mark)), 0o700)
-        os.unlink(f"{mark}/dirty")
-        os.rmdir(mark)
-        os.rmdir(os.path.dirname(mark))
+        same = os.path.samestat(os.lstat(work), os.fstat(fd))
     except OSError:
-        pass  # the mount was not volatile
+        same = False
+    if same:
+        _remove_empty(work)
+
+
+def _remove_empty(name: str, dir_fd: int | None = None) -> None:
+    try:
+        os.rmdir(name, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            _log.warning("cannot remove '%s': %s", name, error.strerror)

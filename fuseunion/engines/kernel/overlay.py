@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.engines.kernel import work_mark
 from fuseunion.engines.kernel.foreign_marks import foreign_mark
 from fuseunion.engines.kernel.recognise import SOURCE, TYPE
 from fuseunion.errors import ExitCode, UserError
@@ -61,6 +62,7 @@ def show(options: Options) -> None:
         elif prepared.upper is not None and prepared.work is not None:
             words += [f"upperdir={escape(prepared.upper.label)}", f"workdir={escape(prepared.work.label)}"]
             volatile.clear(prepared.work.fd)
+            work_mark.put(prepared.work.fd, prepared.upper.fd)
         if prefix == b"user.overlay.":
             words.append("userxattr")
         if options.volatile and not options.ephemeral:
