@@ -17,7 +17,8 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from fuseunion.core.disk.permission import opened
@@ -53,12 +54,52 @@ class FoundDirectory(NamedTuple):
     marks: dict[bytes, bytes]
 
 
-def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | FoundDirectory | None:
+_MOST_PARTS = 1000
+_MOST_REDIRECTS = 100
+
+
+class _Way:
+    """How far the redirects of one lookup have led.
+
+    Layers that are hostile could have each part of a path redirected to another path, again in the next layer.
+
+    Attributes:
+        parts: names of redirects that may still be looked for.
+        depth: redirects within redirects.
+    """
+
+    __slots__ = ("depth", "parts")
+
+    def __init__(self) -> None:
+        self.parts = _MOST_PARTS
+        self.depth = 0
+
+    @contextmanager
+    def redirected(self, parts: int) -> Iterator[None]:
+        """Follow a redirect of so many parts in the block.
+
+        Raises:
+            OSError: ELOOP, as for a path with too many links (path_resolution(7)).
+        """
+        self.parts -= parts
+        self.depth += 1
+        if self.parts < 0 or self.depth > _MOST_REDIRECTS:
+            raise xattr_names.malformed(errno.ELOOP)
+        yield
+        self.depth -= 1
+
+
+def resolve(
+    state: State, stack: Sequence[RealDir], name: bytes, way: _Way | None = None
+) -> FoundFile | FoundDirectory | None:
     """Find `name` in a stack of real directories.
+
+    Args:
+        way: of the lookup that this is a part of.
 
     Raises:
         OSError: EPERM for a file whose data lies elsewhere (metacopy, which we do not read), EIO and the like from
-            the layers.
+            the layers; EINVAL or ELOOP (MalformedError) for redirects that lead nowhere.
     """
     directories: list[RealDir] = []
     stats: list[os.stat_result] = []
@@ -90,7 +131,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             stats.append(st)
             redirect = last_marks.get(xattr_names.REDIRECT)
             if redirect is not None and below and not is_opaque(real, child, last_marks):
-                found = _redirected(state, stack[index:], redirect)
+                found = _redirected(state, stack[index:], redirect, way or _Way())
                 if found is not None:
                     directories += found.stack
                     stats += found.stats
@@ -100,11 +141,11 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
     return FoundDirectory(directories, stats, top_marks) if directories else None
 
 
-def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> FoundDirectory | None:
+def _redirected(state: State, below: Sequence[RealDir], redirect: bytes, way: _Way) -> FoundDirectory | None:
     """The stack below a directory that was renamed with redirect_dir=on (overlayfs.rst, "Redirecting directories").
 
     Raises:
-        OSError: EINVAL for a redirect that overlayfs would not accept either (ovl_get_redirect_xattr).
+        OSError: EINVAL for a redirect that overlayfs would not accept either (ovl_get_redirect_xattr); ELOOP.
     """
     absolute = redirect.startswith(b"/")
     names = redirect[absolute:].split(b"/")
@@ -117,11 +158,12 @@ def _redirected(state: State, below: Sequence[RealDir], redirect: bytes) -> Foun
         layers = {real.layer for real in below}
         dirs = [root for root in state.root.lowers if root.layer in layers]
     found: FoundFile | FoundDirectory | None = None
-    for part in names:
-        found = resolve(state, dirs, part)
-        if not isinstance(found, FoundDirectory):
-            return None
-        dirs = found.stack
+    with way.redirected(len(names)):
+        for part in names:
+            found = resolve(state, dirs, part, way)
+            if not isinstance(found, FoundDirectory):
+                break
+            dirs = found.stack
     return found if isinstance(found, FoundDirectory) else None
 
 
