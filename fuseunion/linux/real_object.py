@@ -9,12 +9,18 @@ has to be followed, or to the name behind it, which is not followed.
 """
 
 import errno
+import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
+
+# open(2) of a link, a directory, a FIFO that nobody reads, a socket, a device without a driver.
+_NOT_REGULAR = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV})
 
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -50,6 +56,33 @@ class RealObject(NamedTuple):
             return os.open(self.name, flags | os.O_NOFOLLOW, dir_fd=self.fd)
         # What is held cannot be exchanged, and a link that is held answers ELOOP as well.
         return os.open(b"/proc/self/fd/%d" % self.fd, flags & ~os.O_NOFOLLOW)
+
+    def open_regular(self, flags: int) -> tuple[int, os.stat_result]:
+        """As `open`, of what has to be a regular file, and its fstat(2). Waits for nobody.
+
+        O_NONBLOCK keeps a FIFO that was put in its place from waiting for its other end, and a file that somebody has a
+        lease on (fcntl(2), F_SETLEASE) from waiting for up to /proc/sys/fs/lease-break-time.
+
+        Raises:
+            OSError: of the system call; ESTALE for what is no regular file; EAGAIN while somebody has a lease on it,
+                who has been told to give it back.
+        """
+        try:
+            fd = self.open(flags | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in _NOT_REGULAR:
+                raise os_error(errno.ESTALE, self.name) from error
+            raise
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
+                raise os_error(errno.ESTALE, self.name)
+            # Reads and writes of regular files ignore it, but a FUSE filesystem is told of it (fs/fuse/file.c).
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, st
 
     @contextmanager
     def _held(self) -> Iterator[int]:

@@ -76,9 +76,9 @@ class RealDir:
             if not self._pinned:
                 self.layer.descriptors.touch(self)
             return fd
-        return self._open()
+        return self._walk()
 
-    def _open(self) -> int:
+    def _walk(self) -> int:
         missing: list[RealDir] = []
         node: RealDir = self
         while node._fd < 0:
@@ -215,17 +215,30 @@ class RealDir:
     def open(self, name: bytes, flags: int) -> int:
         """openat(2) of one name, close-on-exec, never following a link, without touching the access time.
 
+        It waits for the other end of a FIFO: for objects that nobody else can exchange.
+
         Raises:
             OSError: as openat(2); ELOOP for a symbolic link.
         """
+        return self._open(name, flags, RealObject.open)
+
+    def open_regular(self, name: bytes, flags: int) -> tuple[int, os.stat_result]:
+        """As `open`, for a file that has to be regular, with its fstat(2); waits for nobody (RealObject.open_regular).
+
+        Raises:
+            OSError: as openat(2); ESTALE for what is no regular file; EAGAIN for one that somebody has a lease on.
+        """
+        return self._open(name, flags, RealObject.open_regular)
+
+    def _open(self, name: bytes, flags: int, how: Callable[[RealObject, int], T]) -> T:
         try:
-            return self._open_to_read(lambda: self.object(name), flags)
+            return self._read_quietly(lambda flags: how(self.object(name), flags), flags)
         except PermissionError as error:
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
         # In a directory of the upper that its owner closed; or the object itself is closed, which it then says again.
         with self.held(name) as held:
-            return self._open_to_read(lambda: held, flags)
+            return self._read_quietly(lambda flags: how(held, flags), flags)
 
     def itself(self) -> RealObject:
         """The directory itself, good as long as `fd` is; where something is mounted there, what is mounted.
@@ -271,11 +284,17 @@ class RealDir:
         """
         # Through the O_PATH descriptor, which lies on the layer's own mount.
         flags = os.O_RDONLY | os.O_DIRECTORY
-        return self._as_owner(lambda: self._open_to_read(lambda: RealObject(self.fd()), flags))
+        return self._as_owner(lambda: self._read_quietly(lambda flags: RealObject(self.fd()).open(flags), flags))
 
-    def _open_to_read(self, what: Callable[[], RealObject], flags: int) -> int:
-        def call(flags: int) -> int:
-            return self.layer.descriptors.retried(lambda: what().open(flags))
+    def _read_quietly(self, opened: Callable[[int], T], flags: int) -> T:
+        """Open something without touching the access time, where that is allowed.
+
+        Args:
+            opened: opens it with these flags of open(2).
+        """
+
+        def call(flags: int) -> T:
+            return self.layer.descriptors.retried(lambda: opened(flags))
 
         if self.layer.noatime:
             try:

@@ -121,7 +121,7 @@ class LinkGroup:
 
     def covered_path(self, token: bytes) -> bytes:
         """The path that was given with a covered name; incomplete if the process was killed while it was written."""
-        fd = self.directory.open(token, os.O_RDONLY)
+        fd, _ = self.directory.open_regular(token, os.O_RDONLY)
         try:
             return os.read(fd, 1 << 20)
         finally:

@@ -211,6 +211,7 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
         try:
             inode = _register(state, place, stat.S_IFREG)
             assert isinstance(inode, File)
+            inode.recognise(os.fstat(fd))  # the name may lead elsewhere already
             return inode, FileHandle(inode, fd, writable=True)
         except BaseException:
             os.close(fd)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -222,7 +223,13 @@ class File(Inode):
             return  # a descriptor of who has it open serves as well
         location = self._place.location
         if location is not None:
-            self._pin = location[0].hold(location[1])
+            pin = location[0].hold(location[1])
+            try:
+                self.recognise(os.fstat(pin))
+            except BaseException:
+                os.close(pin)
+                raise
+            self._pin = pin
 
     def _unpin(self) -> None:
         if self._pin >= 0:
@@ -234,6 +241,42 @@ class File(Inode):
         self._unpin()
 
     # -- the object on disk ------------------------------------------------------------------------------------------
+
+    def recognise(self, st: os.stat_result) -> None:
+        """Refuse what a name leads to if it is not the object that was found there.
+
+        Somebody who may write in a layer can put another object in the place of this one. The kernel has decided by
+        the attributes that were shown who may do what with it, and has cached its pages: both are about the old one.
+
+        Args:
+            st: of what the name leads to.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        place = self._place
+        if (st.st_dev, st.st_ino) == place.disk_id and self._may_be_of(stat.S_IFMT(st.st_mode)):
+            return
+        if isinstance(place, InLower) and self._is_as_shown(place, st):
+            self._place = place._replace(disk_id=(st.st_dev, st.st_ino))
+            return
+        raise os_error(errno.ESTALE, None if isinstance(place, Held) else place.name)
+
+    def _may_be_of(self, kind: int) -> bool:
+        """Whether an object of this type can be the file: where ownership is stored, a regular file can be anything."""
+        if kind == self.kind:
+            return True
+        place = self._place
+        stored = not isinstance(place, Held) and place.real.layer.ownership is not None
+        return stored and stat.S_ISREG(kind)
+
+    def _is_as_shown(self, place: InLower, st: os.stat_result) -> bool:
+        """Whether all but the inode number is as it was shown.
+
+        Some filesystems number an object anew when they have forgotten it (libfuse without use_ino, fs/fat).
+        """
+        shown = self.st
+        return place.real.layer.ownership is None and shown is not None and _but_number(shown) == _but_number(st)
 
     def _descriptor(self) -> int:
         """A descriptor of a file that no name leads to, borrowed.
@@ -252,20 +295,21 @@ class File(Inode):
         """As Inode.grasp.
 
         Raises:
-            OSError: ENOENT when it vanished behind our back; EACCES in a lower.
+            OSError: ENOENT when it vanished behind our back, ESTALE when it is another now; EACCES in a lower.
         """
         location = self._place.location
         if location is None:
             yield RealObject(self._descriptor())
             return
         with location[0].held(location[1]) as held:
+            self.recognise(held.stat())
             yield held
 
     def real_stat(self) -> os.stat_result:
         """lstat of the object on disk.
 
         Raises:
-            FileNotFoundError: when it vanished behind our back.
+            OSError: ENOENT when it vanished behind our back; ESTALE when it is another now.
         """
         location = self._place.location
         if location is None:
@@ -273,11 +317,28 @@ class File(Inode):
         st = location[0].stat(location[1])
         if st is None:
             raise os_error(errno.ENOENT, location[1])
+        self.recognise(st)
         return st
 
     def open(self, flags: int) -> int:
-        """A descriptor of the object, owned by the caller."""
+        """A descriptor of the object, which is a regular file on disk; owned by the caller.
+
+        Raises:
+            OSError: as open(2); ESTALE when its name leads to another object now; EAGAIN while somebody has a lease on
+                it (RealObject.open_regular).
+        """
         location = self._place.location
         if location is None:
-            return RealObject(self._descriptor()).open(flags)
-        return location[0].open(location[1], flags)
+            return RealObject(self._descriptor()).open_regular(flags)[0]
+        fd, st = location[0].open_regular(location[1], flags)
+        try:
+            self.recognise(st)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def _but_number(st: os.stat_result) -> tuple[int, ...]:
+    """What lstat says of a file apart from its inode number."""
+    return st.st_dev, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns

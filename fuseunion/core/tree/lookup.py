@@ -318,7 +318,7 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
             known.add_name(parent, name)
             return known
     shown = found.real.shown(name, st)
-    place: Place = InLower(found.real, name)
+    place: Place = InLower(found.real, name, (st.st_dev, st.st_ino) if links is None else links.lower_id)
     if group is not None and group.copy_ino is not None:
         place = InUpper(group.directory, INODE, _copy_id(state, group.copy_ino))
     file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place)

@@ -5,6 +5,8 @@
     Held       by a descriptor, once no name leads to it any more (deleted but open, or a hard link whose remaining
                names were never looked up)
 
+A name is only good for what was found there: `disk_id` tells whether it still leads to that (File.recognise).
+
 A file goes from InLower to InUpper or Held, and between these two; never back to a lower.
 """
 
@@ -26,6 +28,7 @@ class InLower(NamedTuple):
 
     real: RealDir
     name: bytes
+    disk_id: DiskId
 
     @property
     def location(self) -> Location:

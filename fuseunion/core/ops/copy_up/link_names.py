@@ -7,7 +7,6 @@ known.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -145,17 +144,11 @@ def link_into(file: File, target: RealDir, name: bytes) -> None:
     Raises:
         OSError: as linkat(2); ENOENT for an object without any link.
     """
-    location = file.location()
-    if location is None and file.group is not None:
-        location = (file.group.directory, INODE)
-    if location is not None:
-        try:
-            location[0].object(location[1]).link(target.fd(), name)
-            return
-        except PermissionError as error:
-            if error.errno != errno.EACCES:
-                raise
-    # The name lies in a directory that its owner closed.
+    if file.location() is None and file.group is not None:
+        # What a descriptor alone holds may have no link, and cannot be given one; the index has one.
+        file.group.directory.object(INODE).link(target.fd(), name)
+        return
+    # By what is held and recognised, not by a name that may lead elsewhere.
     with file.grasp() as held:
         as_owner(lambda: held.link(target.fd(), name), target)
 

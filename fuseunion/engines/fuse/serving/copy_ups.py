@@ -7,6 +7,7 @@ import trio
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
+from fuseunion.engines.fuse.serving.leases import Patience
 from fuseunion.engines.fuse.serving.workers import Workers
 
 
@@ -39,12 +40,17 @@ class CopyUps:
         Raises:
             OSError: as Union.copy_job and CopyJob.
         """
+        patience = Patience()
         while not file.in_upper:
             under_way = self._under_way.get(file.ino)
             if under_way is not None:
                 await under_way.wait()
                 continue
-            job = self._union.copy_job(file, change)
+            try:
+                job = self._union.copy_job(file, change)
+            except BlockingIOError as error:
+                await patience.wait(error)
+                continue
             if job is None:
                 return True
             event = self._under_way[file.ino] = trio.Event()

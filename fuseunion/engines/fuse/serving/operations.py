@@ -35,6 +35,7 @@ from fuseunion.core.union import Union
 from fuseunion.engines.fuse import questions
 from fuseunion.engines.fuse.serving.boundary import answered, log
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
+from fuseunion.engines.fuse.serving.leases import patiently
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.replies import Replies
 from fuseunion.engines.fuse.serving.settle import settle
@@ -164,7 +165,7 @@ class Operations(pyfuse3.Operations):
     async def _change(self, target: Inode, change: Change) -> None:
         """Make a change; one to a file of a lower together with its copy-up."""
         if not isinstance(target, File) or not await self._copy_ups.done(target, change):
-            self.union.setattr(target, change)
+            await patiently(lambda: self.union.setattr(target, change))
 
     def _mode_without_setgid(self, file: File, ctx: RequestContext) -> int | None:
         """The mode of a file after somebody who is not in its group changed its data, if that is another."""
@@ -244,7 +245,10 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         file = self.union.file(inode)
-        handle = self.union.open(file, flags)
+        if flags & os.O_NONBLOCK:
+            handle = self.union.open(file, flags)
+        else:
+            handle = await patiently(lambda: self.union.open(file, flags))
         try:
             if flags & os.O_TRUNC:
                 # Whatever the access mode: the kernel has checked that the caller may write (fs/namei.c may_open).

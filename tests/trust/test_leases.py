@@ -1,0 +1,76 @@
+"""Somebody has a lease on a file of a layer (fcntl(2), F_SETLEASE): who opens it waits, and nobody else does."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.arena import Arena
+from tests.support.layers import File, build
+
+pytestmark = [pytest.mark.actors("root", "user"), pytest.mark.limit(40)]
+
+
+@contextmanager
+def leased(path: Path, kind: int) -> Iterator[Callable[[], None]]:
+    """Hold a lease until what is yielded is called; the signal that asks for it back goes to nobody."""
+    fd = os.open(path, os.O_RDONLY if kind == fcntl.F_RDLCK else os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, 0)
+    try:
+        yield lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK) and None
+    finally:
+        os.close(fd)
+
+
+def _append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"+")
+
+
+ACTS: dict[str, tuple[str, int, Callable[[Path], object], bytes]] = {
+    "read": ("upper", fcntl.F_WRLCK, Path.read_bytes, b"upper"),
+    "write": ("upper", fcntl.F_RDLCK, _append, b"upper+"),
+    "truncate": ("upper", fcntl.F_RDLCK, lambda path: os.truncate(path, 1), b"u"),
+    "copy-up": ("lower", fcntl.F_WRLCK, lambda path: os.chmod(path, 0o600), b"lower"),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_the_mount_does_not_wait(arena: Arena, act: str) -> None:
+    """The mount answered nobody for 45 seconds."""
+    where, kind, call, expected = ACTS[act]
+    lower = arena.lower({"lower": File(b"lower"), "other": File(b"other")})
+    build(arena.upper, {"upper": File(b"upper")})
+    with arena.mount(lower) as mount:
+        (mount / where).stat()
+        with leased(arena.upper / "upper" if where == "upper" else lower / "lower", kind) as give_back:
+            ended = threading.Event()
+
+            def work() -> None:
+                call(mount / where)
+                ended.set()
+
+            worker = threading.Thread(target=work)
+            worker.start()
+            assert (mount / "other").read_bytes() == b"other"
+            assert not ended.wait(0.3)
+            assert (mount / "other").read_bytes() == b"other"
+            give_back()
+            worker.join()
+        assert ended.is_set()
+        assert (mount / where).read_bytes() == expected
+
+
+def test_who_does_not_want_to_wait(arena: Arena) -> None:
+    """open(2), O_NONBLOCK: EWOULDBLOCK."""
+    lower = arena.lower({})
+    build(arena.upper, {"upper": File(b"upper")})
+    with arena.mount(lower) as mount, leased(arena.upper / "upper", fcntl.F_RDLCK), pytest.raises(BlockingIOError):
+        os.open(mount / "upper", os.O_RDWR | os.O_NONBLOCK)
