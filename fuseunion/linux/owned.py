@@ -67,18 +67,19 @@ def open_directory(path: str | bytes, dir_fd: int = syscalls.AT_FDCWD, *, owners
     return fd
 
 
-def open_file(name: str | bytes, dir_fd: int) -> int:
+def open_file(name: str | bytes, dir_fd: int, *, owners: Collection[int] = ()) -> int:
     """An O_RDONLY descriptor of a regular file that is this user's alone; never waits.
 
     Args:
         name: in the directory `dir_fd`.
+        owners: who else may own it.
 
     Raises:
         OSError: EPERM, with the reason as its text; ELOOP for a link; ENXIO for a socket; as open(2).
     """
     fd = os.open(name, _FILE, dir_fd=dir_fd)
     st = os.fstat(fd)
-    reason = objection(st)
+    reason = objection(st, owners)
     if not stat.S_ISREG(st.st_mode):
         reason = "is not a regular file"
     elif st.st_nlink > 1:
@@ -90,17 +91,18 @@ def open_file(name: str | bytes, dir_fd: int) -> int:
     return fd
 
 
-def read_file(name: str | bytes, dir_fd: int, limit: int) -> bytes:
+def read_file(name: str | bytes, dir_fd: int, limit: int, *, owners: Collection[int] = ()) -> bytes:
     """The content of a regular file that is this user's alone.
 
     Args:
         name: in the directory `dir_fd`.
         limit: bytes that it may have.
+        owners: who else may own it.
 
     Raises:
         OSError: as `open_file`; EFBIG beyond the limit; EIO.
     """
-    fd = open_file(name, dir_fd)
+    fd = open_file(name, dir_fd, owners=owners)
     with open(fd, "rb", buffering=0) as file:
         data = bytearray()
         while piece := file.read(limit + 1 - len(data)):

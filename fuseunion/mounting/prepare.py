@@ -172,7 +172,7 @@ def work_place(survey: Survey, upper: Place, given: str | None) -> Place:
     usual = default_work_path(upper.path)
     if given is None and os.path.islink(usual):
         raise UserError(
-            f"work directory '{usual}' is a symbolic link, which fuseunion never makes; remove it, or give another "
+            f"work directory '{usual}' is a symbolic link, which no mount makes; remove it, or give another "
             "with --work",
             ExitCode.LAYERS,
         )

@@ -20,7 +20,7 @@ from fuseunion.engines.ranch.farm import aside, inject
 from fuseunion.engines.ranch.record.ledger import Ledger
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.engines.ranch.record.record import Mode, Phase, Ranch, Record, opened, read
-from fuseunion.engines.ranch.view import for_view, known_owners, opened_farm, opened_view, viewed
+from fuseunion.engines.ranch.view import for_view, known_owners, opened_farm, opened_view, refuse_other_farm, viewed
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 from fuseunion.mounting.checks.ranches import beside
@@ -198,13 +198,14 @@ def take_down(ranch: Ranch, report: Report, *, discard: bool = False, lazy: bool
 
 
 def _collect(ranch: Ranch, *, keep: bool, report: Report) -> None:
-    with viewed(ranch) as view, opened_farm(ranch.farm) as farm:
+    with viewed(ranch) as view, opened_farm(ranch) as farm:
+        refuse_other_farm(ranch, farm)
         Collector(
             view.union,
             farm.root,
             view.links,
             view.layers,
-            Ledger(ranch.path, farm.root),
+            Ledger(ranch.inside, farm.root),
             injected={os.fsencode(path): os.fsencode(text) for path, text in ranch.record.injected},
             merged=view.merged,
             owners=known_owners(ranch.record),

@@ -17,8 +17,8 @@ from fuseunion.engines.ranch.farm.builder import Builder
 from fuseunion.engines.ranch.farm.guard import Guard
 from fuseunion.engines.ranch.record import marker
 from fuseunion.engines.ranch.record.owners import Owners
-from fuseunion.engines.ranch.record.record import Mode, Phase, Ranch, Record
-from fuseunion.engines.ranch.view import View, opened_farm, viewed
+from fuseunion.engines.ranch.record.record import FARM, Mode, Phase, Ranch, Record
+from fuseunion.engines.ranch.view import View, as_layer, opened_farm, refuse_other_farm, viewed
 from fuseunion.errors import ExitCode, UserError
 
 _log = logging.getLogger("fuseunion.ranch")
@@ -37,7 +37,7 @@ def put_aside(ranch: Ranch) -> None:
     if ranch.record.mode is Mode.MOUNTED:
         try:
             aside.put(ranch)
-            os.makedirs(ranch.farm, 0o700, exist_ok=True)
+            (ranch.inside / FARM).mkdir(0o700, exist_ok=True)
             return
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
@@ -78,9 +78,11 @@ def build(ranch: Ranch, view: View, report: Callable[[int], None]) -> None:
     """
     record = ranch.record
     if record.mode is Mode.MOUNTED and not _is_layer(record, view):
-        marker.put(record.merged, ranch.path)
-    marker.put(ranch.farm, ranch.path)
-    with opened_farm(ranch.farm) as farm:
+        with as_layer(ranch.open_merged(), record.merged) as merged:
+            marker.put(merged.root_fd, ranch.path)
+    with opened_farm(ranch) as farm:
+        refuse_other_farm(ranch, farm, may_be_empty=True)
+        marker.put(farm.root_fd, ranch.path)
         inject.remove(record.injected, farm.root)
         _builder(view, record, report).build(farm.root)
         inject.put(record.injected, farm.root)
@@ -129,12 +131,11 @@ def remove(ranch: Ranch) -> None:
     """Remove farm, marks, mounts and state; what is gone already is passed over.
 
     Raises:
+        UserError: LAYERS; MERGED is not the directory that the ranch was made in.
         OSError: EXDEV where something is mounted in the farm; of umount2(2) and unlink(2).
     """
-    record = ranch.record
-    if record.mode is Mode.PLAIN:
-        _empty(record.merged)
-        os.chmod(record.merged, record.merged_mode)
+    if ranch.record.mode is Mode.PLAIN:
+        _empty(ranch, ranch.record.merged_mode)
     forget(ranch)
 
 
@@ -143,20 +144,38 @@ def forget(ranch: Ranch) -> None:
     record = ranch.record
     if record.mode is Mode.MOUNTED:
         _remove_farm(ranch)
-        if marker.find(record.merged) == ranch.path:
-            marker.remove(record.merged)
+        try:
+            merged = ranch.open_merged()
+        except OSError as error:
+            _log.warning("'%s' is not there any more: %s", record.merged, error.strerror)
+        else:
+            try:
+                if marker.find(merged) == ranch.path:
+                    marker.remove(merged)
+            finally:
+                os.close(merged)
     aside.remove(ranch)
     ranch.remove()
 
 
 def _remove_farm(ranch: Ranch) -> None:
-    if os.path.isdir(ranch.farm):
-        _empty(ranch.farm)
-        os.rmdir(ranch.farm)
+    if os.path.isdir(ranch.inside / FARM):
+        _empty(ranch)
+        os.rmdir(FARM, dir_fd=ranch.fd)
 
 
-def _empty(farm: str) -> None:
-    """Remove everything in a farm, not its directory; the mark goes last, because without it nobody finds the rest."""
-    with opened_farm(farm) as layer:
+def _empty(ranch: Ranch, mode: int | None = None) -> None:
+    """Remove everything in a farm, not its directory; the mark goes last, because without it nobody finds the rest.
+
+    Args:
+        mode: to give the directory then.
+
+    Raises:
+        UserError: LAYERS; something else has its place.
+    """
+    with opened_farm(ranch) as layer:
+        refuse_other_farm(ranch, layer, may_be_empty=True)
         trees.empty(layer.root, keep=(marker.NAME,))
-    marker.remove(farm)
+        marker.remove(layer.root_fd)
+        if mode is not None:
+            os.fchmod(layer.root_fd, mode)

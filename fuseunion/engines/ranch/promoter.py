@@ -24,7 +24,7 @@ from fuseunion.engines.ranch.record.ledger import Ledger
 from fuseunion.engines.ranch.record.lending import WRITE_DIRECTORY
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.engines.ranch.record.record import Mode, Ranch
-from fuseunion.engines.ranch.view import known_owners, opened_farm
+from fuseunion.engines.ranch.view import as_layer, known_owners
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 
@@ -42,7 +42,7 @@ def promote(ranch: Ranch, paths: list[str], *, recursive: bool, report: Report) 
         OSError: EACCES for a file that the user may not read, ENOSPC.
     """
     top = ranch.record.merged
-    with opened_farm(top) as farm:
+    with as_layer(ranch.open_merged(), top) as farm:
         promoter = _Promoter(ranch, farm, report)
         for path in paths:
             promoter.promote(path, _names(path, top), recursive=recursive)
@@ -67,7 +67,7 @@ class _Promoter:
         self._ranch = ranch
         self._farm = farm
         self._links = Links(ranch.path, ranch.record.merged, ranch.record.links, {})
-        self._ledger = Ledger(ranch.path, farm.root)
+        self._ledger = Ledger(ranch.inside, farm.root)
         self._ledger.settle()
         self._report = report
         self._count = 0

@@ -6,12 +6,14 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuseunion.engines.engine import Engine, Progress
 from fuseunion.engines.finding import Finding
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import owned
 from fuseunion.linux.holders import Holder, holders_beneath
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.checks.ranches import beside
@@ -64,9 +66,7 @@ class RanchEngine(Engine):
 
     def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
         """See Engine."""
-        from fuseunion.engines.ranch.record import marker
-
-        return LiveMount(given, path, entry) if marker.find(path) is not None else None
+        return LiveMount(given, path, entry) if _marked(path) is not None else None
 
     def holders(self, live: LiveMount) -> list[Holder]:
         """See Engine."""
@@ -122,18 +122,20 @@ class RanchEngine(Engine):
         """See Engine. What was changed in the ranch is brought into its UPPER."""
         from fuseunion.engines.ranch import corral
         from fuseunion.engines.ranch.farm import aside
-        from fuseunion.engines.ranch.record import marker
         from fuseunion.engines.ranch.record.record import Mode, Phase, opened
 
-        marked = marker.find(path)
-        state = marked if marked is not None else beside(path)
+        marked = _marked(path)
+        state = beside(path) if marked is None else marked
         if not state.is_dir():
             return None
         with opened(state) as ranch, progress("collected") as report:
-            if ranch.record_or_none is None:
+            known = ranch.record_or_none
+            if (known is None and marked is not None) or (known and path not in (known.merged, known.upper)):
+                raise UserError(f"the ranch in '{state}' does not stand at '{given}'; was it moved?", ExitCode.LAYERS)
+            if known is None:
                 ranch.remove()
                 return f"removed '{ranch.path}', which a killed command left"
-            record = ranch.record
+            record = known
             if record.phase is Phase.LIVE and (record.mode is Mode.PLAIN or aside.is_mounted(ranch)):
                 how = f"take it down with: fuseunion umount '{record.merged}'"
                 return f"the ranch at '{record.merged}' is whole; {how}"
@@ -151,14 +153,27 @@ def ranch_at(given: str) -> Iterator[Ranch]:
     Raises:
         UserError: LAYERS when there is none.
     """
-    from fuseunion.engines.ranch.record import marker
     from fuseunion.engines.ranch.record.record import opened
 
     path = os.path.realpath(given)
-    state = marker.find(path)
+    state = _marked(path)
     if state is None:
         raise UserError(f"'{given}' is not a ranch", ExitCode.LAYERS)
     with opened(state) as ranch:
         if ranch.record_or_none is None or ranch.record.merged != path:
             raise UserError(f"the ranch in '{state}' does not stand at '{given}'; was it moved?", ExitCode.LAYERS)
         yield ranch
+
+
+def _marked(path: str) -> Path | None:
+    """The state that a directory is marked with: where to look, no more (marker.py)."""
+    from fuseunion.engines.ranch.record import marker
+
+    try:
+        fd = owned.open_without_links(path)
+    except OSError:
+        return None
+    try:
+        return marker.find(fd)
+    finally:
+        os.close(fd)

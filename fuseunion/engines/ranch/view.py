@@ -11,8 +11,10 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch.farm import aside
 from fuseunion.engines.ranch.farm.targets import Links
+from fuseunion.engines.ranch.record import marker
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.engines.ranch.record.record import Mode, Ranch, Record
+from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.assembly import build_union, open_layers
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepare import prepare
@@ -44,7 +46,13 @@ def viewed(ranch: Ranch) -> Iterator[View]:
         UserError: a layer is missing, or in use by another mount.
     """
     record = ranch.record
+    ranch.refuse_exchanged()
     lowers = tuple(aside.source(ranch, str(number), path) for number, path in enumerate(record.lowers))
+    # Aside, without mounts, is a link to the layer.
+    for path, known in (*zip(lowers, record.lowers, strict=True), (record.upper, None), (record.work, None)):
+        if path is not None and os.path.realpath(path) not in (path, known):
+            # What would be written to was not what the user named.
+            raise UserError(f"'{path}' of the ranch at '{record.merged}' is a link now; put it back", ExitCode.LAYERS)
     options = Options(
         target=record.merged,
         lowers=lowers,
@@ -91,16 +99,41 @@ def opened_view(prepared: Prepared, options: Options, ranch: Ranch) -> View:
 
 
 @contextmanager
-def opened_farm(path: str) -> Iterator[Layer]:
+def opened_farm(ranch: Ranch) -> Iterator[Layer]:
     """The tree of links, as a layer that may be written.
 
+    Raises:
+        OSError: it is not there, or may not be read; ELOOP where a link has its place.
+    """
+    with as_layer(ranch.open_farm(), ranch.farm) as layer:
+        yield layer
+
+
+def refuse_other_farm(ranch: Ranch, farm: Layer, *, may_be_empty: bool = False) -> None:
+    """Refuse a MERGED that was put in the place of the farm: it lacks the mark that leads to the ranch.
+
+    Else a directory that has nothing to do with the ranch would be emptied, or collected.
+
     Args:
-        path: of the farm, or of MERGED where the farm is mounted.
+        may_be_empty: the mark is not there before the first object of the farm, nor after the last.
 
     Raises:
-        OSError: it is not there, or may not be read.
+        UserError: LAYERS.
     """
-    layer = Layer(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), writable=True, label=path)
+    if ranch.record.mode is Mode.MOUNTED or marker.find(farm.root_fd) == ranch.path:
+        return
+    if not may_be_empty or os.listdir(farm.root_fd):
+        raise UserError(
+            f"'{ranch.farm}' is not the directory that the ranch was made in; put that back, or move '{ranch.path}' "
+            "away to give the ranch up",
+            ExitCode.LAYERS,
+        )
+
+
+@contextmanager
+def as_layer(fd: int, label: str) -> Iterator[Layer]:
+    """A directory as a layer that may be written, and that owns the descriptor."""
+    layer = Layer(fd, writable=True, label=label)
     try:
         yield layer
     finally:

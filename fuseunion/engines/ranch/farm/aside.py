@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from fuseunion.engines.ranch.record.record import MODE, Mode, Ranch
+from fuseunion.engines.ranch.record.record import FARM, MODE, Mode, Ranch
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo, syscalls
 
@@ -27,13 +27,13 @@ def put(ranch: Ranch) -> None:
         OSError: of mount(2) and symlink(2).
     """
     record = ranch.record
-    (ranch.path / "lower").mkdir(exist_ok=True)
-    (ranch.path / "lower").chmod(MODE)
+    (ranch.inside / "lower").mkdir(exist_ok=True)
+    (ranch.inside / "lower").chmod(MODE)
     layers: list[tuple[str, str]] = [(str(number), path) for number, path in enumerate(record.lowers)]
     if record.upper is not None:
         layers.append((UPPER, record.upper))
     for label, path in layers:
-        place = ranch.aside(label)
+        place = _inside(ranch, label)
         if record.mode is Mode.PLAIN or label == UPPER:
             try:
                 os.symlink(path, place)
@@ -41,8 +41,13 @@ def put(ranch: Ranch) -> None:
                 pass  # made by an interrupted build
             continue
         os.makedirs(place, mode=0o700, exist_ok=True)
-        if mountinfo.mount_at(place) is None:
+        if mountinfo.mount_at(ranch.aside(label)) is None:
             _bind_read_only(path, place)
+
+
+def _inside(ranch: Ranch, label: str) -> str:
+    """Where a layer is aside, as `Ranch.aside`, by a way that nobody can lead elsewhere."""
+    return str(ranch.inside / "lower" / label)
 
 
 def source(ranch: Ranch, label: str, path: str) -> str:
@@ -59,7 +64,11 @@ def source(ranch: Ranch, label: str, path: str) -> str:
 
 def mount_farm(ranch: Ranch) -> None:
     """Put the farm over MERGED."""
-    syscalls.mount(os.fsencode(ranch.farm), os.fsencode(ranch.record.merged), b"", syscalls.MS_BIND, b"")
+    merged = ranch.open_merged(os.O_PATH | os.O_DIRECTORY)
+    try:
+        syscalls.mount(os.fsencode(ranch.inside / FARM), b"/proc/self/fd/%d" % merged, b"", syscalls.MS_BIND, b"")
+    finally:
+        os.close(merged)
 
 
 def is_mounted(ranch: Ranch) -> bool:
@@ -67,7 +76,7 @@ def is_mounted(ranch: Ranch) -> bool:
     if ranch.record.mode is Mode.PLAIN or mountinfo.mount_at(ranch.record.merged) is None:
         return False
     try:
-        return os.path.samestat(os.stat(ranch.record.merged), os.stat(ranch.farm))
+        return os.path.samestat(os.lstat(ranch.record.merged), os.lstat(ranch.inside / FARM))
     except OSError:
         return False
 
@@ -87,13 +96,13 @@ def unmount_farm(ranch: Ranch, *, lazy: bool) -> None:
 
 def remove(ranch: Ranch) -> None:
     """Unmount or unlink what is aside."""
-    top = str(ranch.path / "lower")
+    top = str(ranch.inside / "lower")
     for label in os.listdir(top) if os.path.isdir(top) else ():
         place = os.path.join(top, label)
         if os.path.islink(place):
             os.unlink(place)
             continue
-        while mountinfo.mount_at(place) is not None:
+        while mountinfo.mount_at(ranch.aside(label)) is not None:
             syscalls.umount2(os.fsencode(place), syscalls.UMOUNT_NOFOLLOW | syscalls.MNT_DETACH)
         os.rmdir(place)
     if os.path.isdir(top):

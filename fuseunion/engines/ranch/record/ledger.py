@@ -102,7 +102,7 @@ class Ledger:
             os.close(held.fd)
 
     def _note(self, mode: int, lent: int, names: list[bytes]) -> None:
-        with open(self._path, "a", encoding="ascii") as file:
+        with open(self._path, "a", encoding="ascii", opener=_private) as file:
             file.write(json.dumps([mode, lent, [os.fsdecode(name) for name in names]]) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -135,7 +135,11 @@ class Ledger:
             directory = directory.child(name)
         st = directory.stat(last)
         if st is not None and stat.S_IMODE(st.st_mode) == lent and not stat.S_ISLNK(st.st_mode):
-            os.chmod(last, mode, dir_fd=directory.fd())
+            directory.object(last).chmod(mode)
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _way(directory: RealDir) -> list[bytes]:

@@ -83,10 +83,11 @@ def has_copy_mark(file: RealObject) -> bool:
         return False  # no attributes here
 
 
-def put(directory: str, state: Path) -> None:
+def put(directory: int, state: Path) -> None:
     """Mark a directory.
 
     Args:
+        directory: a descriptor of it.
         state: where the record of its ranch is.
 
     Raises:
@@ -96,30 +97,39 @@ def put(directory: str, state: Path) -> None:
         os.setxattr(directory, XATTR, os.fsencode(state))
     except OSError:
         try:
-            os.symlink(os.fsencode(state), os.path.join(os.fsencode(directory), NAME))
+            os.symlink(os.fsencode(state), NAME, dir_fd=directory)
         except FileExistsError:
             pass  # marked by an earlier try
 
 
-def find(directory: str) -> Path | None:
-    """The state directory that a directory is marked with."""
+def find(directory: int) -> Path | None:
+    """The state directory that a directory is marked with.
+
+    Anybody who may write the directory can have put the mark there, so it says no more than where to look: it counts
+    when the state is this user's alone, and its record names this directory (`ranch_at`).
+
+    Args:
+        directory: a descriptor of it.
+    """
     try:
-        return Path(os.fsdecode(os.getxattr(directory, XATTR)))
+        text = os.getxattr(directory, XATTR)
     except OSError:
-        pass  # not marked, or no attributes here
-    try:
-        return Path(os.fsdecode(os.readlink(os.path.join(os.fsencode(directory), NAME))))
-    except OSError:
-        return None
+        # Not marked, or no attributes here.
+        try:
+            text = os.readlink(NAME, dir_fd=directory)
+        except OSError:
+            return None
+    path = Path(os.fsdecode(text))
+    return path if path.is_absolute() else None
 
 
-def remove(directory: str) -> None:
+def remove(directory: int) -> None:
     """Take the mark away, if there is one."""
     try:
         os.removexattr(directory, XATTR)
     except OSError:
         pass  # marked by a link, or not at all
     try:
-        os.unlink(os.path.join(os.fsencode(directory), NAME))
+        os.unlink(NAME, dir_fd=directory)
     except OSError:
         pass  # marked by the attribute, or not at all

@@ -13,6 +13,9 @@ The phases say what may be done to the farm after a crash:
     collecting UPPER is being written; the farm is untouched, and collecting again from the beginning is harmless
     collected  everything is in UPPER, or is to be thrown away: remove it
 
+The directory is opened once, and only where it is the user's alone (linux/owned.py): what it says is believed, and what
+lies in it is reached through that descriptor. Its name may lie in a directory of somebody else.
+
 Only flock(2) on the directory keeps two commands apart; between commands nobody holds it, and UPPER is protected by
 the record alone: a mount that finds one refuses (mounting/checks/ranches.py).
 """
@@ -32,13 +35,15 @@ from typing import Any
 
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.mounting.checks.ranches import RECORD, VERSION, damaged, read_fields
+from fuseunion.linux import owned
+from fuseunion.mounting.checks.ranches import RECORD, VERSION, damaged, open_state, read_fields
 from fuseunion.mounting.options import LinkStyle
 
 MODE = 0o711
 """Of the state directory: every user who may see MERGED follows its links, which lead through here."""
 
 LENT = "lent"
+FARM = "farm"
 
 
 class Phase(Enum):
@@ -91,13 +96,20 @@ class Ranch:
     """The directory of one ranch, locked.
 
     Attributes:
-        path: of the directory.
+        path: of the directory, as links and messages name it.
+        fd: of the directory.
         record: what it said when it was last read or written; None for a new one.
     """
 
-    def __init__(self, path: Path, record: Record | None) -> None:
+    def __init__(self, path: Path, fd: int, record: Record | None) -> None:
         self.path = path
+        self.fd = fd
         self.record_or_none = record
+
+    @property
+    def inside(self) -> Path:
+        """The way to what is in the directory, which nobody can lead elsewhere by renaming what is above it."""
+        return Path(f"/proc/self/fd/{self.fd}")
 
     @property
     def record(self) -> Record:
@@ -107,8 +119,35 @@ class Ranch:
 
     @property
     def farm(self) -> str:
-        """The tree of links."""
-        return str(self.path / "farm") if self.record.mode is Mode.MOUNTED else self.record.merged
+        """The tree of links, for messages."""
+        return str(self.path / FARM) if self.record.mode is Mode.MOUNTED else self.record.merged
+
+    def open_farm(self) -> int:
+        """An O_RDONLY descriptor of the tree of links.
+
+        Raises:
+            OSError: ELOOP where a link has the place of a directory on the way to MERGED; ENOENT.
+        """
+        if self.record.mode is Mode.MOUNTED:
+            return owned.open_without_links(FARM, dir_fd=self.fd)
+        return self.open_merged()
+
+    def open_merged(self, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> int:
+        """A descriptor of MERGED. Arguments and errors as of `open_farm`."""
+        return owned.open_without_links(self.record.merged, flags)
+
+    def refuse_exchanged(self) -> None:
+        """Refuse to go on where the name of the directory, through which links lead, is now another's.
+
+        Raises:
+            UserError: LAYERS.
+        """
+        try:
+            same = os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self.fd))
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(f"'{self.path}' was moved or exchanged; put it back", ExitCode.LAYERS)
 
     def aside(self, layer: int | str) -> str:
         """Where a layer can be reached: the number of a lower, or "upper"."""
@@ -123,12 +162,12 @@ class Ranch:
         fields: dict[str, Any] = {"version": VERSION, **asdict(record)}
         for name in ("phase", "mode", "links"):
             fields[name] = fields[name].value
-        temporary = self.path / f"{RECORD}.new"
-        with open(temporary, "w", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        temporary = f"{RECORD}.new"
+        with open(owned.new_file(temporary, self.fd), "w", encoding="ascii") as file:
             json.dump(fields, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, self.path / RECORD)
+        os.rename(temporary, RECORD, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         self.record_or_none = record
 
     def enter(self, phase: Phase) -> None:
@@ -138,7 +177,7 @@ class Ranch:
     def remove(self) -> None:
         """Forget the ranch; its farm and what is aside must be gone."""
         for name in (RECORD, f"{RECORD}.new", LENT):
-            (self.path / name).unlink(missing_ok=True)
+            (self.inside / name).unlink(missing_ok=True)
         os.rmdir(self.path)
 
 
@@ -146,9 +185,19 @@ def read(path: Path) -> Record | None:
     """The record in a state directory; None where there is none.
 
     Raises:
-        UserError: LAYERS, when it cannot be understood.
+        UserError: LAYERS, when it cannot be understood, or is not this user's alone.
     """
-    fields = read_fields(path)
+    fd = open_state(path)
+    if fd is None:
+        return None
+    try:
+        return _read(path, fd)
+    finally:
+        os.close(fd)
+
+
+def _read(path: Path, fd: int) -> Record | None:
+    fields = read_fields(path, fd)
     if fields is None:
         return None
     try:
@@ -181,20 +230,16 @@ def opened(path: Path, *, make: bool = False) -> Iterator[Ranch]:
     if make:
         try:
             path.mkdir(MODE)
-            path.chmod(MODE)
         except FileExistsError:
             pass  # an earlier ranch: the record in it says what to do
         except OSError as error:
             raise UserError(f"cannot make '{path}': {error.strerror}; choose another UPPER", ExitCode.LAYERS) from None
+    fd = open_state(path)
+    if fd is None:
+        raise UserError(f"the state of the ranch, '{path}', is missing", ExitCode.LAYERS)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(
-            f"the state of the ranch, '{path}', cannot be used: {error.strerror}", ExitCode.LAYERS
-        ) from None
-    try:
-        if os.fstat(fd).st_uid != os.geteuid():
-            raise UserError(f"the ranch in '{path}' belongs to another user", ExitCode.LAYERS)
+        if make:
+            os.fchmod(fd, MODE)  # the umask took something away
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -202,7 +247,7 @@ def opened(path: Path, *, make: bool = False) -> Iterator[Ranch]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-        yield Ranch(path, read(path))
+        yield Ranch(path, fd, _read(path, fd))
     finally:
         os.close(fd)
         if make:
