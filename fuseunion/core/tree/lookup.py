@@ -116,7 +116,7 @@ def resolve(
             if not stat.S_ISDIR(st.st_mode):
                 if is_whiteout(real, name, st) or directories:
                     break
-                marks = marks_of(real, name) if below or real.layer.writable else {}
+                marks = marks_of(real, name, st) if below or real.layer.writable else {}
                 if xattr_names.METACOPY in marks:
                     log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
                     raise xattr_names.malformed(errno.EPERM)
@@ -124,7 +124,7 @@ def resolve(
             if directories and is_opaque(directories[-1].parent or real, directories[-1], last_marks):
                 break
             child = real.child(name)
-            last_marks = marks_of(real, name) if below or real.layer.writable else {}
+            last_marks = marks_of(real, name, st) if below or real.layer.writable else {}
             if not directories:
                 top_marks = last_marks
             directories.append(child)
