@@ -159,3 +159,33 @@ class RealObject(NamedTuple):
     def birth_time_ns(self) -> int | None:
         """statx(2): when it was made, in nanoseconds; None where the filesystem does not know."""
         return syscalls.birth_time_ns(self.fd, self.name, 0 if self.name else syscalls.AT_EMPTY_PATH)
+
+
+class MountPoint(RealObject):
+    """A directory over which something is mounted: what is mounted is not entered, what lies below is not reached.
+
+    It has no attributes, and every other call answers EXDEV.
+
+    Attributes:
+        fd: of the directory that holds it.
+    """
+
+    __slots__ = ()
+
+    def _reach(self) -> tuple[bytes, bool]:
+        raise os_error(errno.EXDEV, self.name)
+
+    def chmod(self, mode: int) -> None:
+        raise os_error(errno.EXDEV, self.name)
+
+    def stat(self) -> os.stat_result:
+        raise os_error(errno.EXDEV, self.name)
+
+    def open(self, flags: int) -> int:
+        raise os_error(errno.EXDEV, self.name)
+
+    def getxattr(self, name: bytes | str) -> bytes:
+        raise os_error(errno.ENODATA, self.name)
+
+    def listxattr(self) -> list[bytes]:
+        return []

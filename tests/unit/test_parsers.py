@@ -203,19 +203,19 @@ def test_redirects_of_many_layers(tmp_path: Path) -> None:
     lowers = [tmp_path / f"l{number}" for number in range(400)]
     for number, lower in enumerate(lowers):
         (lower / f"d{number}").mkdir(parents=True)
+        (lower / f"d{number}/file{number}").touch()
         os.setxattr(lower / f"d{number}", PREFIX + "redirect", b"d%d" % (number + 1))
     with in_process(lowers, None, None) as union:
-        with pytest.raises(MalformedError):
-            union.find("d0")
-        assert union.find("d390")
+        assert len(union.names("d0")) == 400
+        assert len(union.names("d390")) == 10
 
 
 def test_redirects_that_lead_to_redirects(tmp_path: Path) -> None:
-    """Each part of a path redirected again: the work doubled with each layer."""
+    """Each part of a path redirected again: the work does not double with each layer."""
     lowers = [tmp_path / f"l{number}" for number in range(14)]
     for lower in lowers:
         for path in ("d", "d/d", "d/d/d"):
             (lower / path).mkdir(parents=True)
             os.setxattr(lower / path, PREFIX + "redirect", b"/d/d/d")
-    with in_process(lowers, None, None) as union, pytest.raises(MalformedError):
-        union.find("d")
+    with in_process(lowers, None, None) as union:
+        assert union.find("d")

@@ -11,6 +11,9 @@ the next three directories that are opened; nobody may keep it longer, and a wor
 
 The walk stays on the layer's own mount (RESOLVE_NO_XDEV, as the private mount clones of overlayfs do,
 fs/overlayfs/super.c ovl_get_layers): where something is mounted inside a lower, its mount point is an empty directory.
+Only lstat(2) asks the filesystem that is mounted there, because everything else would cost a system call for each name;
+what does not answer, or only to its owner, is shown as a directory like the one that it lies in. A file that is mounted
+over a file (/etc/hosts in a container) is that file.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import TypeVar, cast
 
 from fuseunion.core.disk import wh_files
 from fuseunion.core.disk.access import LayerAccess
@@ -29,15 +33,19 @@ from fuseunion.core.disk.permission import as_owner, lent
 from fuseunion.core.disk.wh_files import WhFiles
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.real_object import MountPoint, RealObject
 
 log = logging.getLogger("fuseunion.layer")
 
 T = TypeVar("T")
 
 _HOLD = os.O_PATH | os.O_NOFOLLOW
+_ON_THE_MOUNT = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _RESOLVE = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
+
+_NO_DEVICE = 0
+"""st_dev of what no filesystem says anything of."""
 
 # What stat(2) answers when a name is not there, cannot be there, or when its directory is a mount point.
 _ABSENT = frozenset({errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EXDEV})
@@ -169,6 +177,8 @@ class RealDir:
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
+            if self._is_mounted_over(name):
+                return self._stat_of_mount_point()
             if error.errno != errno.EACCES or not self.layer.writable:
                 raise
         with lent(os.dup(self.fd())):
@@ -176,6 +186,29 @@ class RealDir:
                 return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
             except FileNotFoundError:
                 return None
+
+    def _is_mounted_over(self, name: bytes) -> bool:
+        """Whether something is mounted at a name, which is not asked for anything (openat2(2) with O_PATH)."""
+        try:
+            os.close(syscalls.openat2(self.fd(), name, _HOLD, _ON_THE_MOUNT))
+        except OSError as error:
+            return error.errno == errno.EXDEV
+        return False
+
+    def is_mount_point(self, name: bytes, st: os.stat_result) -> bool:
+        """Whether what lstat says of a name is said by another filesystem, which is mounted there.
+
+        Costs nothing for what is on the layer's own filesystem.
+        """
+        return st.st_dev != self.layer.st_dev and self._is_mounted_over(name)
+
+    def _stat_of_mount_point(self) -> os.stat_result:
+        """What to show for a mount point here whose filesystem does not answer: this directory's own, unwritable."""
+        st = os.fstat(self.fd())
+        mode = stat.S_IFDIR | stat.S_IMODE(st.st_mode) & 0o555
+        # Device numbers and nanoseconds are not in the sequence, but in the dictionary that pickling uses.
+        _, (fields, extra) = cast(tuple[object, tuple[tuple[int, ...], dict[str, object]]], st.__reduce__())
+        return os.stat_result((mode, fields[1], _NO_DEVICE, 2, *fields[4:]), extra)
 
     def object(self, name: bytes) -> RealObject:
         """One name, good as long as `fd` is. What has to stay the same object is `held`."""
@@ -185,11 +218,23 @@ class RealDir:
         """An O_PATH descriptor of one name, owned by the caller; a link is held itself.
 
         Raises:
-            OSError: as openat(2), but not EACCES in the upper; EOPNOTSUPP for the name that the union is mounted over.
+            OSError: as openat(2), but not EACCES in the upper; EOPNOTSUPP for the name that the union is mounted over;
+                EXDEV for a directory that something else is mounted over.
         """
         if self.is_covered(name):
             raise os_error(errno.EOPNOTSUPP, name)
-        return self._as_owner(lambda: self.layer.descriptors.retried(lambda: os.open(name, _HOLD, dir_fd=self.fd())))
+        return self._as_owner(lambda: self.layer.descriptors.retried(lambda: self._hold(name)))
+
+    def _hold(self, name: bytes) -> int:
+        try:
+            return syscalls.openat2(self.fd(), name, _HOLD, _ON_THE_MOUNT)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with suppress(NotADirectoryError):  # a file over a file
+                os.close(os.open(name, _OPEN_DIRECTORY, dir_fd=self.fd()))
+                raise
+        return os.open(name, _HOLD, dir_fd=self.fd())
 
     @contextmanager
     def held(self, name: bytes) -> Iterator[RealObject]:
@@ -207,7 +252,7 @@ class RealDir:
             OSError: EINVAL for stored ownership that cannot be read.
         """
         ownership = self.layer.ownership
-        if ownership is None or self.is_covered(name):
+        if ownership is None or self.is_covered(name) or self.is_mount_point(name, st):
             return st
         with self.held(name) as held:
             return ownership.load(held, st)
@@ -257,14 +302,9 @@ class RealDir:
 
     @contextmanager
     def grasp(self) -> Iterator[RealObject]:
-        """As `itself`, held by a descriptor until the block ends."""
+        """As `itself`, but what is mounted there is not reached, and has nothing to say (MountPoint)."""
         itself = self.itself()
-        if not itself.name:
-            yield itself
-            return
-        assert self.parent is not None, "a root is never mounted over"
-        with self.parent.held(itself.name) as held:
-            yield held
+        yield MountPoint(*itself) if itself.name else itself
 
     def own_stat(self) -> os.stat_result:
         """fstat(2) of the directory itself; lstat(2) of its name where something is mounted there."""

@@ -47,7 +47,7 @@ def is_whiteout(real: RealDir, name: bytes, st: stat_result) -> bool:
     if is_device(st):
         return True
     if stat.S_ISREG(st.st_mode) and st.st_size == 0:
-        return xattr_names.WHITEOUT in marks_of(real, name)
+        return xattr_names.WHITEOUT in marks_of(real, name, st)
     return False
 
 
@@ -58,13 +58,19 @@ def is_opaque(parent: RealDir, directory: RealDir, marks: dict[bytes, bytes] | N
     return marks.get(xattr_names.OPAQUE) == b"y" or directory.has_opaque_file()
 
 
-def marks_of(real: RealDir, name: bytes) -> dict[bytes, bytes]:
+def marks_of(real: RealDir, name: bytes, st: stat_result | None = None) -> dict[bytes, bytes]:
     """The union's marks on one object by suffix (`opaque`, `redirect`, ...), with the prefix that counts.
 
     An object of the upper that its owner closed tells its marks all the same: without them the lower would show again.
-    One of a lower that the daemon may not read counts as having none.
+    One of a lower that the daemon may not read counts as having none, and so does what is mounted inside a layer.
+
+    Args:
+        st: the object's lstat, where it is known.
+
+    Raises:
+        OSError: of the layer; EINVAL (MalformedError) for what is longer than any mark.
     """
-    if real.is_covered(name):
+    if real.is_covered(name) or (st is not None and real.is_mount_point(name, st)):
         return {}
     try:
         return _read(real.object(name))

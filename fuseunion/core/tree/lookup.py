@@ -82,7 +82,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             if not stat.S_ISDIR(st.st_mode):
                 if is_whiteout(real, name, st) or directories:
                     break
-                marks = marks_of(real, name) if below or real.layer.writable else {}
+                marks = marks_of(real, name, st) if below or real.layer.writable else {}
                 if xattr_names.METACOPY in marks:
                     log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
                     raise xattr_names.malformed(errno.EPERM)
@@ -91,7 +91,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
                 break
             child = real.child(name)
             # An absolute redirect leads to layers that take no part in the parent.
-            last_marks = marks_of(real, name) if below or not _is_lowest(state, real) else {}
+            last_marks = marks_of(real, name, st) if below or not _is_lowest(state, real) else {}
             if not directories:
                 top_marks = last_marks
             directories.append(child)
