@@ -10,7 +10,6 @@ Three rules keep the mount alive and right:
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import errno
 import itertools
@@ -89,6 +88,8 @@ class Operations(pyfuse3.Operations):
         self._copy_ups = CopyUps(union, self._workers)
         self._reader = Reader(self._workers)
         self._handles: dict[int, Handle] = {}
+        # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
+        self._retyped: dict[int, Inode] = {}
         self._next_fh = itertools.count(1)
         self.device = -1
         # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
@@ -115,6 +116,22 @@ class Operations(pyfuse3.Operations):
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 
+    def _inode(self, number: int) -> Inode:
+        """The inode of a request that says a number.
+
+        Raises:
+            OSError: ESTALE for one that the kernel knows with another type (`_restate`), and as Union.inode.
+        """
+        if number in self._retyped:
+            raise os_error(errno.ESTALE)
+        return self.union.inode(number)
+
+    def _file(self, number: int) -> File:
+        """As `_inode`, for a non-directory. Raises EISDIR as well."""
+        if number in self._retyped:
+            raise os_error(errno.ESTALE)
+        return self.union.file(number)
+
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         directory = self.union.directory(parent_inode)
@@ -122,19 +139,23 @@ class Operations(pyfuse3.Operations):
         if inode is None:
             return self._replies.negative
         self.union.complete_links(inode, directory, name)
-        return self._replies.told(inode)
+        reply = self._replies.told(inode)
+        self._retyped.pop(inode.ino, None)
+        return reply
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not `answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
         for ino, nlookup in inode_list:
             try:
                 self.union.forget(ino, nlookup)
+                if ino in self._retyped and not self._retyped[ino].nlookup:
+                    del self._retyped[ino]
             except Exception:  # noqa: BLE001 - the boundary of a handler without a reply
                 log.exception("unexpected error in forget of inode %d", ino)
 
     @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._replies.attributes(self.union.inode(inode))
+        return self._replies.attributes(self._inode(inode))
 
     @answered
     async def setattr(
@@ -145,7 +166,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        target = self.union.inode(inode)
+        target = self._inode(inode)
         wanted = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
@@ -175,7 +196,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return self.union.readlink(self.union.file(inode))
+        return self.union.readlink(self._file(inode))
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -196,7 +217,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        file = self.union.file(inode)
+        file = self._file(inode)
         await self._copy_ups.done(file)
         return self._replies.told(self.union.link(file, self.union.directory(new_parent_inode), new_name))
 
@@ -244,7 +265,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        file = self.union.file(inode)
+        file = self._file(inode)
         if flags & os.O_NONBLOCK:
             handle = self.union.open(file, flags)
         else:
@@ -358,6 +379,7 @@ class Operations(pyfuse3.Operations):
             entry = self._replies.unreadable(inode, st)
         if pyfuse3.readdir_reply(token, name, entry, next_id):
             self.union.remember(inode)
+            self._retyped.pop(inode.ino, None)
             return Sent.DONE
         self.union.release(inode)
         return Sent.NO_SPACE
@@ -405,7 +427,7 @@ class Operations(pyfuse3.Operations):
         if not self._own_root:
             # The kernel checks by itself (default_permissions) and does not ask again.
             raise FUSEError(errno.ENOSYS)
-        st, _ = self.union.stat(self.union.inode(inode))
+        st, _ = self.union.stat(self._inode(inode))
         # Root may do everything but execute what nobody may execute (fs/namei.c generic_permission).
         return not (mode & os.X_OK and stat.S_ISREG(st.st_mode) and not st.st_mode & 0o111)
 
@@ -419,7 +441,7 @@ class Operations(pyfuse3.Operations):
                 return b""
             if name == FSYNC_XATTR:
                 return b""
-        return self.union.getxattr(self.union.inode(inode), name)
+        return self.union.getxattr(self._inode(inode), name)
 
     async def _write_out(self) -> None:
         if not self.union.writable:
@@ -430,7 +452,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        names = self.union.listxattr(self.union.inode(inode))
+        names = self.union.listxattr(self._inode(inode))
         if ctx.uid == 0:
             return names
         # The kernel leaves this to the filesystem (fs/xattr.c, listxattr(2): trusted.* is for CAP_SYS_ADMIN).
@@ -438,7 +460,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        target = self.union.inode(inode)
+        target = self._inode(inode)
         if self._own_root and name == OWNER_XATTR:
             await self._restate(target, value)
             return
@@ -453,20 +475,26 @@ class Operations(pyfuse3.Operations):
             self._mode_changed(target)
 
     async def _restate(self, target: Inode, value: bytes) -> None:
-        """Set owner, mode and type at once. The kernel keeps the type of what it knows for ever, so it has to look the
-        names up again before it is answered (fs/fuse/dir.c fuse_do_getattr: a changed type is an error)."""
+        """Set owner, mode and type at once.
+
+        The kernel keeps the type of what it knows for ever, and a reply with another is an error (fs/fuse/dir.c
+        fuse_do_getattr). So from here on every request that says the number is answered ESTALE: then the kernel looks
+        the path up again (path_lookupat with LOOKUP_REVAL, by retry_estale in fs/namei.c), finds another type, and
+        makes a new inode (fuse_dentry_revalidate, fuse_stale_inode). Only what has it open already sees the ESTALE.
+
+        Nothing takes the names away: pyfuse3.invalidate_entry would wait for the lock of the directory. Who removes the
+        name holds that and waits for the lock of the file, which the caller of setxattr(2) holds until it is answered.
+        A thread that waits there outside of a handler would keep /dev/fuse open after a kill, and so keep everybody.
+        """
         if isinstance(target, File):
             await self._copy_ups.done(target)
         if self.union.restate(target, value):
-            for directory, name in target.names():
-                with contextlib.suppress(FileNotFoundError):  # the kernel does not know this name
-                    await trio.to_thread.run_sync(pyfuse3.invalidate_entry, directory.ino, name)
-        else:
-            self._mode_changed(target)
+            self._retyped[target.ino] = target
+        self._mode_changed(target)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        target = self.union.inode(inode)
+        target = self._inode(inode)
         if not self.union.xattr_is_there(target, name):
             return
         if isinstance(target, File):
