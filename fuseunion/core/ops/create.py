@@ -154,16 +154,26 @@ def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _M
     return fd
 
 
-def _register(state: State, place: _Place, kind: int) -> Inode:
-    """Make the inode of a new object of a type; one that cannot be looked at is taken away again."""
+def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
+    """Make the inode of a new object of a type; one that cannot be looked at is taken away again.
+
+    Args:
+        fd: of the object, where it is open.
+
+    Raises:
+        OSError: ESTALE when the name leads to another object already.
+    """
     try:
         st = place.upper.stat(place.name)
         if st is None:
             raise OSError(errno.EIO, "the new object is not there", place.name)
         shown = place.upper.shown(place.name, st)
+        made = st if fd < 0 else os.fstat(fd)
     except BaseException:
         _undo(state, place, kind)
         raise
+    if not os.path.samestat(made, st):
+        raise os_error(errno.ESTALE, place.name)  # somebody put another there, which is not ours to remove
     ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
     inode: Inode
     if stat.S_ISDIR(st.st_mode):
@@ -209,9 +219,8 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
         fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
         assert fd is not None
         try:
-            inode = _register(state, place, stat.S_IFREG)
+            inode = _register(state, place, stat.S_IFREG, fd)
             assert isinstance(inode, File)
-            inode.recognise(os.fstat(fd))  # the name may lead elsewhere already
             return inode, FileHandle(inode, fd, writable=True)
         except BaseException:
             os.close(fd)
