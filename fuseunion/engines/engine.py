@@ -28,6 +28,24 @@ Progress = Callable[[str], "AbstractContextManager[Report]"]
 """Given what is done, such as "linked", shows the user how far it has come for as long as the context lasts."""
 
 
+Wish = tuple[object, str]
+"""Whether something is asked for, and why an engine cannot give it."""
+
+
+def for_a_daemon(options: Options) -> tuple[Wish, ...]:
+    """What only an engine can give that answers each request itself, for the refusals of the others."""
+    from fuseunion.mounting.options import XattrPermissions
+
+    return (
+        (options.uid_map or options.gid_map, "it has no id maps"),
+        (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
+        (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
+        (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
+        (options.log_file is not None, "there is no daemon to write a log"),
+        (options.allow_root, "it cannot let root in alone (allow_root)"),
+    )
+
+
 class Engine(ABC):
     """One way to show the union.
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 _HOLD = os.O_PATH | os.O_NOFOLLOW
 _ON_THE_MOUNT = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-_RESOLVE = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
+_WITHOUT_LINKS = _ON_THE_MOUNT | syscalls.RESOLVE_NO_SYMLINKS
 
 _NO_DEVICE = 0
 """st_dev of what no filesystem says anything of."""
@@ -115,7 +115,7 @@ class RealDir:
 
     def _open_in(self, parent_fd: int) -> int:
         def call() -> int:
-            return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _RESOLVE)
+            return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _WITHOUT_LINKS)
 
         try:
             return self.layer.descriptors.retried(call)

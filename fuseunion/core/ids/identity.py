@@ -30,6 +30,8 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, NewType
 
@@ -88,15 +90,7 @@ class IdMap:
             the command line to print.
     """
 
-    __slots__ = (
-        "_by_disk",
-        "_by_shown",
-        "_disk_starts",
-        "_shown_starts",
-        "kind",
-        "ranges",
-        "trivial",
-    )
+    __slots__ = ("_disk_to_shown", "_shown_to_disk", "kind", "ranges", "trivial")
 
     def __init__(self, ranges: Iterable[tuple[int, int, int]] = (), kind: str = "uid") -> None:
         self.kind = kind
@@ -104,42 +98,18 @@ class IdMap:
         self.trivial = not self.ranges
         for item in self.ranges:
             _check_range(item, kind)
-        self._by_disk = sorted(self.ranges, key=lambda item: item.disk)
-        self._by_shown = sorted(self.ranges, key=lambda item: item.shown)
-        self._disk_starts = [item.disk for item in self._by_disk]
-        self._shown_starts = [item.shown for item in self._by_shown]
-        for one, two in zip(self._by_disk, self._by_disk[1:], strict=False):
-            if one.disk + one.length > two.disk:
-                raise ValueError(
-                    f"{kind} map: {one} and {two} both show disk id {two.disk}; let the ranges be disjoint"
-                )
-        for one, two in zip(self._by_shown, self._by_shown[1:], strict=False):
-            if one.shown + one.length > two.shown:
-                raise ValueError(
-                    f"{kind} map: {one} and {two} both store shown id {two.shown}; let the ranges be disjoint"
-                )
+        _refuse_overlaps(self.ranges, kind, "disk", "show")
+        _refuse_overlaps(self.ranges, kind, "shown", "store")
+        self._disk_to_shown = _Direction((item.disk, item.shown, item.length) for item in self.ranges)
+        self._shown_to_disk = _Direction((item.shown, item.disk, item.length) for item in self.ranges)
 
     def shown_or_none(self, disk: int) -> int | None:
         """The shown id of a disk id, or None where the map does not cover it."""
-        if self.trivial:
-            return disk
-        at = bisect_right(self._disk_starts, disk) - 1
-        if at >= 0:
-            item = self._by_disk[at]
-            if disk < item.disk + item.length:
-                return item.shown + disk - item.disk
-        return None
+        return disk if self.trivial else self._disk_to_shown.of(disk)
 
     def disk_or_none(self, shown: int) -> int | None:
         """The disk id of a shown id, or None where the map does not cover it."""
-        if self.trivial:
-            return shown
-        at = bisect_right(self._shown_starts, shown) - 1
-        if at >= 0:
-            item = self._by_shown[at]
-            if shown < item.shown + item.length:
-                return item.disk + shown - item.shown
-        return None
+        return shown if self.trivial else self._shown_to_disk.of(shown)
 
     def to_shown(self, disk: int) -> int:
         """The id to show for a disk id: the overflow id where the map does not cover it."""
@@ -158,17 +128,58 @@ class IdMap:
             raise os_error(errno.EINVAL)
         return disk
 
+    def _key(self) -> tuple[str, frozenset[IdRange]]:
+        return self.kind, frozenset(self.ranges)
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, IdMap) and (self.kind, self._by_disk) == (other.kind, other._by_disk)
+        return isinstance(other, IdMap) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.kind, tuple(self._by_disk)))
+        return hash(self._key())
 
     def __str__(self) -> str:
         return ":".join(str(item) for item in self.ranges)
 
     def __repr__(self) -> str:
         return f"IdMap({self}, {self.kind!r})"
+
+
+class _Direction:
+    """One way through an id map.
+
+    Args:
+        ranges: (first id, what it becomes, how many) triples that do not overlap.
+    """
+
+    __slots__ = ("_ranges", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int, int]]) -> None:
+        self._ranges = sorted(ranges)
+        self._starts = [start for start, _, _ in self._ranges]
+
+    def of(self, number: int) -> int | None:
+        """What an id becomes, or None where no range covers it."""
+        at = bisect_right(self._starts, number) - 1
+        if at >= 0:
+            start, target, length = self._ranges[at]
+            if number < start + length:
+                return target + number - start
+        return None
+
+
+def _refuse_overlaps(ranges: Iterable[IdRange], kind: str, side: str, does: str) -> None:
+    """Refuse ranges that overlap.
+
+    Args:
+        side: "disk" or "shown".
+        does: what a range does with an id of that side, for the message.
+    """
+    first = attrgetter(side)
+    for one, two in pairwise(sorted(ranges, key=first)):
+        if first(one) + one.length > first(two):
+            raise ValueError(
+                f"{kind} map: {one} and {two} both {does} {side} id {first(two)}; let the ranges be disjoint"
+            )
 
 
 def _check_range(item: IdRange, kind: str) -> None:

@@ -32,6 +32,7 @@ from contextlib import contextmanager
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.numbers import Ino
+from fuseunion.linux import owned
 
 log = logging.getLogger("fuseunion.links")
 
@@ -286,12 +287,7 @@ def _write_new(directory: RealDir, name: bytes, data: bytes) -> None:
     Raises:
         OSError: ENOSPC, EDQUOT, EIO; the file is gone then.
     """
-    try:
-        os.unlink(name, dir_fd=directory.fd())
-    except FileNotFoundError:
-        pass  # as it should be
-    # What else may lie there is neither written to nor waited for.
-    fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=directory.fd())
+    fd = owned.new_file(name, directory.fd())
     try:
         while data:
             data = data[os.write(fd, data) :]

@@ -51,26 +51,24 @@ def is_whiteout(real: RealDir, name: bytes, st: stat_result) -> bool:
     return False
 
 
-def is_opaque(parent: RealDir, directory: RealDir, marks: dict[bytes, bytes] | None = None) -> bool:
-    """True when `directory` (a child of `parent`) hides the directories of the layers below."""
-    if marks is None:
-        marks = marks_of(parent, directory.name)
+def is_opaque(directory: RealDir, marks: dict[bytes, bytes]) -> bool:
+    """True when a directory, which has these marks, hides the directories of the layers below."""
     return marks.get(xattr_names.OPAQUE) == b"y" or directory.has_opaque_file()
 
 
-def marks_of(real: RealDir, name: bytes, st: stat_result | None = None) -> dict[bytes, bytes]:
+def marks_of(real: RealDir, name: bytes, st: stat_result) -> dict[bytes, bytes]:
     """The union's marks on one object by suffix (`opaque`, `redirect`, ...), with the prefix that counts.
 
     An object of the upper that its owner closed tells its marks all the same: without them the lower would show again.
     One of a lower that the daemon may not read counts as having none, and so does what is mounted inside a layer.
 
     Args:
-        st: the object's lstat, where it is known.
+        st: the object's lstat.
 
     Raises:
         OSError: of the layer; EINVAL (MalformedError) for what is longer than any mark.
     """
-    if real.is_covered(name) or (st is not None and real.is_mount_point(name, st)):
+    if real.is_covered(name) or real.is_mount_point(name, st):
         return {}
     try:
         return _read(real.object(name))

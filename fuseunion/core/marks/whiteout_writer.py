@@ -158,9 +158,16 @@ class WhiteoutWriter:
         except OSError as error:
             log.warning("the mark .wh.%s beside %r stays: %s", os.fsdecode(name), name, error)
 
-    def install(self, temporary: bytes, upper: RealDir, name: bytes, *, is_directory: bool) -> None:
-        """Put a finished object from work at a name of the upper, in the place of a whiteout or file there."""
-        if upper.stat(name) is None:
+    def install(self, temporary: bytes, upper: RealDir, name: bytes, *, is_directory: bool, occupied: bool) -> None:
+        """Put a finished object from work at a name of the upper.
+
+        Args:
+            occupied: a whiteout or a file is there, and is replaced.
+
+        Raises:
+            OSError: EEXIST for what is there though nothing should be; nothing has changed then.
+        """
+        if not occupied:
             self._work.install(temporary, upper, name)
             return
         replaced = self._work.install_over(temporary, upper, name, directories=is_directory)

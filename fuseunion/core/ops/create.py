@@ -144,7 +144,8 @@ def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _M
             if inherited.access is not None:
                 new.setxattr(xattr_names.POSIX_ACL_ACCESS, inherited.access)
             metadata.give_mode(new, facts, upper.layer)
-        upper.whiteouts.install(temporary, place.upper, place.name, is_directory=kind == stat.S_IFDIR)
+        is_directory = kind == stat.S_IFDIR
+        upper.whiteouts.install(temporary, place.upper, place.name, is_directory=is_directory, occupied=place.device)
     except BaseException:
         if fd is not None:
             os.close(fd)
@@ -284,7 +285,7 @@ def link(state: State, file: File, directory: Directory, name: bytes) -> File:
             temporary = upper.work.new_name()
             link_into(file, upper.work.tmp, temporary)
             try:
-                upper.whiteouts.install(temporary, place.upper, name, is_directory=False)
+                upper.whiteouts.install(temporary, place.upper, name, is_directory=False, occupied=True)
             except BaseException:
                 upper.work.unlink(temporary)
                 raise

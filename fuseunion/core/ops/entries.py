@@ -21,7 +21,7 @@ from fuseunion.core.ops.copy_up.origin_paths import note_path
 from fuseunion.core.ops.remove import holding, name_gone, remove_directory, unlink
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.lookup import FoundFile, lookup, resolve
+from fuseunion.core.tree.lookup import FoundFile, existing, lookup, resolve
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 
@@ -57,7 +57,8 @@ def _show(state: State, directory: Directory, name: bytes, temporary: bytes) -> 
     with state.table.held(replaced):
         held = holding(replaced, upper, name) if isinstance(replaced, File) else nullcontext()
         with held, covering_lower_name(state, directory, name):
-            side.whiteouts.install(temporary, upper, name, is_directory=False)
+            occupied = upper.stat(name) is not None
+            side.whiteouts.install(temporary, upper, name, is_directory=False, occupied=occupied)
         # Everybody sees the object from here on: nothing may fail any more.
         side.whiteouts.drop_file_mark(upper, name)
         if isinstance(replaced, File):
@@ -97,9 +98,7 @@ def remove(state: State, directory: Directory, name: bytes) -> None:
         OSError: ENOENT, EROFS, ENOSPC (a whiteout needs an inode), EACCES; nothing has changed then.
     """
     state.writable()
-    inode = lookup(state, directory, name)
-    if inode is None:
-        raise os_error(errno.ENOENT, name)
+    inode = existing(state, directory, name)
     if not isinstance(inode, Directory):
         unlink(state, directory, name)
         return
@@ -129,7 +128,7 @@ def lower_stat(state: State, directory: Directory, name: bytes) -> os.stat_resul
     found = resolve(state, directory.lowers, name) if directory.lowers else None
     if found is None:
         return None
-    return found.st if isinstance(found, FoundFile) else found.stack[0].own_stat()
+    return found.st if isinstance(found, FoundFile) else found.stats[0]
 
 
 def check_storable(name: bytes, st: os.stat_result) -> None:

@@ -19,7 +19,7 @@ from fuseunion.core.ops.copy_up.link_names import covering_lower_name
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.listing import is_empty
-from fuseunion.core.tree.lookup import lookup, lower_is_positive
+from fuseunion.core.tree.lookup import existing, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 
@@ -31,9 +31,7 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
         OSError: ENOENT, EISDIR, EROFS, ENOSPC (a whiteout needs an inode), EACCES; nothing has changed then.
     """
     state.writable()
-    file = lookup(state, directory, name)
-    if file is None:
-        raise os_error(errno.ENOENT, name)
+    file = existing(state, directory, name)
     with state.table.held(file):
         if not isinstance(file, File):
             raise os_error(errno.EISDIR, name)
@@ -58,9 +56,7 @@ def rmdir(state: State, directory: Directory, name: bytes) -> None:
         OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES; nothing has changed then.
     """
     state.writable()
-    target = lookup(state, directory, name)
-    if target is None:
-        raise os_error(errno.ENOENT, name)
+    target = existing(state, directory, name)
     with state.table.held(target):
         if not isinstance(target, Directory):
             raise os_error(errno.ENOTDIR, name)

@@ -29,7 +29,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.listing import candidates, is_empty
-from fuseunion.core.tree.lookup import lookup, lower_is_positive
+from fuseunion.core.tree.lookup import existing, lookup, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
@@ -110,9 +110,7 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
         OSError: ENOENT, EEXIST, ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EROFS, ENAMETOOLONG, ENOSPC, EACCES.
     """
     check_name(new_name)
-    source = lookup(state, old_dir, old_name)
-    if source is None:
-        raise os_error(errno.ENOENT, old_name)
+    source = existing(state, old_dir, old_name)
     target = lookup(state, new_dir, new_name)
     if flags & syscalls.RENAME_NOREPLACE and target is not None:
         raise os_error(errno.EEXIST, new_name)

@@ -87,7 +87,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
                     log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
                     raise xattr_names.malformed(errno.EPERM)
                 return FoundFile(real, st, marks)
-            if directories and is_opaque(directories[-1].parent or real, directories[-1], last_marks):
+            if directories and is_opaque(directories[-1], last_marks):
                 break
             child = real.child(name)
             # An absolute redirect leads to layers that take no part in the parent.
@@ -97,7 +97,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
             directories.append(child)
             stats.append(st)
             redirect = last_marks.get(xattr_names.REDIRECT)
-            if redirect is not None and not is_opaque(real, child, last_marks):
+            if redirect is not None and not is_opaque(child, last_marks):
                 path = _redirect_path(redirect)
                 if redirect.startswith(b"/"):
                     _follow(state, real, path, directories, stats)
@@ -161,9 +161,9 @@ def _follow(
                 return
             child = real.child(name)
             if not _is_lowest(state, real):
-                marks = marks_of(real, name)
+                marks = marks_of(real, name, found)
                 redirect = marks.get(xattr_names.REDIRECT)
-                if is_opaque(real, child, marks):
+                if is_opaque(child, marks):
                     ended = True
                 elif redirect is None:
                     ended = ended or real.hides(name)
@@ -239,6 +239,18 @@ def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
         return _lookup(state, directory, name)
 
 
+def existing(state: State, directory: Directory, name: bytes) -> Inode:
+    """As `lookup`, of a name that has to be there.
+
+    Raises:
+        OSError: ENOENT; as `lookup`.
+    """
+    inode = lookup(state, directory, name)
+    if inode is None:
+        raise os_error(errno.ENOENT, name)
+    return inode
+
+
 def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
     found = resolve(state, directory.layers(), name)
     if found is None:
@@ -296,13 +308,18 @@ def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
     shown = found.real.shown(name, st)
     place = InUpper(found.real, name, disk_id)
-    file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place)
+    file = _new_file(state, parent, name, ino, shown, place)
     file.group = group
+    if st.st_nlink > 1:
+        state.table.note_names(file)
+    return file
+
+
+def _new_file(state: State, parent: Directory, name: bytes, ino: Ino, shown: os.stat_result, place: Place) -> File:
+    file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place)
     file.st = shown
     file.add_name(parent, name)
     state.table.add(file)
-    if st.st_nlink > 1:
-        state.table.note_names(file)
     return file
 
 
@@ -321,13 +338,11 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     place: Place = InLower(found.real, name, (st.st_dev, st.st_ino) if links is None else links.lower_id)
     if group is not None and group.copy_ino is not None:
         place = InUpper(group.directory, INODE, _copy_id(state, group.copy_ino))
-    file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place)
-    if isinstance(place, InLower):
-        file.st = shown
+    file = _new_file(state, parent, name, ino, shown, place)
+    if file.in_upper:
+        file.stale()
     file.lower_links = links
     file.group = group
-    file.add_name(parent, name)
-    state.table.add(file)
     if st.st_nlink > 1:
         state.table.note_names(file)
     return file

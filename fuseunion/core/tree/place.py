@@ -23,30 +23,27 @@ Location: TypeAlias = tuple[RealDir, bytes]
 """A real directory and a name in it."""
 
 
-class InLower(NamedTuple):
+class _ByName(NamedTuple):
+    real: RealDir
+    name: bytes
+    disk_id: DiskId
+
+    @property
+    def location(self) -> Location:
+        """The name that leads to it."""
+        return self.real, self.name
+
+
+class InLower(_ByName):
     """By name in a lower."""
 
-    real: RealDir
-    name: bytes
-    disk_id: DiskId
-
-    @property
-    def location(self) -> Location:
-        """The name that leads to it."""
-        return self.real, self.name
+    __slots__ = ()
 
 
-class InUpper(NamedTuple):
+class InUpper(_ByName):
     """By name in the upper: one of its names, or its entry in the link index."""
 
-    real: RealDir
-    name: bytes
-    disk_id: DiskId
-
-    @property
-    def location(self) -> Location:
-        """The name that leads to it."""
-        return self.real, self.name
+    __slots__ = ()
 
 
 class Held(NamedTuple):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fuseunion.engines.engine import Engine, Progress
+from fuseunion.engines.engine import Engine, Progress, for_a_daemon
 from fuseunion.engines.kernel import recognise
 from fuseunion.engines.live import LiveMount, cannot_write_out
 from fuseunion.errors import ExitCode
 from fuseunion.linux.mountinfo import Mount
-from fuseunion.mounting.options import EngineChoice, Options, XattrPermissions
+from fuseunion.mounting.options import EngineChoice, Options
 
 
 class KernelEngine(Engine):
@@ -23,12 +23,7 @@ class KernelEngine(Engine):
     def refusals(self, options: Options) -> list[str]:
         """See Engine."""
         wishes = (
-            (options.uid_map or options.gid_map, "it has no id maps"),
-            (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
-            (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
-            (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
-            (options.log_file is not None, "there is no daemon to write a log"),
-            (options.allow_root, "it cannot let root in alone (allow_root)"),
+            *for_a_daemon(options),
             (not options.acl, "it cannot leave ACLs out (noacl)"),
             (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
             (not options.fsync and not options.volatile, "it cannot skip fsync alone; use --volatile"),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuseunion.engines.engine import Engine, Progress
+from fuseunion.engines.engine import Engine, Progress, for_a_daemon
 from fuseunion.engines.finding import Finding
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
@@ -17,7 +17,7 @@ from fuseunion.linux import owned
 from fuseunion.linux.holders import Holder, holders_beneath
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.checks.ranches import beside
-from fuseunion.mounting.options import EngineChoice, Form, Options, XattrPermissions
+from fuseunion.mounting.options import EngineChoice, Form, Options
 
 if TYPE_CHECKING:
     from fuseunion.engines.ranch.record.record import Ranch
@@ -41,12 +41,7 @@ class RanchEngine(Engine):
             (options.form is Form.MOUNT_PROGRAM, "the caller needs a mount"),
             (options.read_only, "a tree of links cannot be read-only"),
             (options.size is not None, "it cannot limit its size"),
-            (options.uid_map or options.gid_map, "it has no id maps"),
-            (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
-            (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
-            (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
-            (options.log_file is not None, "there is no daemon to write a log"),
-            (options.allow_root, "it cannot let root in alone (allow_root)"),
+            *for_a_daemon(options),
             (not options.exec, "it cannot forbid to execute (noexec)"),
             (not options.acl, "it cannot leave ACLs out (noacl)"),
             (not options.xattrs, "it cannot leave attributes out (noxattrs)"),

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 
 from fuseunion.core.format import xattr_names
 from fuseunion.linux import syscalls
+from fuseunion.linux.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.lowers")
 
@@ -62,7 +63,7 @@ def identity(lower_fds: Iterable[int]) -> bytes:
 def _of_root(fd: int) -> bytes:
     if syscalls.filesystem_type(fd) not in _LASTING:
         return b"?"
-    birth = syscalls.birth_time_ns(fd, b"", syscalls.AT_EMPTY_PATH)
+    birth = RealObject(fd).birth_time_ns()
     return b"%d %d" % (os.fstat(fd).st_ino, birth or 0)
 
 
