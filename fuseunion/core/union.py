@@ -404,10 +404,10 @@ class Union:
             attributes.apply(self.state, inode, Change(mode=mode & ~stat.S_ISGID))
         return bool(at_risk)
 
-    def truncation(self, file: File, *, privileged: bool, outsider: bool) -> Change:
-        """What O_TRUNC changes of a file (attributes.truncation)."""
+    def truncation(self, file: File, size: int, *, privileged: bool, outsider: bool) -> Change:
+        """What a truncation changes of a file (attributes.truncation)."""
         self.state.writable()
-        return attributes.truncation(self.state, file, privileged=privileged, outsider=outsider)
+        return attributes.truncation(self.state, file, size, privileged=privileged, outsider=outsider)
 
     def opendir(self, directory: Directory) -> DirectoryHandle:
         """Open a directory."""

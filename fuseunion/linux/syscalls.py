@@ -111,6 +111,18 @@ def filesystem_type(fd: int) -> int:
     return int(struct.unpack_from("=I" if sys.byteorder == "little" else "@l", buffer)[0]) & 0xFFFFFFFF
 
 
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2).
+
+    Args:
+        mode: FALLOC_FL_KEEP_SIZE and so on; 0 allocates and makes the file longer.
+        offset, length: in bytes.
+    Raises:
+        OSError: EOPNOTSUPP where the filesystem does not know the mode; ENOSPC, EINVAL, EFBIG.
+    """
+    _check(_libc.fallocate64(fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)))
+
+
 def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
     """mount(2)."""
     _check(_libc.mount(source, target, fstype, ctypes.c_ulong(flags), data), target)

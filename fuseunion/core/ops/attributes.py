@@ -291,8 +291,8 @@ def restate(state: State, inode: Inode, facts: Facts) -> bool:
     return changed
 
 
-def truncation(state: State, file: File, *, privileged: bool, outsider: bool) -> Change:
-    """What O_TRUNC does to a file: besides the size, set-user-ID, set-group-ID and capabilities go.
+def truncation(state: State, file: File, size: int, *, privileged: bool, outsider: bool) -> Change:
+    """What a truncation does to a file: besides the size, set-user-ID, set-group-ID and capabilities go.
 
     The kernel does this before a write or a truncate, but not when it leaves O_TRUNC to the daemon (fs/fuse/file.c,
     atomic_o_trunc). The rule is fs/inode.c file_remove_privs: the bits stay for CAP_FSETID, capabilities never do.
@@ -302,4 +302,4 @@ def truncation(state: State, file: File, *, privileged: bool, outsider: bool) ->
     """
     mode = stat.S_IMODE(stat_of(state, file).st_mode)
     left = mode if privileged else without_privileges(mode, outsider=outsider)
-    return Change(size=0, mode=None if left == mode else left, clear_capability=True)
+    return Change(size=size, mode=None if left == mode else left, clear_capability=True)

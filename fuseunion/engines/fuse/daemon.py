@@ -114,8 +114,10 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         gc.disable()
         try:
             # Only now, when the user can be refused nothing any more: this imports pyfuse3 and trio.
+            # What is beneath pyfuse3 has to be there first.
+            from fuseunion.engines.fuse.wire import device  # noqa: F401, I001
             from fuseunion.engines.fuse import session
-            from fuseunion.engines.fuse.serving.operations import Operations
+            from fuseunion.engines.fuse.serving.requests import Requests
         except ImportError as error:
             raise UserError(f"{error}; install it with: pip install pyfuse3 trio", ExitCode.UNAVAILABLE) from None
 
@@ -147,8 +149,15 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
 
         gc.freeze()
         gc.enable()
-        operations = Operations(union, timeout=options.timeout, trace=options.trace, own_root=mounted.own_root)
-        session.serve(operations, mounted, on_ready=live, allow_root=options.allow_root)
+        requests = Requests(union, own_root=mounted.own_root)
+        session.serve(
+            requests,
+            mounted,
+            on_ready=live,
+            timeout=options.timeout,
+            trace=options.trace,
+            allow_root=options.allow_root,
+        )
 
 
 def _write_out(fd: int, label: str) -> None:

@@ -23,7 +23,8 @@ _NO_EXPORT_SUPPORT = 1 << 38
 """Linux 6.9: file handles cannot be opened, so name_to_handle_at(2) answers EOPNOTSUPP. Without it the kernel gives out
 handles that are stale as soon as it forgets the inode, because a forgotten number leads nowhere here."""
 
-_WANTED = _NO_EXPORT_SUPPORT
+WANTED = _NO_EXPORT_SUPPORT
+"""Flags of FUSE_INIT."""
 
 _INIT_EXT = 1 << 30
 _HIGH = 32
@@ -89,7 +90,7 @@ def completed(request: bytes, reply: bytes) -> bytes:
         return reply  # a kernel before 5.17 has no second word of flags; an error has no body
     offered = _flags(request, _IN_FLAGS, _IN_FLAGS2)
     answer = bytearray(reply)
-    flags = _flags(reply, _OUT_FLAGS, _OUT_FLAGS2) | _WANTED & offered
+    flags = _flags(reply, _OUT_FLAGS, _OUT_FLAGS2) | WANTED & offered
     if flags >> _HIGH:
         flags |= _INIT_EXT
     _WORD.pack_into(answer, _OUT_FLAGS, flags & 0xFFFFFFFF)

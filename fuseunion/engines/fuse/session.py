@@ -17,8 +17,12 @@ import pyfuse3
 import trio
 
 from fuseunion.engines.fuse.mount_point import MountPoint
-from fuseunion.engines.fuse.negotiation import Negotiation
+from fuseunion.engines.fuse.negotiation import WANTED, Negotiation
 from fuseunion.engines.fuse.serving.operations import Operations
+from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.wire.answers import Answers
+from fuseunion.engines.fuse.wire.device import device
+from fuseunion.engines.fuse.wire.loop import WireLoop
 
 _log = logging.getLogger("fuseunion.session")
 
@@ -28,41 +32,68 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE = 2.0
 """Seconds that requests under way get after a signal."""
 
+SPIN = 50e-6
+"""Seconds; a wake-up takes about as long."""
+
 _RESTARTS = 1000
 """An error that comes back at once, such as a broken /dev/fuse, must end some day."""
 
 
 def serve(
-    operations: Operations, mount_point: MountPoint, *, on_ready: Callable[[], None], allow_root: bool = False
+    requests: Requests,
+    mount_point: MountPoint,
+    *,
+    on_ready: Callable[[], None],
+    timeout: float = 1e9,
+    trace: bool = False,
+    allow_root: bool = False,
+    spin: float = SPIN,
 ) -> None:
     """Answer requests until the mount has gone.
 
     Args:
-        operations: the handlers.
+        requests: what they do.
         mount_point: where; its descriptor belongs to libfuse from now on.
         on_ready: called when the loop is about to take its first request.
+        timeout: how long the kernel may keep entries and attributes, in seconds.
+        trace: log each request.
         allow_root: answer only the mounting user and root.
+        spin: how long to look for another request before sleeping, in seconds.
     Raises:
         OSError: the /dev/fuse descriptor failed.
     """
+    operations = Operations(requests, timeout=timeout, trace=trace)
+    wire: WireLoop | None = None
+    negotiation: Negotiation | None = None
+    if device is not None:
+        fd = mount_point.fd
+        wire = WireLoop(Answers(requests, timeout), patience=spin, trace=trace, wanted=WANTED)
+        wire.attach(fd)
+    else:
+        negotiation = Negotiation(mount_point.fd)
+        fd = negotiation.served
+    requests.device = fd
     # Of the mount options libfuse needs the one that it enforces itself; the kernel's were given to mount(2).
-    negotiation = Negotiation(mount_point.fd)
-    operations.device = negotiation.served
-    pyfuse3.init(operations, f"/dev/fd/{negotiation.served}", {"allow_root"} if allow_root else set())
+    pyfuse3.init(operations, f"/dev/fd/{fd}", {"allow_root"} if allow_root else set())
     try:
-        trio.run(_main, negotiation, mount_point, on_ready)
+        trio.run(_main, negotiation, wire, mount_point, on_ready)
     finally:
         pyfuse3.close(unmount=False)
 
 
-async def _main(negotiation: Negotiation, mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
+async def _main(
+    negotiation: Negotiation | None, wire: WireLoop | None, mount_point: MountPoint, on_ready: Callable[[], None]
+) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
                 on_ready()
-                nursery.start_soon(_negotiate, negotiation, nursery.cancel_scope)
+                if wire is not None:
+                    wire.run_in(nursery)
+                if negotiation is not None:
+                    nursery.start_soon(_negotiate, negotiation, nursery.cancel_scope)
                 await _answer_requests(negotiation)
                 nursery.cancel_scope.cancel()
         finally:
@@ -80,17 +111,17 @@ async def _negotiate(negotiation: Negotiation, session_scope: trio.CancelScope) 
         session_scope.cancel()
 
 
-async def _answer_requests(negotiation: Negotiation) -> None:
+async def _answer_requests(negotiation: Negotiation | None) -> None:
     """pyfuse3's loop, started again when something outside our handlers breaks it.
 
     Handlers answer every error themselves; what is left are pyfuse3's own checks of what the kernel sends and of what a
     handler returns. The request that broke it stays unanswered, all others and the mount go on.
     """
     for _ in range(_RESTARTS):
-        negotiated = negotiation.done
+        negotiated = negotiation is None or negotiation.done
         try:
             await pyfuse3.main()
-            if negotiated or not negotiation.done:
+            if negotiated or negotiation is None or not negotiation.done:
                 return
             # The descriptor was exchanged beneath it.
         except Exception as error:  # noqa: BLE001 - of a library's inside, known only by what it does to us

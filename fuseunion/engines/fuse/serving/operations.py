@@ -1,11 +1,6 @@
-"""The pyfuse3 adapter: it translates, locks and answers; the core decides.
+"""The pyfuse3 adapter: how requests and answers are written down there; requests.py does what they ask for.
 
-Three rules keep the mount alive and right:
-
-* One errno boundary around every handler (boundary.py).
-* Between a check and the change that it allows there is no `await`. What may wait (bytes of a copy-up, fsync, a read
-  that is not cached) goes to a worker thread, which gets descriptors and nothing else.
-* One copy-up at a time for each file (copy_ups.py).
+One errno boundary is around every handler (boundary.py). Open files have numbers here.
 """
 
 from __future__ import annotations
@@ -18,35 +13,19 @@ import stat
 from collections.abc import Sequence
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
-from fuseunion.core.format import xattr_names
-from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, setgid_is_at_risk
-from fuseunion.core.ops.rename import check_flags
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle, Handle
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.union import Union
-from fuseunion.engines.fuse import questions
-from fuseunion.engines.fuse.serving.boundary import answered, log
-from fuseunion.engines.fuse.serving.copy_ups import CopyUps
-from fuseunion.engines.fuse.serving.leases import patiently
-from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.serving.boundary import answered
+from fuseunion.engines.fuse.serving.later import ended
 from fuseunion.engines.fuse.serving.replies import Replies
-from fuseunion.engines.fuse.serving.settle import settle
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.linux.os_error import os_error
-
-PID_XATTR = questions.PID.encode()
-SYNC_XATTR = questions.SYNC.encode()
-FSYNC_XATTR = questions.FSYNC.encode()
-
-# What the owner of a mount without permission checks may set, although it is never shown (Operations._restate).
-OWNER_XATTR = b"user.containers.override_stat"
 
 
 class Sent(enum.Enum):
@@ -63,37 +42,26 @@ class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
     Args:
-        union: what is mounted; the caller closes it afterwards.
+        requests: what they do.
         timeout: how long the kernel may keep entries and attributes, in seconds.
         trace: log each request.
-        own_root: the kernel checks no permissions, and only the mounting user, as root of the tree, can get in.
-
-    Attributes:
-        device: the /dev/fuse descriptor that the requests come from, once there are any.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, union: Union, *, timeout: float = 1e9, trace: bool = False, own_root: bool = False) -> None:
+    def __init__(self, requests: Requests, *, timeout: float = 1e9, trace: bool = False) -> None:
         super().__init__()
-        self.union = union
         self.trace = trace
+        self._requests = requests
+        self._union = requests.union
         # FUSE_POSIX_ACL would switch the kernel's permission checks on again (fs/fuse/inode.c process_init_reply).
-        self.enable_acl = union.settings.acl and not own_root
-        self._own_root = own_root
-        self._identity = union.settings.identity
-        self._replies = Replies(union, timeout, own_root=own_root)
-        self._workers = Workers()
-        self._copy_ups = CopyUps(union, self._workers)
-        self._reader = Reader(self._workers)
+        self.enable_acl = self._union.settings.acl and not requests.own_root
+        self._identity = self._union.settings.identity
+        self._callers = requests.callers
+        self._replies = Replies(self._union, timeout)
         self._handles: dict[int, Handle] = {}
-        # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
-        self._retyped: dict[int, Inode] = {}
         self._next_fh = itertools.count(1)
-        self.device = -1
-        # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
-        self._writing_out = trio.Lock()
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -116,46 +84,25 @@ class Operations(pyfuse3.Operations):
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 
-    def _inode(self, number: int) -> Inode:
-        """The inode of a request that says a number.
-
-        Raises:
-            OSError: ESTALE for one that the kernel knows with another type (`_restate`), and as Union.inode.
-        """
-        if number in self._retyped:
-            raise os_error(errno.ESTALE)
-        return self.union.inode(number)
-
-    def _file(self, number: int) -> File:
-        """As `_inode`, for a non-directory. Raises EISDIR as well."""
-        if number in self._retyped:
-            raise os_error(errno.ESTALE)
-        return self.union.file(number)
+    def _told(self, inode: Inode) -> EntryAttributes:
+        """A reply that makes the kernel know the inode once more."""
+        entry = self._replies.attributes(inode)
+        self._requests.told(inode)
+        return entry
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        directory = self.union.directory(parent_inode)
-        inode = self.union.lookup(directory, name)
-        if inode is None:
-            return self._replies.negative
-        self.union.complete_links(inode, directory, name)
-        reply = self._replies.told(inode)
-        self._retyped.pop(inode.ino, None)
-        return reply
+        inode = self._requests.lookup(parent_inode, name)
+        return self._replies.negative if inode is None else self._told(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not `answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
         for ino, nlookup in inode_list:
-            try:
-                self.union.forget(ino, nlookup)
-                if ino in self._retyped and not self._retyped[ino].nlookup:
-                    del self._retyped[ino]
-            except Exception:  # noqa: BLE001 - the boundary of a handler without a reply
-                log.exception("unexpected error in forget of inode %d", ino)
+            self._requests.forget(ino, nlookup)
 
     @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._replies.attributes(self._inode(inode))
+        return self._replies.attributes(self._requests.inode(inode))
 
     @answered
     async def setattr(
@@ -166,7 +113,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        target = self._inode(inode)
+        target = self._requests.inode(inode)
         wanted = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
@@ -180,54 +127,47 @@ class Operations(pyfuse3.Operations):
         )
         if change.size is not None and change.mode is None and isinstance(target, File):
             change = change._replace(mode=self._mode_without_setgid(target, ctx))
-        await self._change(target, change)
+        await ended(self._requests.change(target, change))
         return self._replies.attributes(target)
-
-    async def _change(self, target: Inode, change: Change) -> None:
-        """Make a change; one to a file of a lower together with its copy-up."""
-        if not isinstance(target, File) or not await self._copy_ups.done(target, change):
-            await patiently(lambda: self.union.setattr(target, change))
 
     def _mode_without_setgid(self, file: File, ctx: RequestContext) -> int | None:
         """The mode of a file after somebody who is not in its group changed its data, if that is another."""
-        mode = self.union.stat(file)[0].st_mode
-        at_risk = setgid_is_at_risk(mode) and self._replies.is_outsider(file, ctx)
+        mode = self._union.stat(file)[0].st_mode
+        at_risk = setgid_is_at_risk(mode) and self._callers.is_outsider(file, ctx)
         return mode & ~stat.S_ISGID if at_risk else None
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return self.union.readlink(self._file(inode))
+        return self._union.readlink(self._requests.file(inode))
 
     # -- names -------------------------------------------------------------------------------------------------------
 
     @answered
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        directory = self.union.directory(parent_inode)
-        return self._replies.told(self.union.mknod(directory, name, mode, rdev, self._replies.owner(ctx)))
+        directory = self._union.directory(parent_inode)
+        return self._told(self._union.mknod(directory, name, mode, rdev, self._callers.owner(ctx)))
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        directory = self.union.directory(parent_inode)
-        return self._replies.told(self.union.mkdir(directory, name, mode, self._replies.owner(ctx)))
+        directory = self._union.directory(parent_inode)
+        return self._told(self._union.mkdir(directory, name, mode, self._callers.owner(ctx)))
 
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        directory = self.union.directory(parent_inode)
-        return self._replies.told(self.union.symlink(directory, name, target, self._replies.owner(ctx)))
+        directory = self._union.directory(parent_inode)
+        return self._told(self._union.symlink(directory, name, target, self._callers.owner(ctx)))
 
     @answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        file = self._file(inode)
-        await self._copy_ups.done(file)
-        return self._replies.told(self.union.link(file, self.union.directory(new_parent_inode), new_name))
+        return self._told(await ended(self._requests.link(inode, new_parent_inode, new_name)))
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self.union.unlink(self.union.directory(parent_inode), name)
+        self._requests.unlink(parent_inode, name)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self.union.rmdir(self.union.directory(parent_inode), name)
+        self._requests.rmdir(parent_inode, name)
 
     @answered
     async def rename(
@@ -239,48 +179,26 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        check_flags(flags)
-        old = self.union.directory(parent_inode_old)
-        new = self.union.directory(parent_inode_new)
-        await self._ready_to_move(old, name_old)
-        if flags & pyfuse3.RENAME_EXCHANGE:
-            await self._ready_to_move(new, name_new)
-        # The kernel holds both parents locked, so the names still mean what they meant.
-        self.union.rename(old, name_old, new, name_new, flags)
-
-    async def _ready_to_move(self, directory: Directory, name: bytes) -> None:
-        """Copy up what is to be renamed, with all that is in it."""
-        inode = self.union.lookup(directory, name)
-        if inode is None:
-            raise os_error(errno.ENOENT, name)
-        self.union.complete_links(inode, directory, name)
-        files = self.union.trees_to_copy(inode)
-        try:
-            for file in files:
-                await self._copy_ups.done(file)
-        finally:
-            files.close()
+        await self._requests.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        file = self._file(inode)
-        if flags & os.O_NONBLOCK:
-            handle = self.union.open(file, flags)
-        else:
-            handle = await patiently(lambda: self.union.open(file, flags))
+        file = self._requests.file(inode)
+        handle = await ended(self._requests.open(file, flags))
         try:
             if flags & os.O_TRUNC:
                 # Whatever the access mode: the kernel has checked that the caller may write (fs/namei.c may_open).
-                outsider = self._replies.is_outsider(file, ctx)
-                change = self.union.truncation(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
-                await self._change(file, change)
+                outsider = self._callers.is_outsider(file, ctx)
+                privileged = self._callers.keeps_set_id(ctx)
+                change = self._union.truncation(file, 0, privileged=privileged, outsider=outsider)
+                await ended(self._requests.change(file, change))
                 if change.mode is not None:
-                    self._mode_changed(file)
-            handle.outsider = handle.writable and self._replies.is_outsider(file, ctx)
+                    self._requests.mode_changed(file)
+            handle.outsider = handle.writable and self._callers.is_outsider(file, ctx)
         except BaseException:
-            self.union.release_file(handle)
+            self._union.release_file(handle)
             raise
         return FileInfo(fh=self._keep(handle), keep_cache=True)
 
@@ -288,28 +206,22 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        directory = self.union.directory(parent_inode)
-        file, handle = self.union.create(directory, name, mode, self._replies.owner(ctx))
-        return FileInfo(fh=self._keep(handle), keep_cache=True), self._replies.told(file)
+        directory = self._union.directory(parent_inode)
+        file, handle = self._union.create(directory, name, mode, self._callers.owner(ctx))
+        return FileInfo(fh=self._keep(handle), keep_cache=True), self._told(file)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._reader.read(self._file_handle(fh).fd, off, size)
+        return await ended(self._requests.reader.read(self._file_handle(fh).fd, off, size))
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._file_handle(fh)
         if not handle.file.in_upper:
-            await self._copy_ups.done(handle.file)
-        if handle.outsider and self.union.drop_setgid(handle.file):
-            self._mode_changed(handle.file)
-        return self.union.write(handle, buf, off)
-
-    @staticmethod
-    def _mode_changed(inode: Inode) -> None:
-        """Tell the kernel that a mode is another, where it does not think of asking: it remembers attributes apart
-        (fs/fuse/inode.c fuse_change_attributes, inval_mask), and stat(1) asks for what it shows."""
-        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
+            await self._requests.copy_ups.done(handle.file)
+        if handle.outsider and self._union.drop_setgid(handle.file):
+            self._requests.mode_changed(handle.file)
+        return self._union.write(handle, buf, off)
 
     @answered
     async def flush(self, fh: int) -> None:
@@ -320,26 +232,24 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         handle = self._file_handle(fh)
         del self._handles[fh]
-        self.union.release_file(handle)
+        self._union.release_file(handle)
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self._file_handle(fh)
-        if handle.file.in_upper and not self.union.settings.volatile:
-            await self._workers.sync(os.fdatasync if datasync else os.fsync, handle.fd)
-            await self._sync_ownership()
+        await ended(self._requests.fsync(handle.file, handle.fd, data_only=datasync))
 
     # -- directories -------------------------------------------------------------------------------------------------
 
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> pyfuse3.FileHandleT:
-        return self._keep(self.union.opendir(self.union.directory(inode)))
+        return self._keep(self._union.opendir(self._union.directory(inode)))
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._directory_handle(fh)
         directory = handle.directory
-        names = self.union.names(handle, again=start_id == 0)
+        names = self._union.names(handle, again=start_id == 0)
         position = start_id
         for offset, dots, special in ((0, b".", directory), (1, b"..", directory.parent or directory)):
             if start_id <= offset:
@@ -358,58 +268,32 @@ class Operations(pyfuse3.Operations):
             position += sent is Sent.DONE
 
     def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> Sent:
-        """Send one entry.
-
-        Raises:
-            OSError: the name cannot be looked up. Only what is hidden may be missing in a listing.
-        """
-        inode: Inode | None = None
-        try:
-            inode = self.union.lookup(directory, name)
-            if inode is None:
-                return Sent.NOTHING
-            self.union.complete_links(inode, directory, name)  # the kernel will not ask for the name again
-            entry = self._replies.attributes(inode)
-        except OSError as error:
-            if inode is not None:
-                self.union.release(inode)
-            if not isinstance(error, MalformedError):
-                raise
-            inode, st = self.union.unreadable(directory, name, error)
-            entry = self._replies.unreadable(inode, st)
+        """Send one entry. Raises as Requests.listed."""
+        listed = self._requests.listed(directory, name, self._replies)
+        if listed is None:
+            return Sent.NOTHING
+        inode, entry = listed
         if pyfuse3.readdir_reply(token, name, entry, next_id):
-            self.union.remember(inode)
-            self._retyped.pop(inode.ino, None)
+            self._requests.told(inode)
             return Sent.DONE
-        self.union.release(inode)
+        self._union.release(inode)
         return Sent.NO_SPACE
 
     @answered
     async def releasedir(self, fh: int) -> None:
         handle = self._directory_handle(fh)
         del self._handles[fh]
-        self.union.release_directory(handle)
+        self._union.release_directory(handle)
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        handle = self._directory_handle(fh)
-        fd = self.union.fsync_directory(handle.directory)
-        if fd is not None:
-            try:
-                await self._workers.sync(os.fsync, fd)
-            finally:
-                os.close(fd)
-            await self._sync_ownership()
-
-    async def _sync_ownership(self) -> None:
-        if self.union.stores_ownership:
-            await self._workers.sync(self.union.sync_ownership)
+        await ended(self._requests.fsync_directory(self._directory_handle(fh).directory))
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     @answered
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        real = self.union.statfs()
+        real = self._union.statfs()
         data = pyfuse3.StatvfsData()
         data.f_bsize = real.f_bsize
         data.f_frsize = real.f_frsize
@@ -424,79 +308,23 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        if not self._own_root:
+        if not self._requests.own_root:
             # The kernel checks by itself (default_permissions) and does not ask again.
             raise FUSEError(errno.ENOSYS)
-        st, _ = self.union.stat(self._inode(inode))
-        # Root may do everything but execute what nobody may execute (fs/namei.c generic_permission).
-        return not (mode & os.X_OK and stat.S_ISREG(st.st_mode) and not st.st_mode & 0o111)
+        return self._requests.access(inode, mode)
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if inode == pyfuse3.ROOT_INODE:
-            if name == PID_XATTR:
-                return b"%d" % os.getpid()
-            if name == SYNC_XATTR or (name == FSYNC_XATTR and not self.union.settings.volatile):
-                await self._write_out()
-                return b""
-            if name == FSYNC_XATTR:
-                return b""
-        return self.union.getxattr(self._inode(inode), name)
-
-    async def _write_out(self) -> None:
-        if not self.union.writable:
-            return
-        async with self._writing_out:
-            await settle(self.device, self._workers)
-            await self._workers.sync(self.union.sync)
+        return await ended(self._requests.getxattr(inode, name))
 
     @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        names = self.union.listxattr(self._inode(inode))
-        if ctx.uid == 0:
-            return names
-        # The kernel leaves this to the filesystem (fs/xattr.c, listxattr(2): trusted.* is for CAP_SYS_ADMIN).
-        return [name for name in names if not name.startswith(b"trusted.")]
+        return self._requests.listxattr(inode, ctx.uid)
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        target = self._inode(inode)
-        if self._own_root and name == OWNER_XATTR:
-            await self._restate(target, value)
-            return
-        self.union.check_xattr_name(name)
-        if isinstance(target, File):
-            await self._copy_ups.done(target)
-        self.union.setxattr(target, name, value)
-        if name == xattr_names.POSIX_ACL_ACCESS and self._replies.is_outsider(target, ctx):
-            self.union.drop_setgid(target, always=True)  # fs/posix_acl.c posix_acl_update_mode
-        if name == xattr_names.POSIX_ACL_ACCESS and self._own_root:
-            # Without FUSE_POSIX_ACL the kernel does not know that an ACL changes the mode.
-            self._mode_changed(target)
-
-    async def _restate(self, target: Inode, value: bytes) -> None:
-        """Set owner, mode and type at once.
-
-        The kernel keeps the type of what it knows for ever, and a reply with another is an error (fs/fuse/dir.c
-        fuse_do_getattr). So from here on every request that says the number is answered ESTALE: then the kernel looks
-        the path up again (path_lookupat with LOOKUP_REVAL, by retry_estale in fs/namei.c), finds another type, and
-        makes a new inode (fuse_dentry_revalidate, fuse_stale_inode). Only what has it open already sees the ESTALE.
-
-        Nothing takes the names away: pyfuse3.invalidate_entry would wait for the lock of the directory. Who removes the
-        name holds that and waits for the lock of the file, which the caller of setxattr(2) holds until it is answered.
-        A thread that waits there outside of a handler would keep /dev/fuse open after a kill, and so keep everybody.
-        """
-        if isinstance(target, File):
-            await self._copy_ups.done(target)
-        if self.union.restate(target, value):
-            self._retyped[target.ino] = target
-        self._mode_changed(target)
+        await ended(self._requests.setxattr(inode, name, value, ctx))
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        target = self._inode(inode)
-        if not self.union.xattr_is_there(target, name):
-            return
-        if isinstance(target, File):
-            await self._copy_ups.done(target)
-        self.union.removexattr(target, name)
+        await ended(self._requests.removexattr(inode, name))

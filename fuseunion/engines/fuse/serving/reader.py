@@ -10,6 +10,7 @@ import errno
 import os
 from typing import cast
 
+from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux import mountinfo
 
@@ -31,7 +32,7 @@ class Reader:
         # st_dev -> True to read in the loop, False to read in a thread; absent: RWF_NOWAIT works.
         self._direct: dict[int, bool] = {}
 
-    async def read(self, fd: int, offset: int, size: int) -> bytes:
+    def read(self, fd: int, offset: int, size: int) -> bytes | Later[bytes]:
         """pread(2) of up to `size` bytes; less only at the end of the file.
 
         Raises:
@@ -41,23 +42,27 @@ class Reader:
         try:
             count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
         except BlockingIOError:
-            return await self._workers.read(os.pread, fd, size, offset)
+            return self._workers.read(os.pread, fd, size, offset)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            return await self._read_without_flag(fd, offset, size)
+            return self._read_without_flag(fd, offset, size)
         if count < size:
             if offset + count < os.fstat(fd).st_size:
-                return await self._workers.read(os.pread, fd, size, offset)
+                return self._workers.read(os.pread, fd, size, offset)
             del buffer[count:]
         # pyfuse3 takes any buffer; a copy into bytes would only cost time.
         return cast(bytes, buffer)
 
-    async def _read_without_flag(self, fd: int, offset: int, size: int) -> bytes:
+    def never_waits(self, fd: int) -> bool:
+        """True for a file of a filesystem in memory that does not know RWF_NOWAIT."""
+        return bool(self._direct) and self._direct.get(os.fstat(fd).st_dev) is True
+
+    def _read_without_flag(self, fd: int, offset: int, size: int) -> bytes | Later[bytes]:
         device = os.fstat(fd).st_dev
         direct = self._direct.get(device)
         if direct is None:
             direct = self._direct[device] = mountinfo.filesystem_type(device) in _IN_MEMORY
         if direct:
             return os.pread(fd, size, offset)
-        return await self._workers.read(os.pread, fd, size, offset)
+        return self._workers.read(os.pread, fd, size, offset)

@@ -1,0 +1,347 @@
+"""What each request does, whichever way it came: checks, waits and calls of the core; the core decides.
+
+Two adapters stand above: operations.py, for requests that come through pyfuse3, and the package `wire`, for those that
+are read from /dev/fuse directly. They differ in how a request is written down and how an open file is named.
+
+Three rules keep the mount alive and right:
+
+* One errno boundary around every handler, in each adapter.
+* Between a check and the change that it allows there is no `await`. What may wait (bytes of a copy-up, fsync, a read
+  that is not cached) goes to a worker thread, which gets descriptors and nothing else.
+* One copy-up at a time for each file (copy_ups.py).
+
+Results are given at once or later (later.py). All calls raise OSError, and nothing else that is foreseen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Protocol, TypeVar
+
+import pyfuse3
+import trio
+
+from fuseunion.core.format import xattr_names
+from fuseunion.core.format.xattr_names import MalformedError
+from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.rename import check_flags
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.handle import FileHandle
+from fuseunion.core.tree.inode import Inode
+from fuseunion.core.union import Union
+from fuseunion.engines.fuse import questions
+from fuseunion.engines.fuse.serving.boundary import log
+from fuseunion.engines.fuse.serving.callers import Caller, Callers
+from fuseunion.engines.fuse.serving.copy_ups import CopyUps
+from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
+from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.serving.settle import settle
+from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.linux.os_error import os_error
+
+PID_XATTR = questions.PID.encode()
+SYNC_XATTR = questions.SYNC.encode()
+FSYNC_XATTR = questions.FSYNC.encode()
+
+# What the owner of a mount without permission checks may set, although it is never shown (Requests._restate).
+OWNER_XATTR = b"user.containers.override_stat"
+
+T = TypeVar("T")
+_Entry = TypeVar("_Entry", covariant=True)
+
+
+class Entries(Protocol[_Entry]):
+    """What is told to the kernel of an inode, as an adapter writes it down."""
+
+    def attributes(self, inode: Inode) -> _Entry:
+        """The entry of an inode."""
+
+    def unreadable(self, inode: Inode, st: os.stat_result) -> _Entry:
+        """The entry of an object whose marks cannot be understood: the kernel must not remember it."""
+
+
+class Requests:
+    """The requests of one mount.
+
+    Args:
+        union: what is mounted; the caller closes it afterwards.
+        own_root: the kernel checks no permissions, and only the mounting user, as root of the tree, can get in.
+
+    Attributes:
+        device: the /dev/fuse descriptor that the requests come from, once there are any.
+    """
+
+    def __init__(self, union: Union, *, own_root: bool = False) -> None:
+        self.union = union
+        self.own_root = own_root
+        self.callers = Callers(union, own_root=own_root)
+        self.workers = Workers()
+        self.copy_ups = CopyUps(union, self.workers)
+        self.reader = Reader(self.workers)
+        # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
+        self._retyped: dict[int, Inode] = {}
+        self.device = -1
+        # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
+        self._writing_out = trio.Lock()
+
+    # -- inodes ------------------------------------------------------------------------------------------------------
+
+    def inode(self, number: int) -> Inode:
+        """The inode of a request that says a number.
+
+        Raises:
+            OSError: ESTALE for one that the kernel knows with another type (`_restate`), and as Union.inode.
+        """
+        if number in self._retyped:
+            raise os_error(errno.ESTALE)
+        return self.union.inode(number)
+
+    def file(self, number: int) -> File:
+        """As `inode`, for a non-directory. Raises EISDIR as well."""
+        if number in self._retyped:
+            raise os_error(errno.ESTALE)
+        return self.union.file(number)
+
+    def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """The inode of a name, or None; the caller tells the kernel of it (`told`)."""
+        directory = self.union.directory(parent)
+        inode = self.union.lookup(directory, name)
+        if inode is not None:
+            self.union.complete_links(inode, directory, name)
+        return inode
+
+    def told(self, inode: Inode) -> None:
+        """The kernel is told of the inode, with the type that it has."""
+        self.union.remember(inode)
+        if self._retyped:
+            self._retyped.pop(inode.ino, None)
+
+    def forget(self, number: int, nlookup: int) -> None:
+        """The kernel forgot the inode as many times. It waits for no answer, so an error can only be logged."""
+        try:
+            self.union.forget(number, nlookup)
+            if number in self._retyped and not self._retyped[number].nlookup:
+                del self._retyped[number]
+        except Exception:  # noqa: BLE001 - the boundary of a handler without a reply
+            log.exception("unexpected error in forget of inode %d", number)
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    def change(self, target: Inode, change: Change) -> Later[None] | None:
+        """Make a change; one to a file of a lower together with its copy-up."""
+        if isinstance(target, File) and not target.in_upper:
+            return self._change_with_copy(target, change)
+        return now_or_patiently(lambda: self.union.setattr(target, change))
+
+    async def _change_with_copy(self, target: File, change: Change) -> None:
+        if not await self.copy_ups.done(target, change):
+            result = now_or_patiently(lambda: self.union.setattr(target, change))
+            if result is not None:
+                await result
+
+    @staticmethod
+    def mode_changed(inode: Inode) -> None:
+        """Tell the kernel that a mode is another, where it does not think of asking: it remembers attributes apart
+        (fs/fuse/inode.c fuse_change_attributes, inval_mask), and stat(1) asks for what it shows."""
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
+
+    def access(self, number: int, mode: int) -> bool:
+        """Whether root of the tree may: everything but execute what nobody may execute (fs/namei.c
+        generic_permission). Only for `own_root`: else the kernel checks by itself."""
+        st, _ = self.union.stat(self.inode(number))
+        return not (mode & os.X_OK and stat.S_ISREG(st.st_mode) and not st.st_mode & 0o111)
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def link(self, number: int, parent: int, name: bytes) -> File | Later[File]:
+        """Give a file one more name."""
+        file = self.file(number)
+        if not file.in_upper:
+            return self._link_copy(file, parent, name)
+        return self.union.link(file, self.union.directory(parent), name)
+
+    async def _link_copy(self, file: File, parent: int, name: bytes) -> File:
+        await self.copy_ups.done(file)
+        return self.union.link(file, self.union.directory(parent), name)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove a non-directory."""
+        self.union.unlink(self.union.directory(parent), name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        self.union.rmdir(self.union.directory(parent), name)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """Rename; what a lower holds is copied up first."""
+        check_flags(flags)
+        old = self.union.directory(parent)
+        new = self.union.directory(new_parent)
+        await self._ready_to_move(old, name)
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            await self._ready_to_move(new, new_name)
+        # The kernel holds both parents locked, so the names still mean what they meant.
+        self.union.rename(old, name, new, new_name, flags)
+
+    async def _ready_to_move(self, directory: Directory, name: bytes) -> None:
+        """Copy up what is to be renamed, with all that is in it."""
+        inode = self.union.lookup(directory, name)
+        if inode is None:
+            raise os_error(errno.ENOENT, name)
+        self.union.complete_links(inode, directory, name)
+        files = self.union.trees_to_copy(inode)
+        try:
+            for file in files:
+                await self.copy_ups.done(file)
+        finally:
+            files.close()
+
+    # -- listings ----------------------------------------------------------------------------------------------------
+
+    def listed(self, directory: Directory, name: bytes, entries: Entries[T]) -> tuple[Inode, T] | None:
+        """What to list under a name; the caller tells the kernel of it (`told`) or gives it back (`Union.release`).
+
+        Args:
+            entries: makes what is sent.
+
+        Returns:
+            None for a name that is hidden or has gone.
+
+        Raises:
+            OSError: the name cannot be looked up. Only what is hidden may be missing in a listing.
+        """
+        inode: Inode | None = None
+        try:
+            inode = self.union.lookup(directory, name)
+            if inode is None:
+                return None
+            self.union.complete_links(inode, directory, name)  # the kernel will not ask for the name again
+            return inode, entries.attributes(inode)
+        except OSError as error:
+            if inode is not None:
+                self.union.release(inode)
+            if not isinstance(error, MalformedError):
+                raise
+            inode, st = self.union.unreadable(directory, name, error)
+            return inode, entries.unreadable(inode, st)
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def open(self, file: File, flags: int) -> FileHandle | Later[FileHandle]:
+        """Open a file, waiting for leases unless O_NONBLOCK is among the flags."""
+        if flags & os.O_NONBLOCK:
+            return self.union.open(file, flags)
+        return now_or_patiently(lambda: self.union.open(file, flags))
+
+    def fsync(self, file: File, fd: int, *, data_only: bool) -> Later[None] | None:
+        """fsync(2) of a file through a descriptor of it."""
+        if not file.in_upper or self.union.settings.volatile:
+            return None
+        return self._fsync(fd, data_only=data_only)
+
+    async def _fsync(self, fd: int, *, data_only: bool) -> None:
+        await self.workers.sync(os.fdatasync if data_only else os.fsync, fd)
+        await self._sync_ownership()
+
+    def fsync_directory(self, directory: Directory) -> Later[None] | None:
+        """fsync(2) of a directory."""
+        fd = self.union.fsync_directory(directory)
+        return None if fd is None else self._fsync_directory(fd)
+
+    async def _fsync_directory(self, fd: int) -> None:
+        try:
+            await self.workers.sync(os.fsync, fd)
+        finally:
+            os.close(fd)
+        await self._sync_ownership()
+
+    async def _sync_ownership(self) -> None:
+        if self.union.stores_ownership:
+            await self.workers.sync(self.union.sync_ownership)
+
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def getxattr(self, number: int, name: bytes) -> bytes | Later[bytes]:
+        """The value of an attribute, or what a command asks for (questions.py)."""
+        if number == pyfuse3.ROOT_INODE:
+            if name == PID_XATTR:
+                return b"%d" % os.getpid()
+            if name == SYNC_XATTR or (name == FSYNC_XATTR and not self.union.settings.volatile):
+                return self._write_out()
+            if name == FSYNC_XATTR:
+                return b""
+        return self.union.getxattr(self.inode(number), name)
+
+    async def _write_out(self) -> bytes:
+        if self.union.writable:
+            async with self._writing_out:
+                await settle(self.device, self.workers)
+                await self.workers.sync(self.union.sync)
+        return b""
+
+    def listxattr(self, number: int, uid: int) -> list[bytes]:
+        """The names that this user may see."""
+        names = self.union.listxattr(self.inode(number))
+        if uid == 0:
+            return names
+        # The kernel leaves this to the filesystem (fs/xattr.c, listxattr(2): trusted.* is for CAP_SYS_ADMIN).
+        return [name for name in names if not name.startswith(b"trusted.")]
+
+    def setxattr(self, number: int, name: bytes, value: bytes, caller: Caller) -> Later[None] | None:
+        """Set an attribute."""
+        target = self.inode(number)
+        restates = self.own_root and name == OWNER_XATTR
+        if not restates:
+            self.union.check_xattr_name(name)
+        if isinstance(target, File) and not target.in_upper:
+            return self._setxattr_of_copy(target, name, value, caller)
+        self._setxattr(target, name, value, caller)
+        return None
+
+    async def _setxattr_of_copy(self, target: File, name: bytes, value: bytes, caller: Caller) -> None:
+        await self.copy_ups.done(target)
+        self._setxattr(target, name, value, caller)
+
+    def _setxattr(self, target: Inode, name: bytes, value: bytes, caller: Caller) -> None:
+        if self.own_root and name == OWNER_XATTR:
+            self._restate(target, value)
+            return
+        self.union.setxattr(target, name, value)
+        if name == xattr_names.POSIX_ACL_ACCESS and self.callers.is_outsider(target, caller):
+            self.union.drop_setgid(target, always=True)  # fs/posix_acl.c posix_acl_update_mode
+        if name == xattr_names.POSIX_ACL_ACCESS and self.own_root:
+            # Without FUSE_POSIX_ACL the kernel does not know that an ACL changes the mode.
+            self.mode_changed(target)
+
+    def _restate(self, target: Inode, value: bytes) -> None:
+        """Set owner, mode and type at once. Precondition: a file was copied up.
+
+        The kernel keeps the type of what it knows for ever, and a reply with another is an error (fs/fuse/dir.c
+        fuse_do_getattr). So from here on every request that says the number is answered ESTALE: then the kernel looks
+        the path up again (path_lookupat with LOOKUP_REVAL, by retry_estale in fs/namei.c), finds another type, and
+        makes a new inode (fuse_dentry_revalidate, fuse_stale_inode). Only what has it open already sees the ESTALE.
+
+        Nothing takes the names away: pyfuse3.invalidate_entry would wait for the lock of the directory. Who removes the
+        name holds that and waits for the lock of the file, which the caller of setxattr(2) holds until it is answered.
+        A thread that waits there outside of a handler would keep /dev/fuse open after a kill, and so keep everybody.
+        """
+        if self.union.restate(target, value):
+            self._retyped[target.ino] = target
+        self.mode_changed(target)
+
+    def removexattr(self, number: int, name: bytes) -> Later[None] | None:
+        """Remove an attribute."""
+        target = self.inode(number)
+        if not self.union.xattr_is_there(target, name):
+            return None
+        if isinstance(target, File) and not target.in_upper:
+            return self._removexattr_of_copy(target, name)
+        self.union.removexattr(target, name)
+        return None
+
+    async def _removexattr_of_copy(self, target: File, name: bytes) -> None:
+        await self.copy_ups.done(target)
+        self.union.removexattr(target, name)

@@ -1,0 +1,460 @@
+"""The handlers of requests that are read directly: from the numbers of a request to the bytes of its answer.
+
+`_device.c` calls them by opcode, with the node first, and what each request holds after it. A handler gives bytes (the
+body of the answer; for attributes a whole entry), an error number (0: done, nothing to say), or a coroutine that ends
+with either.
+
+The kernel was told that there is nothing to open, so files are named by their inode (open_files.py), and so are
+directories (listings.py). And it was told that set-ID bits and capabilities are taken away here
+(FUSE_HANDLE_KILLPRIV_V2, include/uapi/linux/fuse.h): a capability by every write, truncation and chown; set-user-ID and
+set-group-ID by a chown, and by a write or truncation of somebody without CAP_FSETID, which the request says.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from types import CoroutineType
+from typing import NamedTuple, TypeVar
+
+from fuseunion.core.format import xattr_names
+from fuseunion.core.ids.identity import ShownGid, ShownUid
+from fuseunion.core.ops.attributes import Change, setgid_is_at_risk, without_privileges
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
+from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
+from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.entries import Entries
+from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
+from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
+from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
+
+T = TypeVar("T")
+
+Answer = bytes | int | Later[bytes | int]
+
+_DESCRIPTORS = 128
+_DIRECTORY = stat.S_IFDIR >> 12
+_MOST_AT_ONCE = 64 << 20
+"""Bytes of one copy_file_range: so long as others can wait for the thread."""
+
+
+class Sender(NamedTuple):
+    """Who made a request (callers.Caller)."""
+
+    uid: int
+    gid: int
+    pid: int
+    umask: int = 0
+
+
+class Answers:
+    """The handlers of one mount.
+
+    Args:
+        requests: what they do.
+        timeout: how long the kernel may keep entries and attributes, in seconds.
+    """
+
+    def __init__(self, requests: Requests, timeout: float) -> None:
+        self._requests = requests
+        self._union = requests.union
+        self._callers = requests.callers
+        self._identity = self._union.settings.identity
+        self._entries = Entries(self._union, timeout)
+        self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
+        self._listings = Listings(self._union)
+
+    def handlers(self) -> dict[int, Callable[..., Answer | None]]:
+        """The handlers by opcode; that of FORGET gives no answer."""
+        handlers: dict[int, Callable[..., Answer | None]] = {
+            layouts.LOOKUP: self._lookup,
+            layouts.FORGET: self._forget,
+            layouts.GETATTR: self._getattr,
+            layouts.SETATTR: self._setattr,
+            layouts.READLINK: self._readlink,
+            layouts.SYMLINK: self._symlink,
+            layouts.MKNOD: self._mknod,
+            layouts.MKDIR: self._mkdir,
+            layouts.UNLINK: self._unlink,
+            layouts.RMDIR: self._rmdir,
+            layouts.RENAME: self._rename,
+            layouts.RENAME2: self._rename,
+            layouts.LINK: self._link,
+            layouts.READ: self._read,
+            layouts.WRITE: self._write,
+            layouts.STATFS: self._statfs,
+            layouts.FSYNC: self._fsync,
+            layouts.FSYNCDIR: self._fsyncdir,
+            layouts.GETXATTR: self._getxattr,
+            layouts.LISTXATTR: self._listxattr,
+            layouts.SETXATTR: self._setxattr,
+            layouts.REMOVEXATTR: self._removexattr,
+            layouts.READDIRPLUS: self._readdirplus,
+            layouts.FALLOCATE: self._fallocate,
+            layouts.LSEEK: self._lseek,
+            layouts.COPY_FILE_RANGE: self._copy_file_range,
+        }
+        if self._requests.own_root:
+            handlers[layouts.ACCESS] = self._access
+        return handlers
+
+    @property
+    def holds_files(self) -> bool:
+        """True when a descriptor of a file is kept open."""
+        return self._open_files.any
+
+    def close_files(self) -> None:
+        """Nobody has asked for anything for a while: keep no file open."""
+        self._open_files.close_all()
+
+    def wrote(self, number: int) -> None:
+        """A file was written to through the descriptor that was shared."""
+        self._open_files.wrote(number)
+
+    # -- inodes ------------------------------------------------------------------------------------------------------
+
+    def _told(self, inode: Inode) -> bytes:
+        """An answer that makes the kernel know the inode once more."""
+        entry = self._entries.attributes(inode)
+        self._requests.told(inode)
+        return entry
+
+    def _lookup(self, parent: int, name: bytes) -> bytes:
+        inode = self._requests.lookup(parent, name)
+        return self._entries.negative if inode is None else self._told(inode)
+
+    def _forget(self, number: int, nlookup: int) -> None:
+        self._requests.forget(number, nlookup)
+        self._open_files.forgotten(number)
+
+    def _getattr(self, number: int) -> bytes:
+        return self._entries.attributes(self._requests.inode(number))
+
+    def _setattr(
+        self,
+        number: int,
+        uid: int,
+        gid: int,
+        pid: int,
+        valid: int,
+        mode: int,
+        new_uid: int,
+        new_gid: int,
+        size: int,
+        atime_ns: int,
+        mtime_ns: int,
+    ) -> Answer:
+        target = self._requests.inode(number)
+        sets_owner = valid & (layouts.FATTR_UID | layouts.FATTR_GID)
+        change = Change(
+            mode=mode if valid & layouts.FATTR_MODE else None,
+            uid=self._identity.disk_uid(ShownUid(new_uid)) if valid & layouts.FATTR_UID else None,
+            gid=self._identity.disk_gid(ShownGid(new_gid)) if valid & layouts.FATTR_GID else None,
+            size=size if valid & layouts.FATTR_SIZE else None,
+            atime_ns=atime_ns if valid & layouts.FATTR_ATIME else None,
+            mtime_ns=mtime_ns if valid & layouts.FATTR_MTIME else None,
+            # chown(2) with -1 for both ids asks for nothing but a new time of change (fs/open.c chown_common).
+            touch=not valid & 0x3F,
+        )
+        if isinstance(target, File):
+            if valid & layouts.FATTR_MODE or sets_owner or change.touch:
+                self._open_files.changed(number)
+            if change.mode is None and (sets_owner or change.touch):
+                change = self._ends_privileges(target, change, Sender(uid, gid, pid))
+            elif valid & layouts.FATTR_SIZE and change.mode is None:
+                caller = Sender(uid, gid, pid)
+                truncation = self._truncation(target, size, valid, caller)
+                change = change._replace(mode=truncation.mode, clear_capability=truncation.clear_capability)
+        result = self._requests.change(target, change)
+        if result is not None:
+            return self._when_changed(result, target)
+        return self._entries.attributes(target)
+
+    async def _when_changed(self, result: Later[None], target: Inode) -> bytes:
+        await result
+        return self._entries.attributes(target)
+
+    def _truncation(self, file: File, size: int, valid: int, caller: Sender) -> Change:
+        privileged = not valid & layouts.FATTR_KILL_SUIDGID
+        outsider = setgid_is_at_risk(self._mode(file)) and self._callers.is_outsider(file, caller)
+        return self._union.truncation(file, size, privileged=privileged and not outsider, outsider=outsider)
+
+    def _ends_privileges(self, file: File, change: Change, caller: Sender) -> Change:
+        """A chown(2) with what it takes from the mode of a file (fs/open.c chown_common)."""
+        mode = self._mode(file)
+        if stat.S_ISLNK(mode) or not mode & (stat.S_ISUID | stat.S_ISGID):
+            return change
+        outsider = setgid_is_at_risk(mode) and self._callers.is_outsider(file, caller)
+        left = without_privileges(mode, outsider=outsider)
+        return change if left == stat.S_IMODE(mode) else change._replace(mode=left)
+
+    def _mode(self, inode: Inode) -> int:
+        return layouts.ENTRY.unpack(self._entries.attributes(inode))[layouts.MODE]  # type: ignore[no-any-return]
+
+    def _readlink(self, number: int) -> bytes:
+        return self._union.readlink(self._requests.file(number))
+
+    def _access(self, number: int, mask: int) -> int:
+        return 0 if self._requests.access(number, mask) else errno.EACCES
+
+    def _statfs(self, _number: int) -> bytes:
+        real = self._union.statfs()
+        return layouts.STATFS_OUT.pack(
+            real.f_blocks,
+            real.f_bfree,
+            real.f_bavail,
+            real.f_files,
+            real.f_ffree,
+            real.f_bsize,
+            real.f_namemax,
+            real.f_frsize,
+            0,
+        )
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def _mknod(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, rdev: int, name: bytes) -> bytes:
+        directory = self._union.directory(parent)
+        owner = self._callers.owner(Sender(uid, gid, pid, umask))
+        if not stat.S_ISREG(mode):
+            return self._told(self._union.mknod(directory, name, mode, rdev, owner))
+        # It is going to be written to.
+        file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
+        self._open_files.keep(handle)
+        return self._told(file)
+
+    def _mkdir(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, name: bytes) -> bytes:
+        owner = self._callers.owner(Sender(uid, gid, pid, umask))
+        return self._told(self._union.mkdir(self._union.directory(parent), name, mode, owner))
+
+    def _symlink(self, parent: int, uid: int, gid: int, pid: int, name: bytes, target: bytes) -> bytes:
+        owner = self._callers.owner(Sender(uid, gid, pid))
+        return self._told(self._union.symlink(self._union.directory(parent), name, target, owner))
+
+    def _link(self, parent: int, number: int, name: bytes) -> Answer:
+        result = self._requests.link(number, parent, name)
+        return self._when_linked(result) if isinstance(result, CoroutineType) else self._told(result)  # type: ignore[arg-type]
+
+    async def _when_linked(self, result: Later[File]) -> bytes:
+        return self._told(await result)
+
+    def _unlink(self, parent: int, name: bytes) -> int:
+        self._requests.unlink(parent, name)
+        return 0
+
+    def _rmdir(self, parent: int, name: bytes) -> int:
+        self._requests.rmdir(parent, name)
+        return 0
+
+    def _rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Answer:
+        return _done(self._requests.rename(parent, name, new_parent, new_name, flags))
+
+    def _readdirplus(self, number: int, position: int, size: int) -> bytes:
+        directory = self._union.directory(number)
+        listing = self._listings.of(directory, again=position == 0)
+        parts: list[bytes] = []
+        left = size
+        for offset, dots, special in ((DOT, b".", directory), (DOT_DOT, b"..", directory.parent or directory)):
+            if position < offset:
+                parts.append(_dots(special.ino, offset, dots))
+                left -= len(parts[-1])
+        names, positions = listing.names, listing.positions
+        requests = self._requests
+        for index in range(listing.index_after(position), len(names)):
+            name = names[index]
+            length = len(name)
+            room = layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
+            if room > left:
+                return b"".join(parts)
+            try:
+                listed = requests.listed(directory, name, self._entries)
+            except OSError:
+                if not parts:
+                    raise
+                return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
+            if listed is None:
+                continue
+            inode, entry = listed
+            head = layouts.DIRENT.pack(inode.ino, positions[index], length, inode.kind >> 12)
+            parts += (entry, head, name, _PADDING[length & 7])
+            requests.told(inode)
+            left -= room
+        if not parts:
+            self._listings.forgotten(number)
+        return b"".join(parts)
+
+    # -- data --------------------------------------------------------------------------------------------------------
+
+    def _read(self, number: int, offset: int, size: int) -> Answer:
+        file = self._requests.file(number)
+        opened = now_or_patiently(lambda: self._open_files.reading(file))
+        if not isinstance(opened, OpenFile):
+            return self._read_opened(opened, offset, size)
+        result = self._requests.reader.read(opened.handle.fd, offset, size)
+        self._open_files.share_for_reading(opened)
+        return self._read_later(opened, result) if isinstance(result, CoroutineType) else bytes(result)  # type: ignore[arg-type]
+
+    async def _read_opened(self, opening: Later[OpenFile], offset: int, size: int) -> bytes:
+        opened = await opening
+        with opened.used() as fd:
+            return bytes(await ended(self._requests.reader.read(fd, offset, size)))
+
+    @staticmethod
+    async def _read_later(opened: OpenFile, result: Later[bytes]) -> bytes:
+        with opened.used():
+            return await result
+
+    def _write(self, number: int, uid: int, gid: int, pid: int, flags: int, offset: int, data: bytes) -> Answer:
+        file = self._requests.file(number)
+        return self._with_copy(file, lambda opened: self._write_to(opened, Sender(uid, gid, pid), flags, offset, data))
+
+    def _write_to(self, opened: OpenFile, sender: Sender, flags: int, offset: int, data: bytes) -> bytes:
+        if not opened.plain:
+            self._data_changes(opened, sender, kills=bool(flags & layouts.WRITE_KILL_SUIDGID))
+        self._open_files.share_for_writing(opened)
+        return layouts.WRITTEN.pack(self._union.write(opened.handle, data, offset), 0)
+
+    def _with_copy(self, file: File, call: Callable[[OpenFile], T]) -> T | Later[T]:
+        """Make a call with a file that was opened for writing, after it was copied up."""
+        if file.in_upper:
+            try:
+                return call(self._open_files.writing(file))
+            except BlockingIOError:
+                pass  # somebody has a lease on it
+        return self._with_copy_later(file, call)
+
+    async def _with_copy_later(self, file: File, call: Callable[[OpenFile], T]) -> T:
+        await self._requests.copy_ups.done(file)
+        return call(await ended(now_or_patiently(lambda: self._open_files.writing(file))))
+
+    def _data_changes(self, opened: OpenFile, caller: Sender, *, kills: bool) -> None:
+        """Before the data of a file changes: take away what that takes away (fs/inode.c file_remove_privs).
+
+        A real capability goes with the real write. One that is stored is not known to the upper's filesystem.
+        """
+        file = opened.handle.file
+        mode = self._mode(file)
+        if mode & (stat.S_ISUID | stat.S_ISGID):
+            outsider = setgid_is_at_risk(mode) and self._callers.is_outsider(file, caller)
+            left = without_privileges(mode, outsider=outsider) if kills or outsider else stat.S_IMODE(mode)
+            if left != stat.S_IMODE(mode):
+                self._union.setattr(file, Change(mode=left, clear_capability=True))
+                self._requests.mode_changed(file)
+        elif self._union.stores_ownership and self._has_capability(file):
+            self._union.setattr(file, Change(clear_capability=True))
+        else:
+            opened.plain = True
+
+    def _has_capability(self, file: File) -> bool:
+        try:
+            self._union.getxattr(file, xattr_names.CAPABILITY)
+        except OSError:
+            return False
+        return True
+
+    def _fsync(self, number: int, data_only: bool) -> Answer:
+        opened = self._open_files.reading(self._requests.file(number))
+        result = self._requests.fsync(opened.handle.file, opened.handle.fd, data_only=data_only)
+        return 0 if result is None else self._synced(opened, result)
+
+    @staticmethod
+    async def _synced(opened: OpenFile, result: Later[None]) -> int:
+        with opened.used():
+            await result
+        return 0
+
+    def _fsyncdir(self, number: int, _data_only: bool) -> Answer:
+        return _done(self._requests.fsync_directory(self._union.directory(number)))
+
+    def _lseek(self, number: int, offset: int, whence: int) -> bytes:
+        opened = self._open_files.reading(self._requests.file(number))
+        return layouts.OFFSET.pack(os.lseek(opened.handle.fd, offset, whence))
+
+    def _fallocate(self, number: int, uid: int, gid: int, pid: int, offset: int, length: int, mode: int) -> Answer:
+        file = self._requests.file(number)
+
+        def allocate(opened: OpenFile) -> int:
+            # The request does not say who may keep set-ID bits (fs/fuse/file.c fuse_file_fallocate).
+            sender = Sender(uid, gid, pid)
+            self._data_changes(opened, sender, kills=not self._callers.keeps_set_id(sender))
+            file.stale()
+            syscalls.fallocate(opened.handle.fd, mode, offset, length)
+            return 0
+
+        return self._with_copy(file, allocate)
+
+    def _copy_file_range(
+        self, number: int, uid: int, gid: int, pid: int, offset: int, target: int, target_offset: int, length: int
+    ) -> Answer:
+        source, file = self._requests.file(number), self._requests.file(target)
+        sender = Sender(uid, gid, pid)
+        return self._copy_range(source, offset, file, target_offset, min(length, _MOST_AT_ONCE), sender)
+
+    async def _copy_range(
+        self, source: File, offset: int, file: File, target_offset: int, length: int, caller: Sender
+    ) -> bytes:
+        await self._requests.copy_ups.done(file)
+        target = await ended(now_or_patiently(lambda: self._open_files.writing(file)))
+        with target.used() as fd:
+            origin = await ended(now_or_patiently(lambda: self._open_files.reading(source)))
+            with origin.used() as source_fd:
+                self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
+                file.stale()
+                copied = await self._requests.workers.read(
+                    os.copy_file_range, source_fd, fd, length, offset, target_offset
+                )
+                file.stale()
+        return layouts.WRITTEN.pack(copied, 0)
+
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def _getxattr(self, number: int, name: bytes) -> Answer:
+        return self._requests.getxattr(number, name)
+
+    def _listxattr(self, number: int, uid: int) -> bytes:
+        return b"".join([name + b"\0" for name in self._requests.listxattr(number, uid)])
+
+    def _setxattr(self, number: int, uid: int, gid: int, pid: int, name: bytes, value: bytes, flags: int) -> Answer:
+        if flags & (layouts.XATTR_CREATE | layouts.XATTR_REPLACE):
+            self._check_presence(number, name, flags)
+        self._open_files.changed(number)
+        return _done(self._requests.setxattr(number, name, value, Sender(uid, gid, pid)))
+
+    def _check_presence(self, number: int, name: bytes, flags: int) -> None:
+        """Raises EEXIST or ENODATA, as setxattr(2) with these flags."""
+        try:
+            self._union.getxattr(self._requests.inode(number), name)
+        except OSError as error:
+            if error.errno != errno.ENODATA or flags & layouts.XATTR_REPLACE:
+                raise
+        else:
+            if flags & layouts.XATTR_CREATE:
+                raise os_error(errno.EEXIST)
+
+    def _removexattr(self, number: int, name: bytes) -> Answer:
+        self._open_files.changed(number)
+        return _done(self._requests.removexattr(number, name))
+
+
+_PADDING = [b"\0" * (-length & 7) for length in range(8)]
+_NO_ENTRY = b"\0" * layouts.ENTRY.size
+
+
+def _dots(number: int, position: int, name: bytes) -> bytes:
+    """A name that makes the kernel know nothing (fs/fuse/readdir.c fuse_direntplus_link)."""
+    return _NO_ENTRY + layouts.DIRENT.pack(number, position, len(name), _DIRECTORY) + name + _PADDING[len(name)]
+
+
+def _done(result: Later[None] | None) -> int | Later[int]:
+    """An answer without a body, once it is done."""
+    return 0 if result is None else _zero(result)
+
+
+async def _zero(result: Later[None]) -> int:
+    await result
+    return 0

@@ -1,0 +1,22 @@
+"""The extension module beneath pyfuse3, if it was built."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+
+device: ModuleType | None = None
+"""`_device`, or None where it was not built or is switched off by FUSEUNION_WIRE=0."""
+
+if os.environ.get("FUSEUNION_WIRE") != "0":
+    # Where pyfuse3 looks for libfuse's functions first, it finds those of the module.
+    _flags = sys.getdlopenflags()
+    sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
+    try:
+        device = import_module("fuseunion.engines.fuse.wire._device")
+    except ImportError:
+        pass
+    finally:
+        sys.setdlopenflags(_flags)

@@ -1,0 +1,87 @@
+"""What is told to the kernel of an inode: struct fuse_entry_out, ready to be sent.
+
+Entries and attributes are valid for a very long time, and names that are not there are cached too, because nobody but
+this daemon may change the layers. An entry is made once for each inode and kept there until the core drops it
+(`Inode.stale`), so that a warm listing only copies.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fuseunion.core.ids.identity import DiskGid, DiskUid
+from fuseunion.core.tree.inode import Inode
+from fuseunion.core.union import Union
+from fuseunion.engines.fuse.wire.layouts import ENTRY
+
+_SECOND = 1_000_000_000
+_LONGEST = 1 << 62
+_WORD = 0xFFFFFFFF
+_LONG = 0xFFFFFFFFFFFFFFFF
+
+
+class Entries:
+    """The entries of one mount.
+
+    Args:
+        timeout: how long the kernel may keep entries and attributes, in seconds.
+
+    Attributes:
+        negative: tells the kernel that a name is not there, and that it may remember that.
+    """
+
+    __slots__ = ("_identity", "_nsec", "_seconds", "_union", "negative")
+
+    def __init__(self, union: Union, timeout: float) -> None:
+        self._union = union
+        self._identity = union.settings.identity
+        self._seconds = int(min(timeout, _LONGEST))
+        self._nsec = int((timeout - int(timeout)) * _SECOND) if timeout < _LONGEST else 0
+        self.negative = ENTRY.pack(0, 0, self._seconds, 0, self._nsec, *(0,) * 17)
+
+    def attributes(self, inode: Inode) -> bytes:
+        """The entry of an inode."""
+        ready = inode.reply
+        if ready is not None:
+            return ready  # type: ignore[return-value]
+        entry = self._entry(inode, *self._union.stat(inode), self._seconds, self._nsec)
+        inode.reply = entry
+        inode.st = None  # the entry says it all, in a fifth of the memory
+        return entry
+
+    def unreadable(self, inode: Inode, st: os.stat_result) -> bytes:
+        """The entry of an object that answers an error: the kernel must not remember it."""
+        return self._entry(inode, st, 1, 0, 0)
+
+    def _entry(self, inode: Inode, st: os.stat_result, nlink: int, seconds: int, nsec: int) -> bytes:
+        if self._identity.trivial:
+            uid, gid = st.st_uid, st.st_gid
+        else:
+            uid = self._identity.shown_uid(DiskUid(st.st_uid))
+            gid = self._identity.shown_gid(DiskGid(st.st_gid))
+        ino = inode.ino
+        atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
+        return ENTRY.pack(
+            ino,
+            0,
+            seconds,
+            seconds,
+            nsec,
+            nsec,
+            ino,
+            st.st_size,
+            st.st_blocks,
+            atime // _SECOND & _LONG,
+            mtime // _SECOND & _LONG,
+            ctime // _SECOND & _LONG,
+            atime % _SECOND,
+            mtime % _SECOND,
+            ctime % _SECOND,
+            st.st_mode,
+            nlink & _WORD,
+            uid,
+            gid,
+            st.st_rdev & _WORD,
+            st.st_blksize & _WORD,
+            0,
+        )

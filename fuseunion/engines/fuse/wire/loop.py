@@ -1,0 +1,138 @@
+"""The trio side of requests that are read directly.
+
+pyfuse3 looks trio up in its own module, as its asyncio adapter shows (pyfuse3/asyncio.py). So its wait for /dev/fuse
+can be ours: it serves requests, and returns only when one is for libfuse.
+
+A wake-up costs more than most requests do. So before the loop sleeps it looks for another request for a few dozen
+microseconds, giving way to whoever needs the core (sched_yield(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pyfuse3
+import trio
+
+from fuseunion.engines.fuse.serving.boundary import log, trace_log
+from fuseunion.engines.fuse.serving.later import Later
+from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.answers import Answer, Answers
+from fuseunion.engines.fuse.wire.device import device
+
+_AT_ONCE = 64
+"""Requests between two turns of the other tasks."""
+
+_IDLE = 0.1
+"""Seconds without a request, after which no descriptor of a file is kept any more."""
+
+_REFUSALS = {
+    layouts.OPEN: errno.ENOSYS,
+    layouts.OPENDIR: errno.ENOSYS,
+    layouts.CREATE: errno.ENOSYS,
+    layouts.FLUSH: errno.ENOSYS,
+}
+"""ENOSYS is not asked for again: files need no opening, and nothing is buffered here (fs/fuse/file.c, dir.c)."""
+
+
+class WireLoop:
+    """The loop of one mount, from `attach` to the end of the process.
+
+    Args:
+        patience: how long to look for another request before sleeping, in seconds.
+        trace: log each request.
+        wanted: flags of FUSE_INIT to ask for, besides those that this needs.
+    """
+
+    def __init__(self, answers: Answers, *, patience: float, trace: bool, wanted: int) -> None:
+        self._answers = answers
+        self._patience = int(patience * 1e9)
+        self._trace = trace
+        self._wanted = wanted | layouts.HANDLE_KILLPRIV_V2 | layouts.CACHE_SYMLINKS | layouts.PARALLEL_DIROPS
+        self._nursery: trio.Nursery | None = None
+
+    def attach(self, fd: int) -> None:
+        """Serve a mounted /dev/fuse descriptor; comes before pyfuse3.init."""
+        handlers = self._answers.handlers()
+        if self._trace:
+            handlers = {opcode: _traced(handler) for opcode, handler in handlers.items()}
+        assert device is not None
+        device.attach(
+            fd,
+            handlers,
+            _REFUSALS,
+            self._later,
+            self._failed,
+            self._answers.wrote,
+            self._wanted,
+            layouts.ATOMIC_O_TRUNC,
+        )
+        lowlevel = types.SimpleNamespace(**vars(trio.lowlevel))
+        lowlevel.wait_readable = self._wait_readable
+        substitute = types.SimpleNamespace(**vars(trio))
+        substitute.lowlevel = lowlevel
+        vars(pyfuse3)["trio"] = substitute
+
+    def run_in(self, nursery: trio.Nursery) -> None:
+        """Requests that take longer are answered in this nursery."""
+        self._nursery = nursery
+
+    async def _wait_readable(self, fd: int) -> None:
+        """Serve requests until one has to be read by libfuse."""
+        assert device is not None
+        serve, most, patience = device.serve, _AT_ONCE, self._patience
+        while True:
+            outcome = serve(most, patience)
+            if outcome == device.IDLE:
+                await self._wait_idly(fd)
+            elif outcome == device.TURN:
+                await trio.lowlevel.checkpoint()
+            else:
+                return
+
+    async def _wait_idly(self, fd: int) -> None:
+        if self._answers.holds_files:
+            with trio.move_on_after(_IDLE):
+                await trio.lowlevel.wait_readable(fd)
+                return
+            self._answers.close_files()
+        await trio.lowlevel.wait_readable(fd)
+
+    def _later(self, opcode: int, unique: int, room: int, result: Later[bytes | int]) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._finish, opcode, unique, room, result)
+
+    async def _finish(self, opcode: int, unique: int, room: int, result: Later[bytes | int]) -> None:
+        answer: bytes | int
+        try:
+            answer = await result
+        except Exception as error:  # noqa: BLE001 - the boundary of a handler
+            answer = self._failed(opcode, error)
+        assert device is not None
+        device.reply(opcode, unique, room, answer)
+
+    def _failed(self, opcode: int, error: BaseException) -> int:
+        """The error number for what a handler raised."""
+        if isinstance(error, OSError):
+            code = error.errno or errno.EIO
+            if self._trace:
+                trace_log.debug("%d: %s", opcode, error)
+            # ENOSYS would switch the whole operation off in the kernel.
+            return errno.EOPNOTSUPP if code == errno.ENOSYS else code
+        log.error("unexpected error in a request of type %d; answered EIO", opcode, exc_info=error)
+        return errno.EIO
+
+
+def _traced(handler: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
+    name = handler.__name__.removeprefix("_")
+
+    def traced(*args: Any) -> Answer | None:
+        if trace_log.isEnabledFor(logging.DEBUG):
+            trace_log.debug("%s%r", name, args)
+        return handler(*args)
+
+    return traced

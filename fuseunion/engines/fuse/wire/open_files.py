@@ -1,0 +1,186 @@
+"""Real descriptors of files that the kernel reads and writes without having opened them here.
+
+The kernel was told that there is nothing to open (ENOSYS to FUSE_OPEN), so reads and writes say an inode. A bounded
+number of descriptors is kept, the least recently used is closed first, and all of them when the mount is idle. Closing
+one does no harm: the file can be opened again, or is held (File.closed) when no name leads to it any more.
+
+A descriptor is shared with `_device.c`, which then reads and writes without asking, while that needs no decision: for
+writes, while the file is in the upper and has nothing that a write takes away. This is the only module that shares one,
+and `_unshare` the only place that takes it back: when it is closed, and when owner, mode or attributes change.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TypeVar
+
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.handle import FileHandle
+from fuseunion.core.union import Union
+from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.wire import device
+
+T = TypeVar("T")
+
+
+class OpenFile:
+    """A file with a descriptor.
+
+    Attributes:
+        plain: has no set-ID bits and no capability that a write would have to take away.
+        uses: what the descriptor is shared for.
+    """
+
+    __slots__ = ("_closing", "_users", "handle", "plain", "uses")
+
+    def __init__(self, handle: FileHandle) -> None:
+        self.handle = handle
+        self.plain = False
+        self.uses = 0
+        self._users = 0
+        self._closing: Callable[[FileHandle], None] | None = None
+
+    def close(self, closing: Callable[[FileHandle], None]) -> None:
+        """Close the descriptor, as soon as nobody uses it any more."""
+        if self._users:
+            self._closing = closing
+        else:
+            closing(self.handle)
+
+    @contextmanager
+    def used(self) -> Iterator[int]:
+        """The descriptor, which stays open for the length of the block, whatever the loop does meanwhile."""
+        self._users += 1
+        try:
+            yield self.handle.fd
+        finally:
+            self._users -= 1
+            if not self._users and self._closing is not None:
+                self._closing(self.handle)
+
+
+class OpenFiles:
+    """The descriptors of one mount.
+
+    Args:
+        reader: knows whose reads never wait.
+        most: how many are kept.
+    """
+
+    def __init__(self, union: Union, reader: Reader, most: int) -> None:
+        self._union = union
+        self._reader = reader
+        self._most = most
+        self._files: OrderedDict[int, OpenFile] = OrderedDict()
+
+    def reading(self, file: File) -> OpenFile:
+        """A file to read from. Raises as Union.open."""
+        known = self._files.get(file.ino)
+        if known is not None:
+            self._files.move_to_end(file.ino)
+            return known
+        return self._open(file, os.O_RDONLY)
+
+    def writing(self, file: File) -> OpenFile:
+        """A file to write to, and to read from where that is allowed. Precondition: it was copied up.
+
+        Raises as Union.open.
+        """
+        known = self._files.get(file.ino)
+        if known is not None and known.handle.writable:
+            self._files.move_to_end(file.ino)
+            return known
+        return self._open(file, os.O_RDWR)
+
+    def _open(self, file: File, flags: int) -> OpenFile:
+        return self.keep(self.retried(lambda: self._union.open(file, flags)))
+
+    def keep(self, handle: FileHandle) -> OpenFile:
+        """Keep the descriptor of a handle, which belongs to this object from now on."""
+        opened = OpenFile(handle)
+        self.close(handle.file.ino)
+        self._files[handle.file.ino] = opened
+        self._shrink(self._most)
+        return opened
+
+    def retried(self, call: Callable[[], T]) -> T:
+        """Make a call that opens a file; where the budget is used up, again after some were closed."""
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in (errno.ENFILE, errno.EMFILE) or not self._files:
+                raise
+        self._shrink(len(self._files) // 2)
+        return call()
+
+    def changed(self, number: int) -> None:
+        """Owner, mode or attributes of a file changed: what is known of its privileges is not true any more."""
+        known = self._files.get(number)
+        if known is not None:
+            known.plain = False
+            self._unshare(number, known)
+
+    def share_for_reading(self, opened: OpenFile) -> None:
+        """Let reads of a file be repeated, after one was answered."""
+        self._share(opened, _device().READS)
+
+    def share_for_writing(self, opened: OpenFile) -> None:
+        """Let writes to a file, which was copied up, be repeated, if there is nothing that they take away."""
+        if opened.plain:
+            self._share(opened, _device().READS | _device().WRITES)
+
+    def _share(self, opened: OpenFile, uses: int) -> None:
+        handle = opened.handle
+        if self._files.get(handle.file.ino) is opened:
+            opened.uses |= uses
+            if self._reader.never_waits(handle.fd):
+                opened.uses |= _device().NEVER_WAITS
+            _device().share(handle.file.ino, handle.fd, opened.uses)
+
+    @staticmethod
+    def _unshare(number: int, opened: OpenFile) -> None:
+        if opened.uses:
+            opened.uses = 0
+            _device().unshare(number)
+
+    def wrote(self, number: int) -> None:
+        """A file was written to through the descriptor that was shared."""
+        known = self._files.get(number)
+        if known is not None:
+            known.handle.file.stale()
+
+    def close(self, number: int) -> None:
+        """Close the descriptor of a file, if it has one."""
+        known = self._files.pop(number, None)
+        if known is not None:
+            self._unshare(number, known)
+            known.close(self._union.release_file)
+
+    def forgotten(self, number: int) -> None:
+        """The kernel may have forgotten a file: then nobody reads or writes it any more."""
+        known = self._files.get(number)
+        if known is not None and not known.handle.file.nlookup:
+            self.close(number)
+
+    @property
+    def any(self) -> bool:
+        """True when a descriptor is kept."""
+        return bool(self._files)
+
+    def close_all(self) -> None:
+        """Close all descriptors."""
+        self._shrink(0)
+
+    def _shrink(self, size: int) -> None:
+        while len(self._files) > size:
+            self.close(next(iter(self._files)))
+
+
+def _device() -> ModuleType:
+    assert device.device is not None
+    return device.device
