@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from fuseunion.core.ownership.stored_names import OverrideName
-from fuseunion.engines.fuse.serving.operations import Operations
+from fuseunion.engines.fuse.pyfuse.operations import Operations
+from fuseunion.engines.fuse.serving.requests import Requests
 from tests.support.arena import Arena
 from tests.support.inprocess import in_process
 
@@ -90,7 +91,7 @@ async def test_a_number_is_stale_until_the_kernel_knows(tmp_path: Path, monkeypa
     with in_process(
         [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", store=OverrideName.CONTAINERS
     ) as inside:
-        operations = Operations(inside.union, own_root=True)
+        operations = Operations(Requests(inside.union, own_root=True))
         entry = await operations.lookup(pyfuse3.ROOT_INODE, b"file", context)
         with trio.fail_after(5):
             await operations.setxattr(entry.st_ino, OVERRIDE.encode(), b"1:2:0600:pipe", context)

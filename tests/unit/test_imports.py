@@ -77,7 +77,7 @@ DATA_AND_PURE_RULES = {
     "core.tree.file": {"File"},
     "core.tree.inode": {"Inode"},
     "core.tree.handle": {"DirectoryHandle", "FileHandle", "Handle"},
-    "core.ops.attributes": {"Change", "setgid_is_at_risk"},
+    "core.ops.attributes": {"Change", "setgid_is_at_risk", "without_privileges"},
     "core.ops.create": {"Owner"},
     "core.ops.rename": {"check_flags"},
 }
@@ -172,7 +172,7 @@ def test_the_version_imports_neither_pyfuse3_nor_trio() -> None:
 
 @pytest.mark.parametrize("module", ["rich", "sqlite3", "argparse", "tarfile", "unittest", "fuseunion.offline"])
 def test_the_mount_path_is_lean(module: str) -> None:
-    code = "import fuseunion.cli.mount, fuseunion.engines.fuse.serving.operations, sys"
+    code = "import fuseunion.cli.mount, fuseunion.engines.fuse.pyfuse.operations, sys"
     code += f"; print({module!r} in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"

@@ -13,7 +13,8 @@ import trio
 
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
-from fuseunion.engines.fuse.serving.operations import Operations
+from fuseunion.engines.fuse.pyfuse.operations import Operations
+from fuseunion.engines.fuse.serving.requests import Requests
 from tests.support.faults import failing
 from tests.support.inprocess import InProcess, in_process
 
@@ -24,7 +25,7 @@ class Kernel:
     """The other end of readdir: asks until the end, with replies of a limited size."""
 
     def __init__(self, union: InProcess, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-        self.operations = Operations(union.union)
+        self.operations = Operations(Requests(union.union))
         self.entries: list[tuple[str, pyfuse3.EntryAttributes]] = []
         self._room = room
         self._left = 0

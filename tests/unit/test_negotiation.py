@@ -10,7 +10,7 @@ import struct
 import pytest
 import trio
 
-from fuseunion.engines.fuse.negotiation import Negotiation, completed
+from fuseunion.engines.fuse.pyfuse.negotiation import Negotiation, completed
 
 EXT = 1 << 30
 NO_EXPORT = 1 << 6  # of the second word

@@ -13,7 +13,8 @@ import trio
 
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
 from fuseunion.core.tree.state import Settings
-from fuseunion.engines.fuse.serving.operations import Operations
+from fuseunion.engines.fuse.pyfuse.operations import Operations
+from fuseunion.engines.fuse.serving.requests import Requests
 
 HANDLERS = sorted(
     name
@@ -76,7 +77,7 @@ def _kind(name: str) -> type[BrokenFile | BrokenDirectory]:
 
 
 def _call(name: str, error: Exception, kind: type[BrokenFile | BrokenDirectory] | None = None) -> None:
-    operations = Operations(Broken(error))  # type: ignore[arg-type]
+    operations = Operations(Requests(Broken(error)))  # type: ignore[arg-type]
     operations._handles[1] = (kind or _kind(name))(error)
     handler = getattr(operations, name)
     count = len(inspect.signature(inspect.unwrap(getattr(Operations, name))).parameters) - 1
@@ -85,6 +86,8 @@ def _call(name: str, error: Exception, kind: type[BrokenFile | BrokenDirectory] 
         arguments = [1, b"a", 1, b"b", 0, Anything()]
     elif name == "setattr":
         arguments = [1, Anything(), Anything(), None, Anything()]
+    elif name == "listxattr":
+        arguments = [1, Anything()]
     elif name == "forget":
         arguments = [[(2, 1)]]
     elif name == "open":

@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from fuseunion.engines.fuse.serving.later import ended
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux import mountinfo
@@ -71,6 +72,10 @@ IN_THREAD = [("preadv", True), ("pread", False)]
 DIRECT = [("preadv", True), ("pread", True)]
 
 
+async def _read(reader: Reader, fd: int, offset: int, size: int) -> bytes:
+    return bytes(await ended(reader.read(fd, offset, size)))
+
+
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
@@ -95,27 +100,27 @@ def _without_flag(fd: int) -> int:
 async def test_the_real_calls(tmp_path: Path, fd: int) -> None:
     """Nothing is replaced: whichever way the filesystem here takes, the bytes are right."""
     reader = Reader(Workers())
-    assert await reader.read(fd, 0, len(CONTENT)) == CONTENT
-    assert await reader.read(fd, 100, 50) == CONTENT[100:150]
-    assert await reader.read(fd, len(CONTENT) - 10, 100) == CONTENT[-10:]
-    assert await reader.read(fd, len(CONTENT) + 10, 100) == b""
+    assert await _read(reader, fd, 0, len(CONTENT)) == CONTENT
+    assert await _read(reader, fd, 100, 50) == CONTENT[100:150]
+    assert await _read(reader, fd, len(CONTENT) - 10, 100) == CONTENT[-10:]
+    assert await _read(reader, fd, len(CONTENT) + 10, 100) == b""
 
 
 async def test_what_is_cached_is_read_in_the_loop(disk: Disk, fd: int) -> None:
-    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await _read(Reader(Workers()), fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == CACHED
 
 
 async def test_what_is_not_cached_is_read_in_a_thread(disk: Disk, fd: int) -> None:
     disk.nowait = _cold
-    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await _read(Reader(Workers()), fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == IN_THREAD
 
 
 async def test_the_end_of_the_file_needs_no_thread(disk: Disk, fd: int) -> None:
     reader = Reader(Workers())
-    assert await reader.read(fd, len(CONTENT) - 7, 100) == CONTENT[-7:]
-    assert await reader.read(fd, len(CONTENT), 100) == b""
+    assert await _read(reader, fd, len(CONTENT) - 7, 100) == CONTENT[-7:]
+    assert await _read(reader, fd, len(CONTENT), 100) == b""
     assert disk.calls == CACHED * 2
 
 
@@ -123,21 +128,21 @@ async def test_the_end_of_the_file_needs_no_thread(disk: Disk, fd: int) -> None:
 async def test_a_file_of_which_a_part_is_cached(disk: Disk, fd: int, cached: int) -> None:
     """A short answer in the middle of a file is not its end: FUSE would take it for one."""
     disk.nowait = lambda _: cached
-    assert await Reader(Workers()).read(fd, 10, 8192) == CONTENT[10:8202]
+    assert await _read(Reader(Workers()), fd, 10, 8192) == CONTENT[10:8202]
     assert disk.calls == IN_THREAD
 
 
 async def test_without_the_flag_on_a_disk(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
     monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "nfs4")
-    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await _read(Reader(Workers()), fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == IN_THREAD
 
 
 async def test_without_the_flag_in_memory(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
     monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "tmpfs")
-    assert await Reader(Workers()).read(fd, 3, 1000) == CONTENT[3:1003]
+    assert await _read(Reader(Workers()), fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == DIRECT
 
 
@@ -152,7 +157,7 @@ async def test_a_filesystem_is_looked_up_once(disk: Disk, fd: int, monkeypatch: 
     monkeypatch.setattr(mountinfo, "filesystem_type", filesystem_type)
     reader = Reader(Workers())
     for _ in range(3):
-        await reader.read(fd, 0, 10)
+        await _read(reader, fd, 0, 10)
     assert asked == [os.fstat(fd).st_dev]
 
 
@@ -163,7 +168,7 @@ async def test_an_error_in_the_loop(disk: Disk, fd: int, code: int) -> None:
 
     disk.nowait = broken
     with pytest.raises(OSError) as caught:
-        await Reader(Workers()).read(fd, 0, 10)
+        await _read(Reader(Workers()), fd, 0, 10)
     assert caught.value.errno == code
     assert disk.calls == CACHED
 
@@ -173,7 +178,7 @@ async def test_an_error_in_the_thread(disk: Disk, fd: int, nowait: Callable[[int
     disk.nowait = nowait
     disk.broken[fd] = OSError(errno.EIO, "a bad block")
     with pytest.raises(OSError, match="a bad block"):
-        await Reader(Workers()).read(fd, 0, 10)
+        await _read(Reader(Workers()), fd, 0, 10)
 
 
 async def test_a_slow_read_holds_up_nobody(disk: Disk, fd: int, tmp_path: Path) -> None:
@@ -185,14 +190,14 @@ async def test_a_slow_read_holds_up_nobody(disk: Disk, fd: int, tmp_path: Path) 
     got: list[bytes] = []
 
     async def slowly() -> None:
-        got.append(await reader.read(fd, 0, 5))
+        got.append(await _read(reader, fd, 0, 5))
 
     try:
         with trio.fail_after(LIMIT):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(slowly)
                 await gate.reached.wait()
-                got.append(await reader.read(other, 0, 5))
+                got.append(await _read(reader, other, 0, 5))
                 await wait_all_tasks_blocked()
                 assert got == [b"other"]
                 gate.open()
@@ -209,7 +214,7 @@ async def test_a_cancelled_read_keeps_its_descriptor_until_the_thread_has_ended(
 
     async def reading() -> None:
         try:
-            await Reader(Workers()).read(fd, 0, 5)
+            await _read(Reader(Workers()), fd, 0, 5)
         finally:
             over.set()
 

@@ -12,15 +12,18 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from fuseunion.core.tree.state import Settings
 from fuseunion.engines.fuse import session
 from fuseunion.engines.fuse.mount_point import MountPoint
-from fuseunion.engines.fuse.negotiation import Negotiation
+from fuseunion.engines.fuse.pyfuse.negotiation import Negotiation
+from fuseunion.engines.fuse.pyfuse.operations import Operations
 from tests.support.gate import Gate
 
 Act = Callable[[], Awaitable[None]]
@@ -65,7 +68,8 @@ class FakeNegotiation:
         self.finish = trio.Event()
         self._started_done = done
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
         if self._started_done:
             return
         await self.finish.wait()
@@ -456,28 +460,32 @@ async def test_the_exchange_of_descriptors(
 # -- serve -------------------------------------------------------------------------------------------------------------
 
 
-class FakeOperations:
+class FakeRequests:
     """Learns which descriptor the requests come from."""
 
     device = -1
+    union = SimpleNamespace(settings=Settings())
+    own_root = False
+    callers = None
 
 
 @pytest.mark.parametrize("allow_root", [False, True])
 @pytest.mark.parametrize("works", [True, False])
-def test_serve(stage: Stage, allow_root: bool, works: bool) -> None:
+def test_serve(stage: Stage, allow_root: bool, works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """pyfuse3 gets our end of the exchange, and is closed without unmounting, after a bug as well."""
     kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    operations: Any = FakeOperations()
+    monkeypatch.setattr(session, "device", None)
+    requests: Any = FakeRequests()
     stage.pyfuse3.acts = [_raises(OSError(errno.ENODEV, "unmounted") if works else SystemExit("a bug"))]
     ready: list[int] = []
     with kernel, device:
         point = MountPoint(device.fileno(), "/merged", None, posix_acl=False)
         try:
-            session.serve(operations, point, on_ready=lambda: ready.append(1), allow_root=allow_root)
+            session.serve(requests, point, on_ready=lambda: ready.append(1), allow_root=allow_root)
         except* SystemExit:
             assert not works
-        os.close(operations.device)
-    wanted = [operations, f"/dev/fd/{operations.device}", {"allow_root"} if allow_root else set()]
-    assert stage.pyfuse3.given == wanted
+        os.close(requests.device)
+    assert isinstance(stage.pyfuse3.given[0], Operations)
+    assert stage.pyfuse3.given[1:] == [f"/dev/fd/{requests.device}", {"allow_root"} if allow_root else set()]
     assert stage.pyfuse3.closed == [False]
     assert ready == [1]

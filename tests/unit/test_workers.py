@@ -14,7 +14,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fuseunion.core.tree.file import File
-from fuseunion.engines.fuse.serving.operations import Operations
+from fuseunion.engines.fuse.pyfuse.operations import Operations
+from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.serving.settle import settle
 from fuseunion.engines.fuse.serving.workers import COPIES, Workers
 from tests.support.gate import Gate
@@ -70,7 +71,8 @@ async def test_a_mount_with_many_copy_ups(tmp_path: Path, monkeypatch: pytest.Mo
         raise BlockingIOError(errno.EAGAIN, "not cached")
 
     with in_process([tmp_path / "lower"], tmp_path / "upper", tmp_path / "work") as inside, trio.fail_after(LIMIT):
-        operations = Operations(inside.union)
+        requests = Requests(inside.union)
+        operations = Operations(requests)
         monkeypatch.setattr("fuseunion.core.copying.copy_data.copy", slow)
         monkeypatch.setattr(os, "preadv", cold)
         other = inside.find("other")
@@ -80,16 +82,16 @@ async def test_a_mount_with_many_copy_ups(tmp_path: Path, monkeypatch: pytest.Mo
             for number in range(150):
                 file = inside.find(f"f{number}")
                 assert isinstance(file, File)
-                nursery.start_soon(operations._copy_ups.done, file)
+                nursery.start_soon(requests.copy_ups.done, file)
             await gate.reached.wait()
             await wait_all_tasks_blocked()
             assert (await operations.getattr(other.ino, ctx)).st_size == 5  # type: ignore[arg-type]
             assert await operations.read(opened.fh, 0, 100) == b"other"
             await operations.fsync(opened.fh, False)
-            assert not operations._workers.at_rest
+            assert not requests.workers.at_rest
             await _open_when_full(gate)
         await operations.release(opened.fh)
-        assert operations._workers.at_rest
+        assert requests.workers.at_rest
 
 
 class Watched(Workers):

@@ -12,13 +12,14 @@ import errno
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 import pyfuse3
 import trio
 
 from fuseunion.engines.fuse.mount_point import MountPoint
-from fuseunion.engines.fuse.negotiation import WANTED, Negotiation
-from fuseunion.engines.fuse.serving.operations import Operations
+from fuseunion.engines.fuse.pyfuse.negotiation import WANTED, Negotiation
+from fuseunion.engines.fuse.pyfuse.operations import Operations
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire.answers import Answers
 from fuseunion.engines.fuse.wire.device import device
@@ -37,6 +38,25 @@ SPIN = 50e-6
 
 _RESTARTS = 1000
 """An error that comes back at once, such as a broken /dev/fuse, must end some day."""
+
+
+class Beneath(Protocol):
+    """What is between libfuse and the kernel.
+
+    Attributes:
+        served: the descriptor that libfuse is to be given.
+        done: it is /dev/fuse now.
+    """
+
+    served: int
+    done: bool
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Do what is to be done while pyfuse3 serves; `task_status` is told when that may begin.
+
+        Raises:
+            OSError: ENODEV when the mount has gone already; EIO and the like of /dev/fuse.
+        """
 
 
 def serve(
@@ -63,38 +83,29 @@ def serve(
         OSError: the /dev/fuse descriptor failed.
     """
     operations = Operations(requests, timeout=timeout, trace=trace)
-    wire: WireLoop | None = None
-    negotiation: Negotiation | None = None
-    if device is not None:
-        fd = mount_point.fd
-        wire = WireLoop(Answers(requests, timeout), patience=spin, trace=trace, wanted=WANTED)
-        wire.attach(fd)
+    beneath: Beneath
+    if device is None:
+        beneath = Negotiation(mount_point.fd)
     else:
-        negotiation = Negotiation(mount_point.fd)
-        fd = negotiation.served
-    requests.device = fd
+        beneath = WireLoop(mount_point.fd, Answers(requests, timeout), patience=spin, trace=trace, wanted=WANTED)
+    requests.device = beneath.served
     # Of the mount options libfuse needs the one that it enforces itself; the kernel's were given to mount(2).
-    pyfuse3.init(operations, f"/dev/fd/{fd}", {"allow_root"} if allow_root else set())
+    pyfuse3.init(operations, f"/dev/fd/{beneath.served}", {"allow_root"} if allow_root else set())
     try:
-        trio.run(_main, negotiation, wire, mount_point, on_ready)
+        trio.run(_main, beneath, mount_point, on_ready)
     finally:
         pyfuse3.close(unmount=False)
 
 
-async def _main(
-    negotiation: Negotiation | None, wire: WireLoop | None, mount_point: MountPoint, on_ready: Callable[[], None]
-) -> None:
+async def _main(beneath: Beneath, mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
                 on_ready()
-                if wire is not None:
-                    wire.run_in(nursery)
-                if negotiation is not None:
-                    nursery.start_soon(_negotiate, negotiation, nursery.cancel_scope)
-                await _answer_requests(negotiation)
+                await nursery.start(_run_beneath, beneath, nursery.cancel_scope)
+                await _answer_requests(beneath)
                 nursery.cancel_scope.cancel()
         finally:
             # A program that unmounts and then finds the process alive signals it (Apptainer, systemd). It is ending,
@@ -102,26 +113,28 @@ async def _main(
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-async def _negotiate(negotiation: Negotiation, session_scope: trio.CancelScope) -> None:
+async def _run_beneath(
+    beneath: Beneath, session_scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     try:
-        await negotiation.run()
+        await beneath.run(task_status)
     except OSError as error:
         if not _is_unmount(error):
             _log.error("the first exchange with the kernel failed: %s", error)
         session_scope.cancel()
 
 
-async def _answer_requests(negotiation: Negotiation | None) -> None:
+async def _answer_requests(beneath: Beneath) -> None:
     """pyfuse3's loop, started again when something outside our handlers breaks it.
 
     Handlers answer every error themselves; what is left are pyfuse3's own checks of what the kernel sends and of what a
     handler returns. The request that broke it stays unanswered, all others and the mount go on.
     """
     for _ in range(_RESTARTS):
-        negotiated = negotiation is None or negotiation.done
+        negotiated = beneath.done
         try:
             await pyfuse3.main()
-            if negotiated or negotiation is None or not negotiation.done:
+            if negotiated or not beneath.done:
                 return
             # The descriptor was exchanged beneath it.
         except Exception as error:  # noqa: BLE001 - of a library's inside, known only by what it does to us

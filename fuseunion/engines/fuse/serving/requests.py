@@ -1,7 +1,7 @@
 """What each request does, whichever way it came: checks, waits and calls of the core; the core decides.
 
-Two adapters stand above: operations.py, for requests that come through pyfuse3, and the package `wire`, for those that
-are read from /dev/fuse directly. They differ in how a request is written down and how an open file is named.
+Two adapters stand above: the package `pyfuse`, for requests that come through pyfuse3, and the package `wire`, for
+those that are read from /dev/fuse directly. They differ in how a request is written down and how an open file is named.
 
 Three rules keep the mount alive and right:
 
@@ -16,6 +16,7 @@ Results are given at once or later (later.py). All calls raise OSError, and noth
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from typing import Protocol, TypeVar
@@ -33,7 +34,6 @@ from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse import questions
-from fuseunion.engines.fuse.serving.boundary import log
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
@@ -41,6 +41,8 @@ from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.settle import settle
 from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux.os_error import os_error
+
+log = logging.getLogger("fuseunion.fuse")
 
 PID_XATTR = questions.PID.encode()
 SYNC_XATTR = questions.SYNC.encode()
@@ -125,7 +127,7 @@ class Requests:
             self.union.forget(number, nlookup)
             if number in self._retyped and not self._retyped[number].nlookup:
                 del self._retyped[number]
-        except Exception:  # noqa: BLE001 - the boundary of a handler without a reply
+        except Exception:
             log.exception("unexpected error in forget of inode %d", number)
 
     # -- attributes --------------------------------------------------------------------------------------------------

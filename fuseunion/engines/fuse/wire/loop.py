@@ -18,11 +18,13 @@ from typing import Any
 import pyfuse3
 import trio
 
-from fuseunion.engines.fuse.serving.boundary import log, trace_log
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
 from fuseunion.engines.fuse.wire.device import device
+
+log = logging.getLogger("fuseunion.fuse")
+trace_log = logging.getLogger("fuseunion.trace")
 
 _AT_ONCE = 64
 """Requests between two turns of the other tasks."""
@@ -40,29 +42,36 @@ _REFUSALS = {
 
 
 class WireLoop:
-    """The loop of one mount, from `attach` to the end of the process.
+    """The loop of one mount, from here to the end of the process; comes before pyfuse3.init.
 
     Args:
+        fd: the mounted /dev/fuse descriptor.
         patience: how long to look for another request before sleeping, in seconds.
         trace: log each request.
         wanted: flags of FUSE_INIT to ask for, besides those that this needs.
+
+    Attributes:
+        served: the descriptor.
+        done: always: there is no exchange of descriptors.
     """
 
-    def __init__(self, answers: Answers, *, patience: float, trace: bool, wanted: int) -> None:
+    def __init__(self, fd: int, answers: Answers, *, patience: float, trace: bool, wanted: int) -> None:
+        self.served = fd
+        self.done = True
         self._answers = answers
         self._patience = int(patience * 1e9)
         self._trace = trace
         self._wanted = wanted | layouts.HANDLE_KILLPRIV_V2 | layouts.CACHE_SYMLINKS | layouts.PARALLEL_DIROPS
         self._nursery: trio.Nursery | None = None
+        self._attach()
 
-    def attach(self, fd: int) -> None:
-        """Serve a mounted /dev/fuse descriptor; comes before pyfuse3.init."""
+    def _attach(self) -> None:
         handlers = self._answers.handlers()
         if self._trace:
             handlers = {opcode: _traced(handler) for opcode, handler in handlers.items()}
         assert device is not None
         device.attach(
-            fd,
+            self.served,
             handlers,
             _REFUSALS,
             self._later,
@@ -77,9 +86,11 @@ class WireLoop:
         substitute.lowlevel = lowlevel
         vars(pyfuse3)["trio"] = substitute
 
-    def run_in(self, nursery: trio.Nursery) -> None:
-        """Requests that take longer are answered in this nursery."""
-        self._nursery = nursery
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer requests that take longer, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
 
     async def _wait_readable(self, fd: int) -> None:
         """Serve requests until one has to be read by libfuse."""

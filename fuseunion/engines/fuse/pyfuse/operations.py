@@ -21,9 +21,9 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle, Handle
 from fuseunion.core.tree.inode import Inode
-from fuseunion.engines.fuse.serving.boundary import answered
+from fuseunion.engines.fuse.pyfuse.boundary import answered
+from fuseunion.engines.fuse.pyfuse.replies import Replies
 from fuseunion.engines.fuse.serving.later import ended
-from fuseunion.engines.fuse.serving.replies import Replies
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.linux.os_error import os_error
 

@@ -52,12 +52,13 @@ class Negotiation:
         self._ours = ours
         self.served = theirs.detach()
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do it, while pyfuse3 serves.
 
         Raises:
             OSError: ENODEV when the mount has gone already; EIO and the like of /dev/fuse.
         """
+        task_status.started()
         with self._ours as ours:
             ours.setblocking(False)
             await trio.lowlevel.wait_readable(self._device)
