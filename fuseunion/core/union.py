@@ -33,7 +33,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
 from fuseunion.core.tree.inode import Inode, Unreadable
 from fuseunion.core.tree.listing import candidates
-from fuseunion.core.tree.lookup import lookup, unreadable
+from fuseunion.core.tree.lookup import existing, lookup, unreadable
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
@@ -147,6 +147,10 @@ class Union:
                 whose marks cannot be understood; of the layers.
         """
         return lookup(self.state, directory, name)
+
+    def existing(self, directory: Directory, name: bytes) -> Inode:
+        """As `lookup`, of a name that has to be there, and to be what was looked up before (lookup.existing)."""
+        return existing(self.state, directory, name)
 
     def complete_links(self, inode: Inode, directory: Directory, name: bytes) -> None:
         """Bring what is kept of a file with several names up to date with a name that was looked up (link_names.py).
@@ -410,7 +414,12 @@ class Union:
         return attributes.truncation(self.state, file, size, privileged=privileged, outsider=outsider)
 
     def opendir(self, directory: Directory) -> DirectoryHandle:
-        """Open a directory."""
+        """Open a directory.
+
+        Raises:
+            OSError: ESTALE for one that was exchanged: who opens it by a path may then meet what is there.
+        """
+        directory.check()
         return DirectoryHandle(directory)
 
     def names(self, handle: DirectoryHandle, *, again: bool) -> list[bytes]:

@@ -84,6 +84,18 @@ class RealObject(NamedTuple):
             raise
         return fd, st
 
+    def wait_open_regular(self, flags: int) -> int:
+        """As `open_regular`, but waits until a lease is given back, as open(2) does; it opens what it looked at.
+
+        Raises:
+            OSError: of the system calls; ESTALE for what is no regular file.
+        """
+        with self._held() as fd:
+            held = RealObject(fd)
+            if not stat.S_ISREG(held.stat().st_mode):
+                raise os_error(errno.ESTALE, self.name)
+            return held.open(flags)
+
     @contextmanager
     def _held(self) -> Iterator[int]:
         if not self.name:
@@ -164,7 +176,7 @@ class RealObject(NamedTuple):
 class MountPoint(RealObject):
     """A directory over which something is mounted: what is mounted is not entered, what lies below is not reached.
 
-    It has no attributes, and every other call answers EXDEV.
+    It has no attributes, anybody may list it, and every other call answers EXDEV.
 
     Attributes:
         fd: of the directory that holds it.
@@ -183,6 +195,9 @@ class MountPoint(RealObject):
 
     def open(self, flags: int) -> int:
         raise os_error(errno.EXDEV, self.name)
+
+    def allows(self, rights: int) -> bool:
+        return True
 
     def getxattr(self, name: bytes | str) -> bytes:
         raise os_error(errno.ENODATA, self.name)

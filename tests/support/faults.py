@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from fuseunion.linux import syscalls
@@ -32,9 +32,18 @@ class Fault:
         self.call: str | None = None
 
 
-@contextmanager
-def failing(number: int, code: int) -> Iterator[Fault]:
+def failing(number: int, code: int) -> AbstractContextManager[Fault]:
     """Let call `number` (from 0) of the block fail with an errno."""
+
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    return interrupted(number, fail)
+
+
+@contextmanager
+def interrupted(number: int, action: Callable[[], None]) -> Iterator[Fault]:
+    """Do something just before call `number` (from 0) of the block."""
     fault = Fault()
     left = number
 
@@ -44,7 +53,7 @@ def failing(number: int, code: int) -> Iterator[Fault]:
             left -= 1
             if left == -1:
                 fault.call = name
-                raise OSError(code, os.strerror(code))
+                action()
             return function(*args, **kwargs)
 
         return call

@@ -137,11 +137,12 @@ class InProcess:
         self.union.rmdir(*self._split(path))
 
     def rename(self, source: str, target: str, flags: int = 0) -> None:
+        ends = *self._split(source), *self._split(target)
         sources = [source, target] if flags & 2 else [source]
         for path in sources:
             for file in self.union.trees_to_copy(self.find(path)):
                 self.copy(file)
-        self.union.rename(*self._split(source), *self._split(target), flags)
+        self.union.rename(*ends, flags)
 
     def setattr(self, path: str, change: Change) -> None:
         inode = self.find(path)

@@ -5,6 +5,11 @@ A `RealDir` names a directory of one layer by its parent and its name there. Eve
 link is ever followed, and a path may be deeper than PATH_MAX. A rename changes two fields of one object, and all
 that lies below follows.
 
+A name is only good for the directory that was found there. The owner of a layer can exchange directories behind our
+back, so each is remembered from the lstat of the lookup, or from its first descriptor, and recognised when it is opened
+again; what has its name now answers ESTALE and is not entered. `exchanged` then tells the lookup to ask for the name
+anew. Overlayfs needs none of this, because it holds on to what it looked up (dentries).
+
 Descriptors are opened when needed and kept in a bounded cache (descriptors.py), least recently used first out: an idle
 directory holds none. A descriptor got from `RealDir.fd()` is good until the next suspension point of the caller and for
 the next three directories that are opened; nobody may keep it longer, and a worker thread may never use one.
@@ -34,6 +39,7 @@ from fuseunion.core.disk.wh_files import WhFiles
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import MountPoint, RealObject
+from fuseunion.linux.recognition import KnownDirectory
 
 log = logging.getLogger("fuseunion.layer")
 
@@ -50,26 +56,42 @@ _NO_DEVICE = 0
 # What stat(2) answers when a name is not there, cannot be there, or when its directory is a mount point.
 _ABSENT = frozenset({errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EXDEV})
 
+# What opening a directory answers when its name leads to nothing, to something else, or to a link.
+_NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
 
 class RealDir:
-    """A directory of one layer. `parent` is None for the layer's root."""
+    """A directory of one layer. `parent` is None for the layer's root.
 
-    __slots__ = ("_fd", "_pinned", "_trail", "_wh_files", "layer", "name", "parent")
+    Attributes:
+        exchanged: its name led to another object, or to nothing; it is never opened by it again.
+    """
+
+    __slots__ = ("_fd", "_known", "_pinned", "_trail", "_wh_files", "exchanged", "layer", "name", "parent")
 
     def __init__(self, layer: LayerAccess, parent: RealDir | None, name: bytes, trail: tuple[bytes, ...] = ()) -> None:
         self.layer = layer
         self.parent = parent
         self.name = name
+        self.exchanged = False
         self._fd = -1
+        self._known: KnownDirectory | None = None  # before it was opened, if nobody looked at it
         self._pinned = False
         # The rest of the way from here to the union's own mount point, when that lies below: it must never be entered.
         self._trail = trail
         self._wh_files: WhFiles | None = None  # before the directory was listed
 
-    def child(self, name: bytes) -> RealDir:
-        """The real directory called `name` in this one; it need not exist."""
+    def child(self, name: bytes, st: os.stat_result | None = None) -> RealDir:
+        """The real directory called `name` in this one; it need not exist.
+
+        Args:
+            st: its lstat, where somebody has looked at it: nothing else is taken for it from then on.
+        """
         trail = self._trail
-        return RealDir(self.layer, self, name, trail[1:] if trail and trail[0] == name else ())
+        child = RealDir(self.layer, self, name, trail[1:] if trail and trail[0] == name else ())
+        if st is not None and not self.is_mount_point(name, st):
+            child._remember(st)
+        return child
 
     # -- descriptors ---------------------------------------------------------------------------------------------
 
@@ -77,7 +99,8 @@ class RealDir:
         """An O_PATH descriptor, borrowed: see the module's text for how long it is good.
 
         Raises:
-            OSError: EXDEV where the directory is covered by another mount, ENOENT, ELOOP, ENOTDIR, EACCES.
+            OSError: ESTALE where its name does not lead to it any more; EXDEV where the directory is covered by another
+                mount; EACCES; ENOENT, ELOOP, ENOTDIR for one that nobody has looked at.
         """
         fd = self._fd
         if fd >= 0:
@@ -113,7 +136,44 @@ class RealDir:
                 os.close(passing)
         return above
 
+    def _remember(self, st: os.stat_result) -> None:
+        self._known = KnownDirectory(st, may_be_renumbered=not self.layer.writable)
+
+    def recognise(self, st: os.stat_result) -> None:
+        """Refuse what the name leads to if it is not the directory that was found there.
+
+        Args:
+            st: of what the name leads to.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        if self._known is None:
+            self._remember(st)
+        elif not self._known.is_as(st):
+            raise self._stale()
+
+    def _stale(self) -> OSError:
+        self.exchanged = True
+        return os_error(errno.ESTALE, self.name)
+
     def _open_in(self, parent_fd: int) -> int:
+        if self.exchanged:
+            raise self._stale()
+        try:
+            fd = self._open_name(parent_fd)
+        except OSError as error:
+            if self._known is None or error.errno not in _NO_DIRECTORY:
+                raise
+            raise self._stale() from error
+        try:
+            self.recognise(os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _open_name(self, parent_fd: int) -> int:
         def call() -> int:
             return syscalls.openat2(parent_fd, self.name, _OPEN_DIRECTORY, _WITHOUT_LINKS)
 
@@ -143,6 +203,13 @@ class RealDir:
             self.layer.descriptors.give_back()
             self._fd = -1
             self._pinned = False
+
+    def renew(self) -> None:
+        """We removed the directory: what is made under its name is another."""
+        self.close()
+        self._known = None
+        self._wh_files = None
+        self.exchanged = False
 
     def close(self) -> None:
         """Nobody knows the directory any more: close its descriptor, if it is not a layer's root."""
@@ -249,31 +316,29 @@ class RealDir:
         """What to show for a name whose lstat is `st`: the same, but for a layer with stored ownership.
 
         Raises:
-            OSError: EINVAL for stored ownership that cannot be read.
+            OSError: EINVAL for stored ownership that cannot be read; ESTALE when the name leads to another object now.
         """
         ownership = self.layer.ownership
         if ownership is None or self.is_covered(name) or self.is_mount_point(name, st):
             return st
         with self.held(name) as held:
+            if not os.path.samestat(held.stat(), st):
+                raise os_error(errno.ESTALE, name)
             return ownership.load(held, st)
 
-    def open(self, name: bytes, flags: int) -> int:
-        """openat(2) of one name, close-on-exec, never following a link, without touching the access time.
-
-        It waits for the other end of a FIFO: for objects that nobody else can exchange.
-
-        Raises:
-            OSError: as openat(2); ELOOP for a symbolic link.
-        """
-        return self._open(name, flags, RealObject.open)
-
     def open_regular(self, name: bytes, flags: int) -> tuple[int, os.stat_result]:
-        """As `open`, for a file that has to be regular, with its fstat(2); waits for nobody (RealObject.open_regular).
+        """openat(2) of a name that has to be a regular file's, with its fstat(2), without touching the access time.
+
+        It follows no link and waits for nobody (RealObject.open_regular).
 
         Raises:
             OSError: as openat(2); ESTALE for what is no regular file; EAGAIN for one that somebody has a lease on.
         """
         return self._open(name, flags, RealObject.open_regular)
+
+    def wait_open_regular(self, name: bytes, flags: int) -> int:
+        """As `open_regular`, but for a command that keeps nobody waiting (RealObject.wait_open_regular)."""
+        return self._open(name, flags, RealObject.wait_open_regular)
 
     def _open(self, name: bytes, flags: int, how: Callable[[RealObject, int], T]) -> T:
         try:
@@ -286,25 +351,25 @@ class RealDir:
             return self._read_quietly(lambda flags: how(held, flags), flags)
 
     def itself(self) -> RealObject:
-        """The directory itself, good as long as `fd` is; where something is mounted there, what is mounted.
+        """The directory itself, good as long as `fd` is. Raises as `fd`."""
+        return RealObject(self.fd())
+
+    @contextmanager
+    def grasp(self) -> Iterator[RealObject]:
+        """As `itself`, but where something is mounted there, it is not reached, and has nothing to say (MountPoint).
 
         Raises:
             OSError: as `fd`, but not EXDEV; EOPNOTSUPP for the directory that the union is mounted over.
         """
         try:
-            return RealObject(self.fd())
+            itself = self.itself()
         except OSError as error:
             if error.errno != errno.EXDEV or self.parent is None:
                 raise
             if self.parent.is_covered(self.name):
                 raise os_error(errno.EOPNOTSUPP, self.name) from None
-            return self.parent.object(self.name)
-
-    @contextmanager
-    def grasp(self) -> Iterator[RealObject]:
-        """As `itself`, but what is mounted there is not reached, and has nothing to say (MountPoint)."""
-        itself = self.itself()
-        yield MountPoint(*itself) if itself.name else itself
+            itself = MountPoint(self.parent.fd(), self.name)
+        yield itself
 
     def own_stat(self) -> os.stat_result:
         """fstat(2) of the directory itself; lstat(2) of its name where something is mounted there."""

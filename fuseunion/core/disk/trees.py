@@ -64,7 +64,7 @@ def walk(
             entry = Entry(directory, name, path + b"/" + name if path else name, st)
             yield entry
             if entry.is_directory and enters(entry):
-                waiting.append((directory.child(name), entry.path))
+                waiting.append((directory.child(name, st), entry.path))
 
 
 def remove(directory: RealDir, name: bytes) -> None:

@@ -33,6 +33,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.numbers import Ino
 from fuseunion.linux import owned
+from fuseunion.linux.real_object import RealObject
 
 log = logging.getLogger("fuseunion.links")
 
@@ -140,8 +141,8 @@ class LinkGroup:
         self.covered.discard(token)
         self._index.discard_if_empty(self)
 
-    def add_copy(self, source: RealDir, name: bytes, st: os.stat_result) -> None:
-        """Keep a link to the finished copy, which is still in work; `st` is its lstat.
+    def add_copy(self, copy: RealObject, st: os.stat_result) -> None:
+        """Keep a link to the finished copy; `st` is its lstat.
 
         A copy that is there already is one that a crash left before it had a name: the new one takes its place.
 
@@ -150,7 +151,7 @@ class LinkGroup:
         """
         self._index.make(self)
         try:
-            self._index.keep_link(source, name, self)
+            self._index.keep_link(copy, self)
         except BaseException:
             self._index.discard_if_empty(self)
             raise
@@ -251,11 +252,11 @@ class LinkIndex:
             raise
         self._groups[group.key] = group
 
-    def keep_link(self, source: RealDir, name: bytes, group: LinkGroup) -> None:
-        """Link a copy that is still in work into the directory of its group, in place of what is there."""
+    def keep_link(self, copy: RealObject, group: LinkGroup) -> None:
+        """Link a copy into the directory of its group, in place of what is there."""
         tmp = self._work.tmp
         second = self._work.new_name()
-        os.link(name, second, src_dir_fd=source.fd(), dst_dir_fd=tmp.fd(), follow_symlinks=False)
+        copy.link(tmp.fd(), second)
         try:
             os.rename(second, INODE, src_dir_fd=tmp.fd(), dst_dir_fd=group.directory.fd())
         except BaseException:
@@ -279,6 +280,7 @@ class LinkIndex:
             pass  # nothing was ever written
         except OSError as error:
             log.warning("cannot remove %r from the link index: %s", group.key, error)
+        group.directory.renew()
 
 
 def _write_new(directory: RealDir, name: bytes, data: bytes) -> None:

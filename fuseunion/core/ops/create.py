@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.disk.wh_files import is_reserved
+from fuseunion.core.disk.wh_files import OPAQUE, is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
 from fuseunion.core.ops.attributes import stat_of
@@ -30,7 +30,7 @@ from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import resolve
 from fuseunion.core.tree.place import InUpper
-from fuseunion.core.tree.state import State
+from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
 
 _Make = Callable[[bytes, int, int], int | None]
@@ -178,7 +178,7 @@ def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
     ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
     inode: Inode
     if stat.S_ISDIR(st.st_mode):
-        inode = Directory(ino, place.directory, place.name, place.upper.child(place.name), ())
+        inode = Directory(ino, place.directory, place.name, place.upper.child(place.name, st), ())
     else:
         where = InUpper(place.upper, place.name, (st.st_dev, st.st_ino))
         inode = file = File(ino, stat.S_IFMT(shown.st_mode), where)
@@ -191,17 +191,31 @@ def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
 
 
 def _undo(state: State, place: _Place, kind: int) -> None:
-    """Remove what was just made; what resists stays, and is logged."""
+    """Remove what was just made; what resists stays, and is logged.
+
+    Nothing is in a new directory: one that is not empty was put there by somebody else.
+    """
     upper = state.writable()
     try:
-        if not place.hidden:
-            upper.work.remove_tree(upper.work.take(place.upper, place.name))
+        if not place.hidden and kind == stat.S_IFDIR:
+            place.upper.rmdir(place.name)
+        elif not place.hidden:
+            place.upper.unlink(place.name)
         elif kind == stat.S_IFDIR:
-            upper.work.remove_tree(upper.whiteouts.replace_directory(place.upper, place.name))
+            _undo_hiding_directory(upper, place)
         else:
             upper.whiteouts.replace_file(place.upper, place.name)
     except OSError as error:
         state.log.error("%r was made, but could not be looked at nor removed: %s", place.name, error)
+
+
+def _undo_hiding_directory(upper: Upper, place: _Place) -> None:
+    taken = upper.whiteouts.replace_directory(place.upper, place.name)
+    names = set(upper.work.tmp.child(taken).names())
+    if names - {OPAQUE}:
+        upper.whiteouts.install(taken, place.upper, place.name, is_directory=True, occupied=True)
+        raise os_error(errno.ENOTEMPTY, place.name)
+    upper.work.remove_tree(taken)
 
 
 def create(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> tuple[File, FileHandle]:

@@ -81,7 +81,7 @@ def link_over(state: State, file: File, directory: Directory, name: bytes) -> No
     if replaced is file:
         return  # rename(2) of one name of a file over another does nothing
     for known, known_name in file.names():
-        note_path(state, known, known_name)
+        note_path(state, file, known, known_name)
     put(state, directory, name, lambda tmp, temporary: link_into(file, tmp, temporary))
     file.add_name(directory, name)
     file.stale()

@@ -2,6 +2,10 @@
 
 What only a lower holds is hidden by a whiteout and never copied. What goes from the upper is held by a descriptor until
 the kernel forgets it, so that open and current-directory users keep it.
+
+What goes is recognised just before. Linux removes and renames by name alone, so that between the two calls the owner of
+UPPER can put another object under the name. A file or an empty directory could be removed by that owner as well; what
+is to be removed with all that is in it is therefore recognised once more in work, where nobody else can reach it.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
     """Remove a non-directory.
 
     Raises:
-        OSError: ENOENT, EISDIR, EROFS, ENOSPC (a whiteout needs an inode), EACCES; nothing has changed then.
+        OSError: ENOENT, EISDIR, EROFS, ENOSPC (a whiteout needs an inode), EACCES; ESTALE for what was exchanged;
+            nothing has changed then.
     """
     state.writable()
     file = existing(state, directory, name)
@@ -37,10 +42,12 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
             raise os_error(errno.EISDIR, name)
         whiteouts = state.writable().whiteouts
         upper = copy_up_directory(state, directory)
-        if upper.stat(name) is None:
+        st = upper.stat(name)
+        if st is None:
             with covering_lower_name(state, directory, name):
                 whiteouts.cover(upper, name)
         else:
+            file.recognise(st)
             with holding(file, upper, name):
                 if lower_is_positive(state, directory, name):
                     whiteouts.replace_file(upper, name)
@@ -53,7 +60,8 @@ def rmdir(state: State, directory: Directory, name: bytes) -> None:
     """Remove a directory in which nothing is visible.
 
     Raises:
-        OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES; nothing has changed then.
+        OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES; ESTALE for what was exchanged; nothing has changed
+            then.
     """
     state.writable()
     target = existing(state, directory, name)
@@ -80,7 +88,8 @@ def remove_directory(state: State, target: Directory, directory: Directory, name
     else:
         held = upper.hold(name)
         try:
-            _remove_upper_directory(state, upper, name, positive=positive)
+            target.recognise(os.fstat(held))
+            _remove_upper_directory(state, target, upper, name, positive=positive)
         except BaseException:
             os.close(held)
             raise
@@ -88,7 +97,7 @@ def remove_directory(state: State, target: Directory, directory: Directory, name
     directory_gone(state, target, directory, name)
 
 
-def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positive: bool) -> None:
+def _remove_upper_directory(state: State, target: Directory, upper: RealDir, name: bytes, *, positive: bool) -> None:
     side = state.writable()
     if positive:
         removed = side.whiteouts.replace_directory(upper, name)
@@ -101,10 +110,25 @@ def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positi
                 raise
         removed = side.work.take(upper, name)  # whiteouts are in it
     try:
+        target.recognise(side.work.tmp.object(removed).stat())
+    except OSError:
+        _put_back(state, removed, upper, name)
+        raise
+    try:
         side.work.remove_tree(removed)
     except OSError as error:
         # The directory is gone for the user; what resists is garbage in work.
         state.log.warning("cannot remove %r from the work directory: %s", removed, error)
+
+
+def _put_back(state: State, taken: bytes, upper: RealDir, name: bytes) -> None:
+    """Give a name back to what somebody had put there just before it was taken, whatever has the name now."""
+    whiteouts = state.writable().whiteouts
+    try:
+        whiteouts.install(taken, upper, name, is_directory=True, occupied=upper.stat(name) is not None)
+        whiteouts.drop_file_mark(upper, name)
+    except OSError as error:
+        state.log.error("%r, which is not what was to be removed, stays in work as %r: %s", name, taken, error)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.marks.marks import is_whiteout
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_name
@@ -107,7 +108,8 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
     Precondition: the source (and with RENAME_EXCHANGE the target) was copied up, a directory with `copy_tree`.
 
     Raises:
-        OSError: ENOENT, EEXIST, ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EROFS, ENAMETOOLONG, ENOSPC, EACCES.
+        OSError: ENOENT, EEXIST, ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EROFS, ENAMETOOLONG, ENOSPC, EACCES; ESTALE for
+            what was exchanged behind our back.
     """
     check_name(new_name)
     source = existing(state, old_dir, old_name)
@@ -129,10 +131,23 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
             _exchange(state, source, old, target, new)
 
 
+def _recognise(inode: Inode, end: _End) -> None:
+    """Refuse to move what is not the inode's any more (remove.py says what that is worth).
+
+    Raises:
+        OSError: ENOENT, ESTALE.
+    """
+    st = end.upper.stat(end.name)
+    if st is None:
+        raise os_error(errno.ENOENT, end.name)
+    inode.recognise(st)
+
+
 def _replace(state: State, source: Inode, old: _End, target: Inode | None, new: _End, *, whiteout: bool) -> None:
     _check_target(state, source, target, new.name)
     _make_independent(state, source, old, new)
     with _replaced(state, target, new) as replaced:
+        _recognise(source, old)
         _move(state, source, old, new, whiteout=whiteout or lower_is_positive(state, old.directory, old.name))
     # Everybody sees the new name from here on: nothing may fail any more.
     replaced()
@@ -143,6 +158,8 @@ def _replace(state: State, source: Inode, old: _End, target: Inode | None, new: 
 def _exchange(state: State, one: Inode, here: _End, other: Inode, there: _End) -> None:
     _make_independent(state, one, here, there)
     _make_independent(state, other, there, here)
+    _recognise(one, here)
+    _recognise(other, there)
     # Without the flag in the filesystem there is no way that a crash could not spoil: EINVAL, as rename(2) says.
     here.upper.rename(here.name, there.upper, there.name, syscalls.RENAME_EXCHANGE)
     del here.directory.children[here.name]
@@ -174,11 +191,12 @@ def _replaced(state: State, target: Inode | None, new: _End) -> Iterator[Callabl
         What keeps the inodes true, to be called once it was replaced.
     """
     if isinstance(target, Directory):
-        _make_empty(state, target)
         with ExitStack() as undo:
             held = -1 if target.upper is None else new.upper.hold(new.name)
             if held >= 0:
                 undo.callback(os.close, held)
+                target.recognise(os.fstat(held))
+            _make_empty(state, target)
 
             def gone() -> None:
                 if target.upper is not None:
@@ -188,8 +206,10 @@ def _replaced(state: State, target: Inode | None, new: _End) -> Iterator[Callabl
             yield gone
             undo.pop_all()
     elif isinstance(target, File):
-        in_upper = new.upper.stat(new.name) is not None
-        covering = nullcontext() if in_upper else covering_lower_name(state, new.directory, new.name)
+        st = new.upper.stat(new.name)
+        if st is not None:
+            target.recognise(st)
+        covering = nullcontext() if st is not None else covering_lower_name(state, new.directory, new.name)
         with covering, holding(target, new.upper, new.name):
             yield lambda: name_gone(state, target, new.directory, new.name)
     else:
@@ -204,6 +224,9 @@ def _make_empty(state: State, target: Directory) -> None:
         with target.grasp() as held:
             state.writable().whiteouts.make_opaque(held, target.upper)
     for name in target.upper.names():
+        st = target.upper.stat(name)
+        if st is not None and not is_reserved(name) and not is_whiteout(target.upper, name, st):
+            raise os_error(errno.ENOTEMPTY, name)  # put there since it was found to be empty
         target.upper.unlink(name)
         target.upper.note_wh_file(name, present=False)
 
@@ -213,7 +236,7 @@ def _make_empty(state: State, target: Directory) -> None:
 
 def _make_independent(state: State, source: Inode, old: _End, new: _End) -> None:
     """Make the source independent of the place where it lies."""
-    note_path(state, old.directory, old.name)
+    note_path(state, source, old.directory, old.name)
     if not isinstance(source, Directory):
         return
     assert source.upper is not None
@@ -250,7 +273,7 @@ def _drop_whiteouts(directory: RealDir) -> None:
                 if st is None:
                     continue
                 if stat.S_ISDIR(st.st_mode):
-                    waiting.append(current.child(name))
+                    waiting.append(current.child(name, st))
                 elif is_whiteout(current, name, st):
                     useless.append(name)
             if useless:

@@ -3,6 +3,7 @@ first."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -44,6 +45,26 @@ class Directory(Inode):
         """The directory was deleted; it stays usable for those who have it open."""
         self._removed = True
         self.stale()
+
+    @property
+    def exchanged(self) -> bool:
+        return any(real.exchanged for real in self.layers())
+
+    def recognise(self, st: os.stat_result) -> None:
+        self.top.recognise(st)
+
+    def check(self) -> None:
+        """Refuse a directory of which a part was exchanged behind our back; what cannot be opened is not known to be.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        for real in self.layers():
+            try:
+                real.fd()
+            except OSError as error:
+                if error.errno == errno.ESTALE:
+                    raise
 
     def renamed(self, parent: Directory, name: bytes) -> None:
         """The directory, which is in the upper, has another name."""

@@ -3,7 +3,7 @@
 It lies in one place at a time (place.py). `File` is the only one that changes it:
 
     copied_up        InLower -> InUpper, or Held when it has no name any more
-    leads_to         Held -> InUpper, when a name of it was found; InUpper -> InUpper by another name
+    leads_to         Held -> InUpper, when a name of it was found; InUpper and InLower by another name
     lost_name        InUpper -> InUpper by another name, or Held
     unlinked         InUpper -> Held
 """
@@ -22,9 +22,10 @@ from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks.link_index import LinkGroup
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.place import DiskId, Held, InLower, InUpper, Location, Place
+from fuseunion.core.tree.place import Held, InLower, InUpper, Location, Place
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.recognition import DiskId, but_number, id_of
 
 
 class OpenFile(Protocol):
@@ -162,9 +163,9 @@ class File(Inode):
         self.stale()
 
     def leads_to(self, real: RealDir, name: bytes) -> None:
-        """A name in the upper leads to the file, which is there."""
-        assert not isinstance(self._place, InLower)
-        self._place = InUpper(real, name, self._place.disk_id)
+        """A name leads to the file, where it lies already."""
+        where = InLower if isinstance(self._place, InLower) else InUpper
+        self._place = where(real, name, self._place.disk_id)
         self._unpin()
 
     def renamed(self, old: Location, new: Location) -> None:
@@ -192,7 +193,7 @@ class File(Inode):
                 st = real.stat(name)
             except OSError:
                 continue  # in a directory that cannot be entered: the file is held
-            if st is not None and (st.st_dev, st.st_ino) == self._place.disk_id:
+            if st is not None and id_of(st) == self._place.disk_id:
                 self.leads_to(real, name)
                 return
 
@@ -247,6 +248,7 @@ class File(Inode):
 
         Somebody who may write in a layer can put another object in the place of this one. The kernel has decided by
         the attributes that were shown who may do what with it, and has cached its pages: both are about the old one.
+        The file has no name then until one is looked up again: the next lookup finds what is there.
 
         Args:
             st: of what the name leads to.
@@ -255,12 +257,20 @@ class File(Inode):
             OSError: ESTALE.
         """
         place = self._place
-        if (st.st_dev, st.st_ino) == place.disk_id and self._may_be_of(stat.S_IFMT(st.st_mode)):
+        if id_of(st) == place.disk_id and self._may_be_of(stat.S_IFMT(st.st_mode)):
             return
         if isinstance(place, InLower) and self._is_as_shown(place, st):
-            self._place = place._replace(disk_id=(st.st_dev, st.st_ino))
+            self._place = place._replace(disk_id=id_of(st))
             return
+        self._lose_names()
         raise os_error(errno.ESTALE, None if isinstance(place, Held) else place.name)
+
+    def _lose_names(self) -> None:
+        for directory, name in self.names():
+            if directory.children.get(name) is self:
+                del directory.children[name]
+        self._first_name = self._more_names = None
+        self.stale()
 
     def _may_be_of(self, kind: int) -> bool:
         """Whether an object of this type can be the file: where ownership is stored, a regular file can be anything."""
@@ -276,7 +286,7 @@ class File(Inode):
         Some filesystems number an object anew when they have forgotten it (libfuse without use_ino, fs/fat).
         """
         shown = self.st
-        return place.real.layer.ownership is None and shown is not None and _but_number(shown) == _but_number(st)
+        return place.real.layer.ownership is None and shown is not None and but_number(shown) == but_number(st)
 
     def _descriptor(self) -> int:
         """A descriptor of a file that no name leads to, borrowed.
@@ -337,8 +347,3 @@ class File(Inode):
             os.close(fd)
             raise
         return fd
-
-
-def _but_number(st: os.stat_result) -> tuple[int, ...]:
-    """What lstat says of a file apart from its inode number."""
-    return st.st_dev, st.st_mode, st.st_uid, st.st_gid, st.st_size, st.st_mtime_ns, st.st_ctime_ns

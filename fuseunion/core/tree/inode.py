@@ -46,6 +46,22 @@ class Inode:
         """True when no name leads to the inode."""
         raise NotImplementedError
 
+    @property
+    def exchanged(self) -> bool:
+        """True when a name that it is known by was found to lead elsewhere: the name has to be looked up again."""
+        return False
+
+    def recognise(self, st: os.stat_result) -> None:
+        """Refuse what a name of the inode leads to if it is another object.
+
+        Args:
+            st: of what the name leads to, in the layer that gives the attributes.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        raise NotImplementedError
+
     def grasp(self) -> AbstractContextManager[RealObject]:
         """The object on disk that gives the attributes, held by a descriptor until the block ends.
 
@@ -95,6 +111,9 @@ class Unreadable(Inode):
 
     def names(self) -> Iterator[tuple[Inode, bytes]]:
         return iter(())
+
+    def recognise(self, st: os.stat_result) -> None:
+        raise os_error(self.code)
 
     def grasp(self) -> AbstractContextManager[RealObject]:
         raise os_error(self.code)

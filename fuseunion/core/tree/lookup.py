@@ -34,9 +34,10 @@ from fuseunion.core.marks.marks import is_opaque, is_whiteout, marks_of
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File, LowerLinks
 from fuseunion.core.tree.inode import Inode, Unreadable
-from fuseunion.core.tree.place import DiskId, Held, InLower, InUpper, Place
+from fuseunion.core.tree.place import Held, InLower, InUpper, Place
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.recognition import DiskId
 
 log = logging.getLogger("fuseunion.lookup")
 
@@ -89,7 +90,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
                 return FoundFile(real, st, marks)
             if directories and is_opaque(directories[-1], last_marks):
                 break
-            child = real.child(name)
+            child = real.child(name, st)
             # An absolute redirect leads to layers that take no part in the parent.
             last_marks = marks_of(real, name, st) if below or not _is_lowest(state, real) else {}
             if not directories:
@@ -159,7 +160,7 @@ def _follow(
                 break
             if not stat.S_ISDIR(found.st_mode):
                 return
-            child = real.child(name)
+            child = real.child(name, found)
             if not _is_lowest(state, real):
                 marks = marks_of(real, name, found)
                 redirect = marks.get(xattr_names.REDIRECT)
@@ -221,11 +222,16 @@ def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
     """The inode of `name`, or None. The inode is in the table: `remember` it or `drop_if_unused`.
 
     Raises:
-        OSError: ENAMETOOLONG for a name that no layer could hold; of the layers.
+        OSError: ENAMETOOLONG for a name that no layer could hold; ESTALE in a directory that has been exchanged; of the
+            layers.
     """
     known = directory.children.get(name)
     if known is not None:
-        return known
+        if not known.exchanged:
+            return known
+        _give_up(state, directory, name)
+    if directory.exchanged:
+        raise os_error(errno.ESTALE, directory.name)
     if len(name) > 255:
         raise os_error(errno.ENAMETOOLONG, name)
     if directory.removed or is_reserved(name):
@@ -239,12 +245,24 @@ def lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
         return _lookup(state, directory, name)
 
 
+def _give_up(state: State, parent: Directory, name: bytes) -> None:
+    """Forget that a name was that of a directory which has been exchanged behind our back.
+
+    Who says its number from now on is answered ESTALE. Then the kernel looks the path up again, is told another number,
+    and drops what it knows beneath the old one (fs/fuse/dir.c fuse_dentry_revalidate).
+    """
+    state.table.drop_if_unused(parent.children.pop(name))
+
+
 def existing(state: State, directory: Directory, name: bytes) -> Inode:
-    """As `lookup`, of a name that has to be there.
+    """As `lookup`, of a name that has to be there, and is what it was when the caller learned of it.
 
     Raises:
-        OSError: ENOENT; as `lookup`.
+        OSError: ENOENT; ESTALE for a directory that has been exchanged; as `lookup`.
     """
+    known = directory.children.get(name)
+    if known is not None and known.exchanged:
+        raise os_error(errno.ESTALE, name)
     inode = lookup(state, directory, name)
     if inode is None:
         raise os_error(errno.ENOENT, name)
@@ -300,9 +318,9 @@ def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     if st.st_nlink > 1:
         known = state.table.find_upper(disk_id)
         if known is not None:
-            known.add_name(parent, name)
-            if isinstance(known.place, Held):
+            if isinstance(known.place, Held) or known.removed:
                 known.leads_to(found.real, name)
+            known.add_name(parent, name)
             return known
     group = state.writable().links.by_copy.get(st.st_ino)
     ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
@@ -332,6 +350,8 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
         group = state.upper.links.get(links.key) if state.upper is not None else None
         known = _known_lower_file(state, links.lower_id, group)
         if known is not None:
+            if known.removed and not known.in_upper:
+                known.leads_to(found.real, name)
             known.add_name(parent, name)
             return known
     shown = found.real.shown(name, st)

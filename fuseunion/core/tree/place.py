@@ -15,9 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from fuseunion.core.disk.realdir import RealDir
-
-DiskId: TypeAlias = tuple[int, int]
-"""st_dev and st_ino of an object of a layer."""
+from fuseunion.linux.recognition import DiskId
 
 Location: TypeAlias = tuple[RealDir, bytes]
 """A real directory and a name in it."""

@@ -5,6 +5,7 @@ nlookup goes up in `InodeTable.remember` and down in `InodeTable.forget`, nowher
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.place import DiskId
+from fuseunion.linux.recognition import DiskId
 
 log = logging.getLogger("fuseunion.inode")
 
@@ -152,6 +153,8 @@ class InodeTable:
             if st.st_nlink == 0:
                 ownership.forget(st)
         except OSError as error:
+            if error.errno == errno.ESTALE:
+                return  # another object has its name, and what is stored of that one
             log.warning("what is stored of the removed inode %d stays: %s", inode.ino, error)
 
     def close(self) -> None:

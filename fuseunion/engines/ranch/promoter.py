@@ -116,7 +116,7 @@ class _Promoter:
         try:
             with self._ledger.lent(directory, WRITE_DIRECTORY), directory.times_kept():
                 if stat.S_ISDIR(found.st_mode):
-                    self._expand(directory, name, target, place, way)
+                    self._expand(directory, name, way, target, place, found)
                 elif stat.S_ISREG(found.st_mode):
                     self._copy(directory, name, way, target, place, found)
         finally:
@@ -166,9 +166,11 @@ class _Promoter:
             raise UserError(f"'{os.fsdecode(target.names[-1])}' is gone from its layer '{path}'", ExitCode.LAYERS)
         return st, real, layer
 
-    def _expand(self, directory: RealDir, name: bytes, target: Target, place: RealDir, way: bytes) -> None:
+    def _expand(
+        self, directory: RealDir, name: bytes, way: bytes, target: Target, place: RealDir, found: os.stat_result
+    ) -> None:
         """Put a real directory of links in the place of a link to a directory."""
-        fd = place.open(target.names[-1], os.O_RDONLY | os.O_DIRECTORY)
+        fd = place.child(target.names[-1], found).open_itself()
         lower = Layer(fd, writable=False, label=os.fsdecode(name))
         root = b"".join(part + b"/" for part in target.names)
         record = self._ranch.record

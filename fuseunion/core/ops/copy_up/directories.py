@@ -22,7 +22,7 @@ def copy_up_directory(state: State, directory: Directory) -> RealDir:
     """The upper's part of a directory, made with all missing ancestors if there is none.
 
     Raises:
-        OSError: EROFS without an upper; ENOENT for a removed directory; of the system calls.
+        OSError: EROFS without an upper; ENOENT for a removed directory, ESTALE for an exchanged one; of the calls.
     """
     if directory.upper is not None:
         return directory.upper
@@ -32,6 +32,8 @@ def copy_up_directory(state: State, directory: Directory) -> RealDir:
     missing: list[Directory] = []
     node: Directory | None = directory
     while node is not None and node.upper is None:
+        if node.exchanged:
+            raise os_error(errno.ESTALE, node.name)  # its name may be another inode's by now
         missing.append(node)
         node = node.parent
     assert node is not None and node.upper is not None, "the root has an upper"
@@ -49,6 +51,7 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
     try:
         with directory.grasp() as source, work.tmp.held(temporary) as target:
             dress(state, directory, directory.top.layer, source, target, st, Change())
+            made = target.stat()
         with parent.times_kept():
             work.install(temporary, parent, directory.name)
     except BaseException:
@@ -57,7 +60,7 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
     directory.absent_xattrs = frozenset()
     # The number and what is shown stay; only the place where they are read changes.
     directory.stale()
-    return parent.child(directory.name)
+    return parent.child(directory.name, made)
 
 
 def dress(

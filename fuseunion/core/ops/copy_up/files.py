@@ -132,7 +132,7 @@ def _show(state: State, file: File, temporary: bytes, lower_st: os.stat_result) 
             if group is None:
                 key = file.lower_links.key if file.lower_links is not None else key_of(file.ino, lower_st)
                 group = upper.links.get_or_new(key, file.ino, lower_st.st_nlink)
-            group.add_copy(tmp, temporary, st)
+            group.add_copy(tmp.object(temporary), st)
             undo.callback(group.drop_copy)
         if names:
             directory, name = names[0]

@@ -21,7 +21,6 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import lookup, lower_name
-from fuseunion.core.tree.place import InUpper
 from fuseunion.core.tree.state import State
 
 log = logging.getLogger("fuseunion.links")
@@ -159,14 +158,14 @@ def number_kept(state: State, file: File) -> Iterator[None]:
 
     Its origin mark gets the lower's path; where that cannot be kept, the number goes into the link index.
     """
-    kept = [note_path(state, known, name) for known, name in file.names()] if file.group is None else []
+    kept = [note_path(state, file, known, name) for known, name in file.names()] if file.group is None else []
     if all(kept):
         yield
         return
     links = state.writable().links
     group = links.get_or_new(key_of_number(file.ino), file.ino, 0)
-    assert isinstance(file.place, InUpper), "a file with a mark has a name in the upper"
-    group.add_copy(file.place.real, file.place.name, file.real_stat())
+    with file.grasp() as held:
+        group.add_copy(held, held.stat())
     try:
         yield
     except BaseException:

@@ -13,21 +13,29 @@ from fuseunion.core.disk.permission import as_owner_of, opened
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks import origin_mark
 from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.listing import candidates
 from fuseunion.core.tree.lookup import FoundFile, lookup, resolve
 from fuseunion.core.tree.state import State
 
 
-def note_path(state: State, directory: Directory, name: bytes) -> bool:
+def note_path(state: State, inode: Inode, directory: Directory, name: bytes) -> bool:
     """Complete the origin mark of an object that leaves the place of its lower (origin_mark.py).
+
+    Args:
+        inode: what the name leads to, or rather led to.
 
     Returns:
         False when the object has a mark that cannot be completed: its path is too long, or there is no space for it.
+
+    Raises:
+        OSError: ESTALE when the name leads to another object now; of the system calls.
     """
     prefix = state.writable().work.capabilities.xattr_prefix
     if prefix is None or directory.upper is None or not directory.lowers:
         return True
     with directory.upper.held(name) as held:
+        inode.recognise(held.stat())
         try:
             value = as_owner_of(held, lambda: held.getxattr(prefix + xattr_names.UNION_ORIGIN))
         except OSError as error:
@@ -58,4 +66,4 @@ def note_paths_below(state: State, directory: Directory) -> None:
                         waiting.append(child)
                     if child is not None:
                         with state.table.held(child):
-                            note_path(state, current, name)
+                            note_path(state, child, current, name)

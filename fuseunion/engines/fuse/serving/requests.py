@@ -190,9 +190,7 @@ class Requests:
 
     async def _ready_to_move(self, directory: Directory, name: bytes) -> None:
         """Copy up what is to be renamed, with all that is in it."""
-        inode = self.union.lookup(directory, name)
-        if inode is None:
-            raise os_error(errno.ENOENT, name)
+        inode = self.union.existing(directory, name)
         self.union.complete_links(inode, directory, name)
         files = self.union.trees_to_copy(inode)
         try:

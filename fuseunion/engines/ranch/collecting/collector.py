@@ -269,8 +269,8 @@ class Collector:
         if self._merged == (theirs.st_dev, theirs.st_ino):
             return
         if not visit.changed and same_attributes(st, theirs, self._owners):
-            with legible(directory.top):
-                if same_xattrs(source.itself(), directory.top.itself(), self._owners):
+            with legible(directory.top), directory.grasp() as held:
+                if same_xattrs(source.itself(), held, self._owners):
                     return
         upper = self._union.copy_up_directory(directory)
         open_up(upper)  # attributes need permissions

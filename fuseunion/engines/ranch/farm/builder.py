@@ -109,8 +109,8 @@ class Builder:
     def _finish(self, directory: Directory, farm: RealDir, path: bytes) -> None:
         """Attributes, mark, owner, mode and times of a directory that is filled."""
         st = self._union.stat(directory)[0]
-        with legible(directory.top):
-            match_xattrs(directory.top.itself(), farm.itself())
+        with legible(directory.top), directory.grasp() as held:
+            match_xattrs(held, farm.itself())
         try:
             farm.itself().setxattr(marker.MADE, marker.made(path))
         except OSError:
@@ -146,7 +146,10 @@ class Builder:
                 raise _changeable(way + b"/" + found)
             return False
         # Where nobody can list, nothing can be linked one by one.
-        return not self._may_link(directory) or directory.top.itself().allows(os.R_OK | os.X_OK)
+        if not self._may_link(directory):
+            return True
+        with directory.grasp() as held:
+            return held.allows(os.R_OK | os.X_OK)
 
     def _may_link(self, directory: Directory) -> bool:
         layers = directory.layers()

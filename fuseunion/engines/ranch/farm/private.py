@@ -65,7 +65,7 @@ def reading(real: RealDir, name: bytes, lend: Legible = legible) -> Iterator[Rea
         OSError: EACCES for a file that is not the user's, or lies in a lower.
     """
     with lend(real, name):
-        fd = real.open(name, os.O_RDONLY)
+        fd = real.wait_open_regular(name, os.O_RDONLY)
         try:
             found = Reading(fd, xattrs_of(RealObject(fd)))
         except BaseException:
