@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--keep-set-id goes with --to; --map keeps set-id bits and capabilities anyway")
     rule = _shift(asked.map) if asked.to is None else _owner(asked.to, keep_set_id=asked.keep_set_id)
     with ExitStack() as stack:
-        upper = _open_upper(stack, asked.operands[0], asked.work)
+        upper = _open_upper(stack, asked.operands[0], asked.work, dry_run=asked.dry_run)
         total, changes, cleared = _survey(upper, rule, show=asked.dry_run)
         if asked.dry_run:
             print(f"{changes} of {total} objects would change")
@@ -106,11 +106,10 @@ def _shift(texts: list[str]) -> Shift:
         raise UserError(f"--map: {error}") from None
 
 
-def _open_alone(stack: ExitStack, place: placement.Place) -> int:
-    """A directory that nobody else uses as long as the stack lasts."""
+def _open_unused(stack: ExitStack, place: placement.Place) -> int:
+    """A directory to which no overlay and no other program writes."""
     fd = placement.open_found(place)
     stack.callback(os.close, fd)
-    stack.callback(os.close, in_use.lock(place, fd))
     in_use.refuse_kernel_overlays(place)
     writer = elsewhere.writer_of(fd)
     if writer is not None:
@@ -125,17 +124,23 @@ class _Upper:
     store: OwnershipStore | None
 
 
-def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
+def _open_upper(stack: ExitStack, path: str, work: str | None, *, dry_run: bool) -> _Upper:
     ranches.refuse(os.path.realpath(path))
     survey = placement.Survey()
     upper = survey.place(placement.Part.UPPER, path)
-    root_fd = _open_alone(stack, upper)
+    root_fd = _open_unused(stack, upper)
+    occupancy = in_use.Occupancy(upper, root_fd)
+    stack.callback(occupancy.close)
     work_fd = None
     # The default one is there only while it holds something.
     if work is not None or os.path.lexists(default_work_path(os.path.realpath(path))):
         place = work_place(survey, upper, work)
-        work_fd = _open_alone(stack, place)
+        work_fd = _open_unused(stack, place)
         refuse_foreign_work(place, work_fd)
+        occupancy.add_work(place, work_fd)
+        with _named(place.given, b""):
+            occupancy.add_inner(place, work_fd)
+    occupancy.enter(mark=not dry_run)
     with _named(path, b""):
         store = choose(root_fd, None, work_fd)
     if store is not None:
