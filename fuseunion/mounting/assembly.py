@@ -196,8 +196,8 @@ def _asked(options: Options) -> bool:
 
 def announce(layers: Layers, prepared: Prepared) -> None:
     """Say in the log whose facts are shown for which layer, and of exchanged lowers; called once the log is open."""
-    if prepared.full is not None:
-        _log.warning("%s", prepared.full)
+    for line in (*([prepared.full] if prepared.full is not None else []), *prepared.notes):
+        _log.warning("%s", line)
     if prepared.exchanged:
         _log.info("%s", prepared.says_exchanged)
     for line in layers.says_ignored:

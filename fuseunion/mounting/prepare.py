@@ -149,6 +149,7 @@ def _prepare_upper(
             raise
         prepared.give_up_writing(error)
     occupancy.enter()
+    prepared.notes += occupancy.ignored
     prepared.compare_lowers()
 
 

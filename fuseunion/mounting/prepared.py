@@ -37,12 +37,14 @@ class Prepared:
         upper, work: None for a read-only mount.
         shown_as: what a new upper's root is to look like where that is stored, not real; None where it is as it looks.
         exchanged: the upper was last mounted over other lowers (same_lowers.py).
+        notes: lines for the log, of what was not as usual.
         full: why nothing can be written to the upper, which is then the topmost of the layers that are only read.
     """
 
     def __init__(self, target: str, form: Form) -> None:
         self.target = target
         self.exchanged = False
+        self.notes: list[str] = []
         self.full: str | None = None
         self.shown_as: os.stat_result | None = None
         self._form = form

@@ -22,6 +22,7 @@ from fuseunion.core.ids.identity import IdMap
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting import log
 from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
 from fuseunion.mounting.options import MAX_ID
 from fuseunion.mounting.options.values import parse_id_map
@@ -141,6 +142,8 @@ def _open_upper(stack: ExitStack, path: str, work: str | None, *, dry_run: bool)
         with _named(place.given, b""):
             occupancy.add_inner(place, work_fd)
     occupancy.enter(mark=not dry_run)
+    for line in occupancy.ignored:
+        log.tell(f"warning: {line}")
     with _named(path, b""):
         store = choose(root_fd, None, work_fd)
     if store is not None:

@@ -19,7 +19,7 @@ may write there can set it.
     no mark                     nobody writes there: the lock is ignored
     the mark, with our WORK     of a mount that was killed, because the lock on WORK/work is ours: ignored
     the mark, with another      perhaps a live mount: in use
-    "unlocked", with another    that mount could not have the lock on UPPER: in use, even though we have it now
+    "unlocked", with another    that mount could not have the lock on UPPER: in use, whoever has it now
 
 The kernel's overlayfs takes no flock. Its live mounts are found in mountinfo by their upperdir= and workdir=.
 """
@@ -70,15 +70,19 @@ class Occupancy:
     Args:
         upper: to lock.
         upper_fd: of it.
-        patience: seconds to wait for those who hold a lock.
+
+    Attributes:
+        ignored: what to tell of locks that did not count, one line each.
 
     Raises:
         UserError: BUSY, when another mount is known to hold it.
     """
 
-    def __init__(self, upper: Place, upper_fd: int, patience: float = PATIENCE) -> None:
+    def __init__(self, upper: Place, upper_fd: int) -> None:
+        self.ignored: list[str] = []
         self._upper = upper
-        self._patience = patience
+        # One for all: a daemon that is ending lets go of everything at once.
+        self._deadline = time.monotonic() + PATIENCE
         self._stack = ExitStack()
         self._work: int | None = None
         self._lock = self._locked(upper, upper_fd)
@@ -105,7 +109,6 @@ class Occupancy:
             UserError: BUSY.
             OSError: as `open_inner`.
         """
-        deadline = time.monotonic() + self._patience
         while True:
             try:
                 fd = open_inner(work_fd)
@@ -118,7 +121,7 @@ class Occupancy:
                 if same and not taken:
                     self._own(fd)
                     return
-                if taken and time.monotonic() >= deadline:
+                if taken and time.monotonic() >= self._deadline:
                     raise _in_use(work, "fuseunion", locks.holders(os.fstat(fd)))
             finally:
                 os.close(fd)
@@ -135,10 +138,9 @@ class Occupancy:
         """
         found = self._mark()
         ours = b"%d" % (self._work or 0)
-        if found is not None and found.split(b" ")[0] != ours:
-            unlocked = found.endswith(_UNLOCKED)
-            if self._lock is _Lock.UNKNOWN or (unlocked and self._lock is _Lock.OURS):
-                raise self._may_be_in_use()
+        anothers = found is not None and found.split(b" ")[0] != ours
+        if anothers and (self._lock is _Lock.UNKNOWN or (found or b"").endswith(_UNLOCKED)):
+            raise self._may_be_in_use()
         if not mark:
             return
         try:
@@ -173,12 +175,26 @@ class Occupancy:
         return own
 
     def _locked(self, place: Place, fd: int) -> _Lock:
-        deadline = time.monotonic() + self._patience
         while not _try(fd, place):
-            if time.monotonic() >= deadline:
-                return _judge(place, fd)
+            if time.monotonic() >= self._deadline:
+                return self._judge(place, fd)
             time.sleep(_PAUSE)
         return _Lock.OURS
+
+    def _judge(self, place: Place, fd: int) -> _Lock:
+        """Who holds the lock that we could not have.
+
+        Raises:
+            UserError: BUSY, when one of the holders could write there.
+        """
+        st = os.fstat(fd)
+        seen = locks.holders(st)
+        writers = [pid for pid in seen if _may_write(pid, st.st_uid)]
+        if writers:
+            raise _in_use(place, "fuseunion", writers)
+        who = f"process {seen[0]}, whose user cannot write there" if seen else "a process that may not be looked at"
+        self.ignored.append(f"a lock on '{place.path}' is ignored: it is held by {who}")
+        return _Lock.ANOTHERS if seen else _Lock.UNKNOWN
 
 
 def _try(fd: int, place: Place) -> bool:
@@ -192,23 +208,6 @@ def _try(fd: int, place: Place) -> bool:
             raise
         _log.warning("%s cannot be locked here (%s): nothing else may mount it", place.path, error.strerror)
     return True
-
-
-def _judge(place: Place, fd: int) -> _Lock:
-    """Who holds the lock that we could not have.
-
-    Raises:
-        UserError: BUSY, when one of the holders could write there.
-    """
-    st = os.fstat(fd)
-    seen = locks.holders(st)
-    writers = [pid for pid in seen if _may_write(pid, st.st_uid)]
-    if writers:
-        raise _in_use(place, "fuseunion", writers)
-    if not seen:
-        return _Lock.UNKNOWN
-    _log.warning("the lock of process %d on '%s' is ignored: its user cannot write there", seen[0], place.path)
-    return _Lock.ANOTHERS
 
 
 def _may_write(pid: int, owner: int) -> bool:
