@@ -146,9 +146,10 @@ def _prepare_upper(
         _prepare_work(prepared, options, upper, work, upper_fd, occupancy, default_work)
     except OSError as error:
         if not space.is_lacking(error):
-            raise
+            raise placement.refusal(Part.WORK, work.given, error) from None
         prepared.give_up_writing(error)
-    occupancy.enter()
+    # The record of a ranch keeps others off its upper; one that has not changed is left as it is.
+    occupancy.enter(mark=prepared.full is None and not for_ranch)
     prepared.notes += occupancy.ignored
     prepared.compare_lowers()
 
@@ -173,7 +174,7 @@ def _prepare_work(
         # A container engine gives the directory to the root of the container, who owns the upper as well.
         owners = {os.fstat(upper_fd).st_uid} if options.form is Form.MOUNT_PROGRAM else ()
         refuse_foreign_work(work, work_fd, owners)
-        occupancy.add_work(work, work_fd)
+        occupancy.add_work(work, work_fd, default=work.path == default_work_path(upper.path))
         in_use.refuse_kernel_overlays(upper, work)
         _judge_work(upper, work, upper_fd, work_fd, default_work)
         if default_work:

@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("--keep-set-id goes with --to; --map keeps set-id bits and capabilities anyway")
     rule = _shift(asked.map) if asked.to is None else _owner(asked.to, keep_set_id=asked.keep_set_id)
     with ExitStack() as stack:
-        upper = _open_upper(stack, asked.operands[0], asked.work, dry_run=asked.dry_run)
+        upper = _open_upper(stack, asked.operands[0], asked.work)
         total, changes, cleared = _survey(upper, rule, show=asked.dry_run)
         if asked.dry_run:
             print(f"{changes} of {total} objects would change")
@@ -125,7 +125,7 @@ class _Upper:
     store: OwnershipStore | None
 
 
-def _open_upper(stack: ExitStack, path: str, work: str | None, *, dry_run: bool) -> _Upper:
+def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
     ranches.refuse(os.path.realpath(path))
     survey = placement.Survey()
     upper = survey.place(placement.Part.UPPER, path)
@@ -138,10 +138,14 @@ def _open_upper(stack: ExitStack, path: str, work: str | None, *, dry_run: bool)
         place = work_place(survey, upper, work)
         work_fd = _open_unused(stack, place)
         refuse_foreign_work(place, work_fd)
-        occupancy.add_work(place, work_fd)
-        with _named(place.given, b""):
+        occupancy.add_work(place, work_fd, default=work is None)
+        try:
             occupancy.add_inner(place, work_fd)
-    occupancy.enter(mark=not dry_run)
+        except FileNotFoundError:
+            pass  # never mounted with, or left in order
+        except OSError as error:
+            raise placement.refusal(place.part, place.given, error) from None
+    occupancy.enter(mark=False)
     for line in occupancy.ignored:
         log.tell(f"warning: {line}")
     with _named(path, b""):

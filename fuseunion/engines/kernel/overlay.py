@@ -26,7 +26,7 @@ from fuseunion.engines.kernel.recognise import SOURCE, TYPE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo, namespaces, syscalls
 from fuseunion.mounting import log
-from fuseunion.mounting.checks import in_use, space, volatile
+from fuseunion.mounting.checks import space, volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.options.grammar import escape
@@ -69,7 +69,6 @@ def show(options: Options) -> None:
             words += [f"upperdir={escape(prepared.upper.label)}", f"workdir={escape(prepared.work.label)}"]
             volatile.clear(prepared.work.fd)
             work_mark.put(prepared.work.fd, prepared.upper.fd)
-            in_use.unmark(prepared.upper.fd)  # the mount shows itself in mountinfo
         if prefix == _PREFIX_OF_OTHERS:
             words.append("userxattr")
         if options.volatile and not options.ephemeral:

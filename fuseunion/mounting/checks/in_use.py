@@ -11,13 +11,13 @@ lock there is a mount's. UPPER and WORK may be open to all. A lock there counts 
 there, as far as that can be seen (linux/locks.py). Where it is somebody else's, nobody who matters holds it, since all
 of ours are exclusive. Where its holder cannot be seen (an ordinary user sees the own processes only), a mark tells:
 
-    user.overlay.fuseunion.mounted on UPPER, "INO" or "INO unlocked"
+    user.overlay.fuseunion.mounted on UPPER, "WORK" or "WORK unlocked"
 
-INO is the inode number of WORK. The mark is there while something of ours writes to UPPER, and after a kill; only who
-may write there can set it.
+WORK is "default", or the inode number of the work directory, with which UPPER was last mounted. Only who may write to
+UPPER can set it. It stays, since a remount may change no time of UPPER.
 
-    no mark                     nobody writes there: the lock is ignored
-    the mark, with our WORK     of a mount that was killed, because the lock on WORK/work is ours: ignored
+    no mark                     never mounted by us: the lock is ignored
+    the mark, with our WORK     that mount has ended, because the lock on WORK/work is ours: ignored
     the mark, with another      perhaps a live mount: in use
     "unlocked", with another    that mount could not have the lock on UPPER: in use, whoever has it now
 
@@ -84,7 +84,7 @@ class Occupancy:
         # One for all: a daemon that is ending lets go of everything at once.
         self._deadline = time.monotonic() + PATIENCE
         self._stack = ExitStack()
-        self._work: int | None = None
+        self._work = b"none"
         self._lock = self._locked(upper, upper_fd)
         self._upper_fd = self._own(upper_fd)
 
@@ -92,28 +92,30 @@ class Occupancy:
         """Let go of all."""
         self._stack.close()
 
-    def add_work(self, work: Place, work_fd: int) -> None:
+    def add_work(self, work: Place, work_fd: int, *, default: bool) -> None:
         """Lock the work directory as well, WORK/work not included.
+
+        Args:
+            work: to lock.
+            work_fd: of it.
+            default: it is the default one of UPPER, which is made anew for each mount.
 
         Raises:
             UserError: BUSY.
         """
         self._locked(work, work_fd)
         self._own(work_fd)
-        self._work = os.fstat(work_fd).st_ino
+        self._work = b"default" if default else b"%d" % os.fstat(work_fd).st_ino
 
     def add_inner(self, work: Place, work_fd: int) -> None:
-        """Lock WORK/work, if it is there: after this no other mount has this work directory.
+        """Lock WORK/work: after this no other mount has this work directory.
 
         Raises:
             UserError: BUSY.
-            OSError: as `open_inner`.
+            OSError: ENOENT, as `open_inner`.
         """
         while True:
-            try:
-                fd = open_inner(work_fd)
-            except FileNotFoundError:
-                return
+            fd = open_inner(work_fd)
             try:
                 taken = not _try(fd, work)
                 # Not that of a mount that has just removed it.
@@ -128,7 +130,7 @@ class Occupancy:
             time.sleep(_PAUSE)
 
     def enter(self, *, mark: bool = True) -> None:
-        """Judge whether somebody else may be mounted on UPPER after all, and mark it as used by us.
+        """Judge whether somebody else may be mounted on UPPER after all, and mark it with our work directory.
 
         Args:
             mark: False changes nothing.
@@ -137,23 +139,30 @@ class Occupancy:
             UserError: BUSY.
         """
         found = self._mark()
-        ours = b"%d" % (self._work or 0)
-        anothers = found is not None and found.split(b" ")[0] != ours
+        anothers = found is not None and found.removesuffix(_UNLOCKED) != self._work
         if anothers and (self._lock is _Lock.UNKNOWN or (found or b"").endswith(_UNLOCKED)):
             raise self._may_be_in_use()
-        if not mark:
+        wanted = self._work + (b"" if self._lock is _Lock.OURS else _UNLOCKED)
+        if not mark or found == wanted:
             return
         try:
             # CREATE lets only one of two win who come at the same time.
-            flags = os.XATTR_CREATE if found is None else 0
-            os.setxattr(self._upper_fd, _MARK, ours + (b"" if self._lock is _Lock.OURS else _UNLOCKED), flags)
+            os.setxattr(self._upper_fd, _MARK, wanted, os.XATTR_CREATE if found is None else 0)
         except FileExistsError:
             raise self._may_be_in_use() from None
         except OSError as error:
             # No attributes here, no space, or not ours: then a lock whose holder cannot be seen counts.
             _log.debug("%s cannot be set: %s", _MARK, error)
             return
-        self._stack.callback(unmark, self._upper_fd)
+        if self._lock is not _Lock.OURS:
+            self._stack.callback(self._set_locked)
+
+    def _set_locked(self) -> None:
+        """This mount has ended: nobody need ask any more who had the lock."""
+        try:
+            os.setxattr(self._upper_fd, _MARK, self._work, os.XATTR_REPLACE)
+        except OSError as error:
+            _log.warning("%s cannot be set: %s", _MARK, error)
 
     def _may_be_in_use(self) -> UserError:
         return UserError(
@@ -215,14 +224,6 @@ def _may_write(pid: int, owner: int) -> bool:
         return processes.may_write_as(pid, owner)
     except OSError:
         return False  # ended meanwhile
-
-
-def unmark(upper_fd: int) -> None:
-    """Take the mark away."""
-    try:
-        os.removexattr(upper_fd, _MARK)
-    except OSError as error:
-        _log.debug("%s cannot be removed: %s", _MARK, error)
 
 
 def refuse_kernel_overlays(*places: Place) -> None:
