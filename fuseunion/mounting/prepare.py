@@ -22,6 +22,7 @@ from fuseunion.core.ownership import belief
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
+from fuseunion.linux.namespaces import in_first_user_namespace
 from fuseunion.mounting.checks import in_use, placement, ranches, volatile
 from fuseunion.mounting.checks.placement import Part, Place, Survey
 from fuseunion.mounting.options import Form, Options, XattrPermissions
@@ -141,8 +142,7 @@ def _prepare_upper(
     prepared.on_end(os.close, in_use.lock(upper, upper_fd))
     work_fd = _open_or_make(prepared, work, 0o700)
     prepared.work = prepared.opened(work_fd, work.path)
-    # A container engine gives the directory to the root of the container, who owns the upper as well.
-    refuse_foreign_work(work, work_fd, {os.fstat(upper_fd).st_uid} if options.form is Form.MOUNT_PROGRAM else ())
+    refuse_foreign_work(work, work_fd, _engine_owners(upper_fd, work_fd) if options.form is Form.MOUNT_PROGRAM else ())
     prepared.on_end(os.close, in_use.lock(work, work_fd))
     in_use.refuse_kernel_overlays(upper, work)
     _judge_work(upper, work, upper_fd, work_fd, default_work)
@@ -177,6 +177,19 @@ def work_place(survey: Survey, upper: Place, given: str | None) -> Place:
             ExitCode.LAYERS,
         )
     return survey.place(Part.WORK, given or usual)
+
+
+def _engine_owners(upper_fd: int, work_fd: int) -> set[int]:
+    """Who may own a work directory that a container engine made, which is the root of the container.
+
+    That is the owner of the upper. In a user namespace, where every id that is mapped is the user's own
+    (user_namespaces(7)), the upper may have another: it gets the owner of the directory in the layer below
+    (containers/storage, drivers/overlay/overlay.go).
+    """
+    owners = {os.fstat(upper_fd).st_uid}
+    if not in_first_user_namespace():
+        owners |= {os.fstat(work_fd).st_uid} - {overflow_id("uid")}
+    return owners
 
 
 def refuse_foreign_work(work: Place, fd: int, owners: Collection[int] = ()) -> None:
