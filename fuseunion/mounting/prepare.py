@@ -23,6 +23,7 @@ from fuseunion.core.ownership import belief
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
+from fuseunion.linux.namespaces import in_first_user_namespace
 from fuseunion.mounting.checks import in_use, placement, ranches, space, volatile
 from fuseunion.mounting.checks.placement import Part, Place, Survey
 from fuseunion.mounting.options import Form, Options, XattrPermissions
@@ -171,9 +172,8 @@ def _prepare_work(
     """
     work_fd = _open_or_make(prepared, work, 0o700)
     try:
-        # A container engine gives the directory to the root of the container, who owns the upper as well.
-        owners = {os.fstat(upper_fd).st_uid} if options.form is Form.MOUNT_PROGRAM else ()
-        refuse_foreign_work(work, work_fd, owners)
+        in_engine_form = options.form is Form.MOUNT_PROGRAM
+        refuse_foreign_work(work, work_fd, _engine_owners(upper_fd, work_fd) if in_engine_form else ())
         occupancy.add_work(work, work_fd, default=work.path == default_work_path(upper.path))
         in_use.refuse_kernel_overlays(upper, work)
         _judge_work(upper, work, upper_fd, work_fd, default_work)
@@ -225,6 +225,19 @@ def work_place(survey: Survey, upper: Place, given: str | None) -> Place:
             ExitCode.LAYERS,
         )
     return survey.place(Part.WORK, given or usual)
+
+
+def _engine_owners(upper_fd: int, work_fd: int) -> set[int]:
+    """Who may own a work directory that a container engine made, which is the root of the container.
+
+    That is the owner of the upper. In a user namespace, where every id that is mapped is the user's own
+    (user_namespaces(7)), the upper may have another: it gets the owner of the directory in the layer below
+    (containers/storage, drivers/overlay/overlay.go).
+    """
+    owners = {os.fstat(upper_fd).st_uid}
+    if not in_first_user_namespace():
+        owners |= {os.fstat(work_fd).st_uid} - {overflow_id("uid")}
+    return owners
 
 
 def refuse_foreign_work(work: Place, fd: int, owners: Collection[int] = ()) -> None:

@@ -44,6 +44,7 @@ from fuseunion.linux.os_error import os_error
 PID_XATTR = questions.PID.encode()
 SYNC_XATTR = questions.SYNC.encode()
 FSYNC_XATTR = questions.FSYNC.encode()
+COUNTS_XATTR = questions.COUNTS.encode()
 
 # What the owner of a mount without permission checks may set, although it is never shown (Operations._restate).
 OWNER_XATTR = b"user.containers.override_stat"
@@ -439,6 +440,8 @@ class Operations(pyfuse3.Operations):
                 return b""
             if name == FSYNC_XATTR:
                 return b""
+            if name == COUNTS_XATTR:
+                return b"%d %d" % (self.union.known, len(self._handles))
         return self.union.getxattr(self._inode(inode), name)
 
     async def _write_out(self) -> None:
