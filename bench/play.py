@@ -187,6 +187,8 @@ def main() -> None:
     else:
         source = ["--bind", wanted.directory]
     subprocess.run(["mount", *source, wanted.path], check=True)
+    # podman keeps state of the machine there, which is neither to be changed nor, in a user namespace, writable.
+    subprocess.run(["mount", "-t", "tmpfs", "run", "/run"], check=True)
     everybody = {contestant.name: contestant for contestant in (*KNOWN, *map(peer, wanted.peers))}
     present = []
     for name in wanted.contestants:

@@ -72,9 +72,12 @@ class Tools:
                 raise Failed("; ".join(dict.fromkeys([*text[:1], *text[-1:]]))[:300] or f"exit {done.returncode}")
         return [(float(seconds), int(found)) for seconds, found in map(str.split, done.stdout.splitlines())]
 
-    def count(self, directory: Path) -> str:
-        """How many names and bytes are beneath a directory."""
-        [(size, names)] = self.run("count", directory)
+    def look(self, path: Path) -> str:
+        """What contestants are compared by: the content of a file, or how much is beneath a directory."""
+        if path.is_file():
+            [(size, total)] = self.run("sum", path)
+            return f"{size:.0f} bytes with sum {total:x}"
+        [(size, names)] = self.run("count", path)
         return f"{names} names, {size:.0f} bytes"
 
 
@@ -232,18 +235,14 @@ class Stage:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         after: Path | None = None,
-        compared: bool = True,
     ) -> Measurement:
         """A program from its start to its end.
 
         Args:
-            after: compare what is in this directory then, instead of the lines that the program wrote.
-            compared: False where the output is not the same each time.
+            after: compare what this file or directory is then, instead of the lines that the program wrote.
         """
         [(seconds, lines)] = self.tools.run("run", *command, cwd=cwd, env=env)
-        if not compared:
-            return Measurement(part, seconds)
-        return Measurement(part, seconds, self.tools.count(after) if after else f"{lines} lines")
+        return Measurement(part, seconds, self.tools.look(after) if after else f"{lines} lines")
 
     def looped(self, parts: tuple[str, ...], *words: Word, after: Path | None = None) -> Iterator[Measurement]:
         """A loop of bench/loops.c, which writes a line for each part."""
@@ -256,7 +255,7 @@ class Stage:
     def _reported(
         self, parts: tuple[str, ...], results: list[tuple[float, int]], after: Path | None
     ) -> Iterator[Measurement]:
-        extra = f", {self.tools.count(after)}" if after else ""
+        extra = f", {self.tools.look(after)}" if after else ""
         for part, (seconds, found) in zip(parts, results, strict=True):
             yield Measurement(part, seconds, f"{found}{extra}")
 

@@ -79,4 +79,4 @@ def one_large_file(ground: Ground, size: int) -> None:
      prepare=one_large_file, changes=True)  # fmt: skip
 def append(stage: Stage, size: int) -> Iterator[Measurement]:
     """The copy-up of a large file."""
-    yield from stage.looped(("",), "write", stage.merged / "file", 4096, 4096, "a", after=stage.merged)
+    yield from stage.looped(("",), "write", stage.merged / "file", 4096, 4096, "a", after=stage.merged / "file")

@@ -68,9 +68,18 @@ def pgbench(stage: Stage, size: int) -> Iterator[Measurement]:
     try:
         _run(binaries / "pgbench", *address, "-i", "-q", "postgres")
         words: list[Word] = [binaries / "pgbench", *address, "-n", "-t", size, "postgres"]
-        yield stage.timed("", *words, compared=False)
+        done = stage.timed("", *words)
+        yield done._replace(found=_written(*address))
     finally:
         _run(*control, "-m", "fast", "stop")
+
+
+def _written(*address: Word) -> str:
+    """How many transactions the base remembers."""
+    query = "SELECT count(*), sum(delta) IS NOT NULL FROM pgbench_history"
+    words = [_postgres() / "psql", *address, "-Atc", query, "postgres"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True, cwd="/")
+    return f"{done.stdout.strip()} in the history"
 
 
 def _run(*words: Word) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench.row import Measurement, NotRun, Who, row
-from bench.stage import Ground, Stage
+from bench.stage import Ground, Stage, Word
 from tests.support.store import CONTAINERS_CONF
 from tests.support.tiny_base import PROGRAMS, make_tiny_base
 
@@ -36,8 +36,16 @@ def podman(stage: Stage, size: int) -> Iterator[Measurement]:
     store = _Store(stage.scratch("store"), stage.contestant.image_store)
     try:
         store.run("import", "--quiet", stage.kit / "base.tar", "localhost/base")
-        words = ["build", "--quiet", "--no-cache", "--isolation=chroot", "--network=host", "-t", "localhost/built"]
-        yield stage.timed("build", *store.command(*words, stage.kit / "context"), env=store.environment)
+        words: list[Word] = [
+            "build",
+            "--quiet",
+            "--no-cache",
+            "--isolation=chroot",
+            "--network=host",
+            "-t",
+            "localhost/built",
+        ]
+        yield stage.timed("build", "podman", *words, stage.kit / "context", env=store.environment)
     finally:
         store.close()
 
@@ -47,16 +55,20 @@ class _Store:
 
     def __init__(self, directory: Path, mount_program: str | None) -> None:
         self.directory = directory
-        self.mount_program = mount_program
         (directory / "containers.conf").write_text(CONTAINERS_CONF)
         for name in ("run", "tmp"):
             (directory / name).mkdir()
+        program = f'mount_program = "{mount_program}"\n' if mount_program else ""
+        (directory / "storage.conf").write_text(
+            f'[storage]\ndriver = "overlay"\nrunroot = "{directory}/run/containers"\ngraphroot = "{directory}/root"\n'
+            f"[storage.options.overlay]\n{program}"
+        )
 
     @property
     def environment(self) -> Mapping[str, str]:
         return {
             "CONTAINERS_CONF": str(self.directory / "containers.conf"),
-            "CONTAINERS_STORAGE_CONF": "/dev/null",
+            "CONTAINERS_STORAGE_CONF": str(self.directory / "storage.conf"),
             "XDG_RUNTIME_DIR": str(self.directory / "run"),
             "HOME": str(self.directory),
             "TMPDIR": str(self.directory / "tmp"),
@@ -65,15 +77,13 @@ class _Store:
             "BUILDAH_ISOLATION": "chroot",
         }
 
-    def command(self, *words: str | Path) -> list[str]:
-        options = ["--root", self.directory / "root", "--runroot", self.directory / "run", "--storage-driver=overlay"]
-        if self.mount_program:
-            options.append(f"--storage-opt=overlay.mount_program={self.mount_program}")
-        return ["podman", *map(str, options), *map(str, words)]
-
     def run(self, *words: str | Path) -> None:
         done = subprocess.run(
-            self.command(*words), env={**os.environ, **self.environment}, capture_output=True, text=True, check=False
+            ["podman", *map(str, words)],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise NotRun(f"podman {words[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")

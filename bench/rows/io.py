@@ -33,7 +33,9 @@ def small_lower(ground: Ground, size: int) -> None:
 def write(stage: Stage, size: int) -> Iterator[Measurement]:
     """In order, until close; and until fsync."""
     for part, block, flags in (("4 KiB", 4 * KIB, "-"), ("1 MiB", MIB, "-"), ("1 MiB, fsync", MIB, "s")):
-        yield from stage.looped((part,), "write", stage.merged / part, size * MIB, block, flags)
+        yield from stage.looped(
+            (part,), "write", stage.merged / part, size * MIB, block, flags, after=stage.merged / part
+        )
 
 
 @row("random-read", "4 KiB at random places of a file of {size} MiB, a quarter as many times as there are",
@@ -50,7 +52,7 @@ def random_write(stage: Stage, size: int) -> Iterator[Measurement]:
     file = stage.merged / "file"
     stage.tools.run("write", file, size * MIB, MIB, "s")
     yield from stage.looped(("no fsync",), "random", file, size * MIB, size * 64, "write")
-    yield from stage.looped(("fsync",), "random", file, size * MIB, size * 4, "sync")
+    yield from stage.looped(("fsync",), "random", file, size * MIB, size * 4, "sync", after=file)
 
 
 @row("mmap", "a byte written to each page of a mapping of {size} MiB, and msync", tiny=1, small=32, full=256,
@@ -59,4 +61,4 @@ def mmap(stage: Stage, size: int) -> Iterator[Measurement]:
     """Of a file in the upper."""
     file = stage.merged / "file"
     stage.tools.run("write", file, size * MIB, MIB, "s")
-    yield from stage.looped(("",), "map", file, size * MIB)
+    yield from stage.looped(("",), "map", file, size * MIB, after=file)

@@ -22,7 +22,7 @@ def memory(stage: Stage, size: int) -> Iterator[Measurement]:
     """Idle, for each file, and what is left."""
     idle = stage.memory()
     yield stage.measured_memory("idle")
-    names = stage.tools.count(stage.merged)
+    names = stage.tools.look(stage.merged)
     yield stage.measured_memory("for each file", idle, size, names)
     yield Measurement("open", stage.descriptors(), None, Unit.DESCRIPTORS)
     _drop_caches()

@@ -51,9 +51,9 @@ def git(stage: Stage, size: int) -> Iterator[Measurement]:
     """Without hard links to the repository, which lies on another filesystem."""
     clone = stage.merged / "clone"
     words: list[Word] = ["git", "clone", "-q", "--no-hardlinks", "-b", "main", stage.kit / "repository", clone]
-    yield stage.timed("clone", *words, env=GIT, compared=False)
+    yield stage.timed("clone", *words, env=GIT, after=clone / "directory-0")
     yield stage.timed("status", "git", "-C", clone, "status", "--porcelain", env=GIT)
-    yield stage.timed("checkout", "git", "-C", clone, "checkout", "-q", "other", env=GIT, compared=False)
+    yield stage.timed("checkout", "git", "-C", clone, "checkout", "-q", "other", env=GIT, after=clone / "directory-0")
     yield stage.timed("status again", "git", "-C", clone, "status", "--porcelain", env=GIT)
 
 
