@@ -41,16 +41,16 @@ def lowers_growth(stage: Stage, size: int) -> Iterator[Measurement]:
 
 
 def files_to_share(ground: Ground, size: int) -> None:
-    """A lower with 4,000 small files."""
-    ground.tree(ground.lower() / "tree", 4_000, size=1000)
+    """A lower with 2,000 small files."""
+    ground.tree(ground.lower() / "tree", 2_000, size=1000)
 
 
-@row("processes", "{size} processes share 4,000 files among them", tiny=2, small=(1, 4), full=(1, 2, 4, 8),
+@row("processes", "{size} processes share 2,000 files among them", tiny=2, small=(1, 4), full=(1, 2, 4, 8),
      prepare=files_to_share, changes=True)  # fmt: skip
 def processes(stage: Stage, size: int) -> Iterator[Measurement]:
     """To open, read and close; to create, write and close."""
-    yield from stage.looped(("read",), "together", "read", size, stage.merged / "tree", 4_000, 50)
-    yield from stage.looped(("create",), "together", "create", size, stage.merged, 4_000, 50, after=stage.merged)
+    yield from stage.looped(("read",), "together", "read", size, stage.merged / "tree", 2_000, 50)
+    yield from stage.looped(("create",), "together", "create", size, stage.merged, 2_000, 50, after=stage.merged)
 
 
 WORK: dict[str, Callable[[Path], list[Word]]] = {

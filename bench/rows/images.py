@@ -45,7 +45,10 @@ def podman(stage: Stage, size: int) -> Iterator[Measurement]:
             "-t",
             "localhost/built",
         ]
-        yield stage.timed("build", "podman", *words, stage.kit / "context", env=store.environment)
+        done = stage.timed("build", "podman", *words, stage.kit / "context", env=store.environment)
+        built = Path(store.run("image", "mount", "localhost/built"))
+        yield done._replace(found=stage.tools.look(built / "srv"))
+        store.run("image", "unmount", "localhost/built")
     finally:
         store.close()
 
@@ -77,7 +80,8 @@ class _Store:
             "BUILDAH_ISOLATION": "chroot",
         }
 
-    def run(self, *words: str | Path) -> None:
+    def run(self, *words: str | Path) -> str:
+        """The output of a podman command."""
         done = subprocess.run(
             ["podman", *map(str, words)],
             env={**os.environ, **self.environment},
@@ -87,6 +91,7 @@ class _Store:
         )
         if done.returncode != 0:
             raise NotRun(f"podman {words[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+        return done.stdout.strip()
 
     def close(self) -> None:
         for mount in ("root/overlay", "root"):
