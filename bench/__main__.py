@@ -137,7 +137,7 @@ def _run(arguments: argparse.Namespace, contestants: list[str]) -> dict[str, Any
         "not_run": [],
     }
     # As an installed program is; else PYTHONDONTWRITEBYTECODE would have us compile at each start.
-    compileall.compile_dir(PROJECT / "fuseunion", quiet=1)
+    compileall.compile_dir(PROJECT / "fuseunion", quiet=2)
     user = ordinary_user().name if os.geteuid() == 0 else None
     media = arguments.medium or (list(Medium) if arguments.scale is Scale.FULL else [Medium.TMPFS])
     with compiled_loops() as loops:

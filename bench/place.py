@@ -158,11 +158,16 @@ def _filesystem(path: Path) -> str:
     return "ext4" if name.startswith("ext2/ext3") else name
 
 
-def _short_path() -> str:
-    """A directory that the medium may cover in the namespace: neither the program nor Python lies beneath."""
+def may_cover(name: str, *others: Path) -> bool:
+    """Whether something may be mounted on a directory in the namespace: nothing that we need lies beneath."""
     needed = [PROJECT, Path(sys.executable), Path(sys.executable).resolve(), Path(sys.prefix), Path(sys.base_prefix)]
+    return os.path.isdir(name) and not any(path.is_relative_to(name) for path in (*needed, *others))
+
+
+def _short_path() -> str:
+    """A directory that the medium may cover."""
     for name in SHORT_PATHS:
-        if os.path.isdir(name) and not any(path.is_relative_to(name) for path in needed):
+        if may_cover(name):
             return name
     raise NotRun(f"none of {', '.join(SHORT_PATHS)} can be covered")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import bench.rows  # noqa: F401 - enters the rows
 from bench.contestants import KNOWN, Contestant, peer
-from bench.place import Condition, Medium, Specification
+from bench.place import Condition, Medium, Specification, may_cover
 from bench.row import ROWS, Failed, Measurement, NotRun, Row, Scale, Unit
 from bench.stage import Ground, Stage, Tools, find_program
 
@@ -187,8 +187,11 @@ def main() -> None:
     else:
         source = ["--bind", wanted.directory]
     subprocess.run(["mount", *source, wanted.path], check=True)
-    # podman keeps state of the machine there, which is neither to be changed nor, in a user namespace, writable.
-    subprocess.run(["mount", "-t", "tmpfs", "run", "/run"], check=True)
+    # podman and PostgreSQL keep state of the machine there, which is neither to be changed nor, in a user namespace,
+    # always writable.
+    for name in ("/run", "/dev/shm"):
+        if may_cover(name, Path(wanted.loops)):
+            subprocess.run(["mount", "-t", "tmpfs", "bench", name], check=True)
     everybody = {contestant.name: contestant for contestant in (*KNOWN, *map(peer, wanted.peers))}
     present = []
     for name in wanted.contestants:

@@ -205,8 +205,11 @@ class Stage:
         if self.contestant.mounts is None:
             return self._lay_out(layers)
         before = processes()
-        [(seconds, _)] = self.tools.run("mount", layers.merged, *self.contestant.mounts(layers))
-        self.mounts[layers.merged] = processes() - before
+        try:
+            [(seconds, _)] = self.tools.run("mount", layers.merged, *self.contestant.mounts(layers))
+        finally:
+            # It may be mounted and not answer.
+            self.mounts[layers.merged] = processes() - before
         return seconds
 
     def _lay_out(self, layers: Layers) -> float:

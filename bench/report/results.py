@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.contestants import KNOWN
+from bench.row import Unit
 
 FORMAT = 1
 OURS, NATIVE = "fuse", "overlayfs"
@@ -151,10 +152,10 @@ def geometric_mean(ratios: Iterable[float | None]) -> float | None:
 
 
 def against_rivals(lines: Iterable[Line]) -> float | None:
-    """The geometric mean over lines, against the best FUSE rival of each."""
-    return geometric_mean(line.ratio(line.best_rival) for line in lines)
+    """The geometric mean of the times of lines, against the best FUSE rival of each."""
+    return geometric_mean(line.ratio(line.best_rival) for line in lines if line.unit == Unit.SECONDS.value)
 
 
 def against_native(lines: Iterable[Line]) -> float | None:
-    """The geometric mean over lines, against kernel overlayfs."""
-    return geometric_mean(line.ratio(NATIVE) for line in lines)
+    """The geometric mean of the times of lines, against kernel overlayfs."""
+    return geometric_mean(line.ratio(NATIVE) for line in lines if line.unit == Unit.SECONDS.value)
