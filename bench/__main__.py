@@ -7,6 +7,7 @@ import compileall
 import datetime
 import json
 import os
+import signal
 import sys
 from enum import Enum
 from pathlib import Path
@@ -108,6 +109,8 @@ def main() -> int:
         contestants = _contestants(arguments)
     except ValueError as error:
         parser.error(str(error))
+    # So that everything that was started ends with us, as with an interrupt.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     raw = _run(arguments, contestants)
     results = read(raw)
     text = tables(results)

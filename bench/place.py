@@ -140,6 +140,7 @@ def _directory(medium: Medium, disk: Path, stack: ExitStack) -> tuple[Path, Path
     parent = disk if medium is Medium.DISK else Path(tempfile.gettempdir())
     directory = Path(tempfile.mkdtemp(prefix="fuseunion-bench-", dir=parent))
     stack.callback(shutil.rmtree, directory)
+    directory.chmod(0o755)  # a server of another user works in there
     if medium is Medium.TMPFS or _filesystem(disk) in DISK_FILESYSTEMS:
         return directory, None
     if os.geteuid() != 0:

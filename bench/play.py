@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -181,6 +182,7 @@ class _Run:
 
 def main() -> None:
     """Cover the short path with the medium, and play."""
+    os.umask(0o022)
     wanted = Specification(**json.load(sys.stdin))
     if wanted.medium == Medium.TMPFS.value:
         source = ["-t", "tmpfs", "-o", "size=80%,nr_inodes=0,mode=755", "bench"]
