@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -24,10 +25,13 @@ def _first_line(*command: str) -> str:
 
 def _version(program: str) -> str:
     """What a program says after its name and "version", among versions of other things."""
-    try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-    except OSError:
-        return "not installed"
+    # podman makes directories in there, whatever it is asked.
+    with tempfile.TemporaryDirectory() as place:
+        environment = {**os.environ, "TMPDIR": place}
+        try:
+            done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, env=environment)
+        except OSError:
+            return "not installed"
     found = re.search(rf"{program}:? version:? (\S+)", done.stdout + done.stderr)
     return found.group(1) if found else "unknown"
 
