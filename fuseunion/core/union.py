@@ -69,6 +69,11 @@ class Union:
         """
         return cls(lowers, upper, work, Settings())
 
+    @property
+    def known(self) -> int:
+        """How many inodes are in memory, the root among them."""
+        return self.state.table.size
+
     def close(self) -> None:
         """Close all descriptors and clean the work directory; the union must not be used after it."""
         self.state.table.close()

@@ -7,22 +7,23 @@ from fuseunion.linux import syscalls
 _EVERY_ID = ["0", "0", str(2**32 - 1)]
 
 
-def id_map(kind: str) -> list[str]:
-    """The id map of this user namespace: triples of the first id inside, the first outside and how many, in a row.
+def id_map(kind: str, process: int | str = "self") -> list[str]:
+    """The id map of a user namespace: triples of the first id inside, the first outside and how many, in a row.
 
     Args:
         kind: "uid" or "gid".
+        process: in the namespace; one in another sees the ids outside as its own namespace has them.
 
     Raises:
         OSError: there is no /proc.
     """
-    with open(f"/proc/self/{kind}_map") as file:
+    with open(f"/proc/{process}/{kind}_map") as file:
         return file.read().split()
 
 
-def maps_every_id(kind: str) -> bool:
-    """Whether every id has a number here, the same as on the machine. Arguments and errors as of `id_map`."""
-    return id_map(kind) == _EVERY_ID
+def maps_every_id(kind: str, process: int | str = "self") -> bool:
+    """Whether every id has a number there, the same as on the machine. Arguments and errors as of `id_map`."""
+    return id_map(kind, process) == _EVERY_ID
 
 
 def in_first_user_namespace() -> bool:

@@ -7,6 +7,8 @@ import os
 import select
 from collections.abc import Iterator
 
+from fuseunion.linux import namespaces
+
 
 def process_ids() -> list[int]:
     """Every process of this pid namespace."""
@@ -41,25 +43,57 @@ def name(pid: int) -> str:
         return "?"
 
 
-def opened(pid: int) -> Iterator[str]:
-    """The path of each file that a process has open, as far as it can be told.
+def may_write_as(pid: int, owner: int) -> bool:
+    """Whether a process acts for root, for this user, or for the owner of something: who else holds it cannot write it.
+
+    What a process says of itself (its arguments, its name) anybody can forge; its ids are the kernel's word. All of
+    them count, since a set-user-ID program that another user started keeps that user as its real id. The root of a user
+    namespace acts for every user of its map.
+
+    Raises:
+        OSError: see above.
+    """
+    with open(f"/proc/{pid}/status", errors="replace") as status:
+        ids = next(line.split()[1:] for line in status if line.startswith("Uid:"))
+    if {int(uid) for uid in ids} <= {0, os.geteuid(), owner}:
+        return True
+    if namespaces.maps_every_id("uid", pid) or (
+        os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
+    ):
+        return False
+    numbers = [int(number) for number in namespaces.id_map("uid", pid)]
+    return any(first <= owner < first + count for first, count in zip(numbers[1::3], numbers[2::3], strict=True))
+
+
+def opened(pid: int) -> Iterator[tuple[str, str]]:
+    """The descriptor and the path of each file that a process has open, as far as it can be told.
 
     Raises:
         OSError: see above.
     """
     for descriptor in os.listdir(f"/proc/{pid}/fd"):
         try:
-            yield os.readlink(f"/proc/{pid}/fd/{descriptor}")
+            yield descriptor, os.readlink(f"/proc/{pid}/fd/{descriptor}")
         except OSError:
             continue  # closed meanwhile, or a path too long for /proc (ENAMETOOLONG)
 
 
-def holds(pid: int, path: str) -> bool:
-    """Whether a process has a file open; False also for one that may not be looked at."""
+def descriptors_of(pid: int, path: str) -> list[dict[str, str]]:
+    """What the kernel says of each descriptor of a file that a process has open (/proc/PID/fdinfo), by field.
+
+    Returns:
+        Nothing also for a process that may not be looked at.
+    """
+    found = []
     try:
-        return path in opened(pid)
+        for number, opened_path in opened(pid):
+            if opened_path == path:
+                with open(f"/proc/{pid}/fdinfo/{number}", errors="replace") as info:
+                    fields = (line.partition(":") for line in info)
+                    found.append({name: value.strip() for name, _, value in fields})
     except OSError:
-        return False
+        pass  # not ours to look at, or ended meanwhile
+    return found
 
 
 def own_descriptors() -> frozenset[int]:

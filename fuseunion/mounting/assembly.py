@@ -18,7 +18,7 @@ from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting import log
-from fuseunion.mounting.checks import volatile
+from fuseunion.mounting.checks import space, volatile
 from fuseunion.mounting.options import Form, Options, XattrPermissions
 from fuseunion.mounting.prepared import Prepared
 
@@ -36,7 +36,13 @@ _STORED_IN = {
 
 
 class Layers(NamedTuple):
-    """What a Union is made of; `lowers` topmost first, `ignored` the layers whose stored ownership is not believed."""
+    """What a Union is made of.
+
+    Attributes:
+        lowers: topmost first; among them an upper to which nothing can be written (Prepared.full).
+        upper, work: None for a read-only mount.
+        ignored: the layers whose stored ownership is not believed.
+    """
 
     lowers: list[Layer]
     upper: Layer | None
@@ -67,15 +73,39 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
     ignored: list[str] = []
     for lower in lowers:
         lower.ownership = _store_of_lower(lower, options, ignored)
-    if prepared.upper is None or prepared.work is None:
+    if prepared.upper is None:
         return Layers(lowers, None, None, ignored)
+    work = _open_work(prepared, options, descriptors) if prepared.work is not None else None
     upper = Layer(
         prepared.upper.fd,
-        writable=True,
+        writable=work is not None,
         label=prepared.upper.label,
         covered=prepared.upper.covered,
         descriptors=descriptors,
     )
+    if work is None:
+        upper.ownership = _store_of_full_upper(upper, options, ignored)
+        return Layers([upper, *lowers], None, None, ignored)
+    try:
+        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, prepared.shown_as, ignored)
+    except OSError as error:
+        raise UserError(
+            f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
+            "xattr_permissions=1 is for root, --fakeroot (xattr_permissions=2) for everybody",
+            ExitCode.LAYERS,
+        ) from None
+    return Layers(lowers, upper, work, ignored)
+
+
+def _open_work(prepared: Prepared, options: Options, descriptors: Descriptors) -> WorkDirectory | None:
+    """The work directory, ready for use; None where there is no space for it, which `prepared` then says.
+
+    Raises:
+        UserError: LAYERS.
+    """
+    assert prepared.work is not None and prepared.upper is not None
+    kept = os.dup(prepared.work.fd)
+    work = None
     try:
         work = WorkDirectory(
             prepared.work.fd,
@@ -86,20 +116,34 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
         if options.volatile and not options.ephemeral:
             volatile.mark(work.layer.root_fd)
     except OSError as error:
-        raise UserError(
-            f"the filesystem of upper '{prepared.upper.label}' cannot be written "
-            f"({error.strerror} in the work directory '{prepared.work.label}'); use another or mount with --read-only",
-            ExitCode.LAYERS,
-        ) from None
-    try:
-        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, prepared.shown_as, ignored)
-    except OSError as error:
-        raise UserError(
-            f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
-            "xattr_permissions=1 is for root, --fakeroot (xattr_permissions=2) for everybody",
-            ExitCode.LAYERS,
-        ) from None
-    return Layers(lowers, upper, work, ignored)
+        if work is not None:
+            work.close()
+        if not space.is_lacking(error):
+            raise UserError(
+                f"the filesystem of upper '{prepared.upper.label}' cannot be written "
+                f"({error.strerror} in the work directory '{prepared.work.label}'); use another or mount with "
+                "--read-only",
+                ExitCode.LAYERS,
+            ) from None
+        space.refuse_if_needed(error, prepared.upper.label, prepared.work.label, kept)
+        prepared.give_up_writing(error)
+        return None
+    finally:
+        os.close(kept)
+    return work
+
+
+def _store_of_full_upper(upper: Layer, options: Options, ignored: list[str]) -> OwnershipStore | None:
+    """What an upper that is only read was written with: without space nothing new begins to be stored."""
+    found = detect(upper.root_fd)
+    if found is None or not belief.is_needed():
+        return found
+    privileged = found.name is OverrideName.PRIVILEGED
+    believed = belief.of_upper(os.fstat(upper.root_fd), asked=_asked(options), privileged=privileged)
+    if believed is None:
+        ignored.append(upper.label)
+        return None
+    return GuardedStore(found, believed, upper.label)
 
 
 def _store_of_lower(lower: Layer, options: Options, ignored: list[str]) -> OwnershipStore | None:
@@ -152,6 +196,8 @@ def _asked(options: Options) -> bool:
 
 def announce(layers: Layers, prepared: Prepared) -> None:
     """Say in the log whose facts are shown for which layer, and of exchanged lowers; called once the log is open."""
+    for line in (*([prepared.full] if prepared.full is not None else []), *prepared.notes):
+        _log.warning("%s", line)
     if prepared.exchanged:
         _log.info("%s", prepared.says_exchanged)
     for line in layers.says_ignored:
@@ -161,8 +207,13 @@ def announce(layers: Layers, prepared: Prepared) -> None:
             _log.info("owners and modes of '%s' are stored in %s", layer.label, layer.ownership.label)
 
 
-def tell_ignored(layers: Layers, options: Options) -> None:
-    """Tell a person whose stored ownership is not believed; called while there still is a stderr."""
+def tell(layers: Layers, prepared: Prepared, options: Options) -> None:
+    """Tell a person whose stored ownership is not believed, and everybody of a mount that came out read-only.
+
+    Called while there still is a stderr; with -f the log goes there too.
+    """
+    if prepared.full is not None and (options.log_file is not None or not (options.foreground or options.trace)):
+        log.tell(f"warning: {prepared.full}")
     if options.form is Form.PLAIN:
         for line in layers.says_ignored:
             log.tell(f"warning: {line}")

@@ -17,12 +17,14 @@ import resource
 import stat
 from collections.abc import Collection
 
+from fuseunion.core.disk.work import INNER
 from fuseunion.core.ids.identity import overflow_id
 from fuseunion.core.ownership import belief
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
-from fuseunion.mounting.checks import in_use, placement, ranches, volatile
+from fuseunion.linux.namespaces import in_first_user_namespace
+from fuseunion.mounting.checks import in_use, placement, ranches, space, volatile
 from fuseunion.mounting.checks.placement import Part, Place, Survey
 from fuseunion.mounting.options import Form, Options, XattrPermissions
 from fuseunion.mounting.prepared import Prepared
@@ -46,7 +48,8 @@ def prepare(options: Options, *, for_ranch: bool = False) -> Prepared:
         options: what was asked for.
         for_ranch: the caller is the ranch that may stand on the upper; everybody else is refused there.
     Returns:
-        What the engine needs, to be closed when the mount has ended.
+        What the engine needs, to be closed when the mount has ended. Without space for a work directory it says so in
+        `full`.
     Raises:
         UserError: LAYERS or BUSY, with nothing changed.
     """
@@ -138,21 +141,66 @@ def _prepare_upper(
         prepared.shown_as = os.fstat(prepared.lowers[0].fd)
     elif upper.key is None:
         _adopt_attributes(prepared.lowers[0].fd, upper_fd)
-    prepared.on_end(os.close, in_use.lock(upper, upper_fd))
-    work_fd = _open_or_make(prepared, work, 0o700)
-    prepared.work = prepared.opened(work_fd, work.path)
-    # A container engine gives the directory to the root of the container, who owns the upper as well.
-    refuse_foreign_work(work, work_fd, {os.fstat(upper_fd).st_uid} if options.form is Form.MOUNT_PROGRAM else ())
-    prepared.on_end(os.close, in_use.lock(work, work_fd))
-    in_use.refuse_kernel_overlays(upper, work)
-    _judge_work(upper, work, upper_fd, work_fd, default_work)
+    occupancy = in_use.Occupancy(upper, upper_fd)
+    prepared.on_end(occupancy.close)
+    try:
+        _prepare_work(prepared, options, upper, work, upper_fd, occupancy, default_work)
+    except OSError as error:
+        if not space.is_lacking(error):
+            raise placement.refusal(Part.WORK, work.given, error) from None
+        prepared.give_up_writing(error)
+    # The record of a ranch keeps others off its upper; one that has not changed is left as it is.
+    occupancy.enter(mark=prepared.full is None and not for_ranch)
+    prepared.notes += occupancy.ignored
     prepared.compare_lowers()
-    if default_work:
-        parent_fd, name = _parent_of(work)
-        own_fd = os.dup(work_fd)
-        for fd in (parent_fd, own_fd):
-            prepared.on_end(os.close, fd)
-        prepared.on_end(_remove_directory, parent_fd, name, own_fd)
+
+
+def _prepare_work(
+    prepared: Prepared,
+    options: Options,
+    upper: Place,
+    work: Place,
+    upper_fd: int,
+    occupancy: in_use.Occupancy,
+    default_work: bool,
+) -> None:
+    """Open, judge and lock the work directory.
+
+    Raises:
+        UserError: LAYERS, BUSY.
+        OSError: ENOSPC, EDQUOT: it cannot be made, and holds nothing without which the upper would show another tree.
+    """
+    work_fd = _open_or_make(prepared, work, 0o700)
+    try:
+        in_engine_form = options.form is Form.MOUNT_PROGRAM
+        refuse_foreign_work(work, work_fd, _engine_owners(upper_fd, work_fd) if in_engine_form else ())
+        occupancy.add_work(work, work_fd, default=work.path == default_work_path(upper.path))
+        in_use.refuse_kernel_overlays(upper, work)
+        _judge_work(upper, work, upper_fd, work_fd, default_work)
+        if default_work:
+            parent_fd, name = _parent_of(work)
+            own_fd = os.dup(work_fd)
+            for fd in (parent_fd, own_fd):
+                prepared.on_end(os.close, fd)
+            prepared.on_end(_remove_directory, parent_fd, name, own_fd)
+        _make_inner(prepared, upper, work, work_fd)
+        occupancy.add_inner(work, work_fd)
+    except BaseException:
+        os.close(work_fd)
+        raise
+    prepared.work = prepared.opened(work_fd, work.path)
+
+
+def _make_inner(prepared: Prepared, upper: Place, work: Place, work_fd: int) -> None:
+    """Make WORK/work, on which other mounts see that this one is there."""
+    try:
+        os.mkdir(INNER, 0o700, dir_fd=work_fd)
+    except FileExistsError:
+        return  # of an earlier mount
+    except OSError as error:
+        space.refuse_if_needed(error, upper.given, work.given, work_fd)
+        raise
+    prepared.on_failure(volatile.clear, prepared.hold(os.dup(work_fd)))
 
 
 def default_work_path(upper: str) -> str:
@@ -177,6 +225,19 @@ def work_place(survey: Survey, upper: Place, given: str | None) -> Place:
             ExitCode.LAYERS,
         )
     return survey.place(Part.WORK, given or usual)
+
+
+def _engine_owners(upper_fd: int, work_fd: int) -> set[int]:
+    """Who may own a work directory that a container engine made, which is the root of the container.
+
+    That is the owner of the upper. In a user namespace, where every id that is mapped is the user's own
+    (user_namespaces(7)), the upper may have another: it gets the owner of the directory in the layer below
+    (containers/storage, drivers/overlay/overlay.go).
+    """
+    owners = {os.fstat(upper_fd).st_uid}
+    if not in_first_user_namespace():
+        owners |= {os.fstat(work_fd).st_uid} - {overflow_id("uid")}
+    return owners
 
 
 def refuse_foreign_work(work: Place, fd: int, owners: Collection[int] = ()) -> None:
@@ -215,7 +276,26 @@ def _judge_work(upper: Place, work: Place, upper_fd: int, work_fd: int, default_
             f"work directory '{work.given}' holds foreign files ('{foreign[0]}'); give an empty or new directory",
             ExitCode.LAYERS,
         )
+    _refuse_foreign_index(work, work_fd)
     volatile.refuse_older(work_fd, work.path)
+
+
+def _refuse_foreign_index(work: Place, work_fd: int) -> None:
+    """Refuse a hard-link index that somebody else can have written: who owns WORK need not be who mounts.
+
+    The index looks again when it is opened (core/marks/link_index.py).
+    """
+    try:
+        st = os.stat("links", dir_fd=work_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    reason = owned.objection(st) if stat.S_ISDIR(st.st_mode) else "is no directory"
+    if reason is not None:
+        raise UserError(
+            f"'links' in the work directory '{work.given}' {reason}; remove it, which separates hard links that were "
+            "copied up, or give another work directory with --work",
+            ExitCode.LAYERS,
+        )
 
 
 def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
@@ -231,6 +311,8 @@ def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
         except FileExistsError:
             pass  # it is there, but could not be looked at; opening says why
         except OSError as error:
+            if place.part is Part.WORK and space.is_lacking(error):
+                raise
             raise UserError(
                 f"{place.part.value} '{place.given}' cannot be made: {error.strerror}; choose another place",
                 ExitCode.LAYERS,

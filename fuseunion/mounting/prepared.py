@@ -37,11 +37,15 @@ class Prepared:
         upper, work: None for a read-only mount.
         shown_as: what a new upper's root is to look like where that is stored, not real; None where it is as it looks.
         exchanged: the upper was last mounted over other lowers (same_lowers.py).
+        notes: lines for the log, of what was not as usual.
+        full: why nothing can be written to the upper, which is then the topmost of the layers that are only read.
     """
 
     def __init__(self, target: str, form: Form) -> None:
         self.target = target
         self.exchanged = False
+        self.notes: list[str] = []
+        self.full: str | None = None
         self.shown_as: os.stat_result | None = None
         self._form = form
         self.lowers: list[Opened] = []
@@ -74,7 +78,7 @@ class Prepared:
         """The mount is live: what was created stays, and a person hears of lowers that were exchanged."""
         self._undo.pop_all()
         self._until_live.close()
-        if self._lowers is None or self.upper is None:
+        if self._lowers is None or self.upper is None or self.full is not None:
             return
         same_lowers.remember(self.upper.fd, self._lowers)
         if self.exchanged and self._form is Form.PLAIN:
@@ -93,6 +97,18 @@ class Prepared:
         return (
             f"'{self.upper.label}' was last mounted over other lower directories, or in another order; if that is not "
             "intended, unmount before you change anything"
+        )
+
+    def give_up_writing(self, error: OSError) -> None:
+        """There is no space for the work directory: what is in the upper can still be shown.
+
+        As overlayfs does it (fs/overlayfs/super.c ovl_workdir_create: "mounting read-only").
+        """
+        assert self.upper is not None
+        self.work = None
+        self.full = (
+            f"upper '{self.upper.label}' is on a full filesystem ({error.strerror}), so it is mounted read-only; make "
+            "space, unmount, and mount it again"
         )
 
     def close(self) -> None:

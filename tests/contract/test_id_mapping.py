@@ -62,6 +62,17 @@ def test_uidmap(caller: Caller, store: FakeStore) -> None:
         assert (entry.st_uid, entry.st_gid) == (0, 0)
 
 
+@pytest.mark.actors("userns")
+def test_a_work_directory_of_the_container_s_root(caller: Caller, store: FakeStore) -> None:
+    """Ids of several ranges cannot be shown shifted: podman changes the owners on disk, that of WORK too, but not of
+    UPPER, which has the owner of the directory below. Then it mounts the layer as itself (`podman commit`)."""
+    base, layer = store.layer("a1", {"file": File(b"lower")}), store.layer("d004")
+    os.chown(layer.work, 1, 1)
+    with caller.mounted(f"lowerdir={base.link},{layer.writable()}", layer.merged, store.home) as merged:
+        (merged / "file").write_text("changed")
+    assert (layer.diff / "file").read_text() == "changed"
+
+
 def test_the_overflow_id_is_never_stored(caller: Caller, store: FakeStore) -> None:
     base, layer = store.layer("a1", {"file": File(uid=2000, gid=2000)}), store.layer("d002")
     options = f"lowerdir={base.link},{layer.writable()},,uidmapping=:0:1:1000,gidmapping=:0:1:1000"

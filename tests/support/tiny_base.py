@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 PROGRAMS = ("sh", "cat", "ls", "rm", "mv", "mkdir", "chown", "chmod", "touch", "ln", "stat", "true")
 PASSWD = "root:x:0:0:root:/:/bin/sh\napp:x:1500:1500:app:/:/bin/sh\n"
 
 
-def make_tiny_base(directory: Path) -> Path:
+def make_tiny_base(directory: Path, programs: Iterable[str] = PROGRAMS) -> Path:
     """Make the tree in the new `directory`, and a tar file of it beside; returns the tar file."""
     binaries = directory / "usr/bin"
     binaries.mkdir(parents=True)
     (directory / "bin").symlink_to("usr/bin")
-    for name in PROGRAMS:
+    for name in programs:
         program = shutil.which(name)
         assert program is not None, name
         shutil.copy(program, binaries / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,48 @@ def test_upper_was_exchanged_for_a_link(arena: Arena) -> None:
     with there.hostile():
         there.upper.unlink()
         (there.home / "away").rename(there.upper)
+    assert there.run("umount", merged).returncode == 0
+    assert (there.upper / "new").read_text() == "of root"
+
+
+@pytest.mark.parametrize("command", ["umount", "sync", "doctor --repair"])
+def test_upper_was_exchanged_for_another_directory(arena: Arena, command: str) -> None:
+    there = land(arena)
+    merged = _genuine(there)
+    (merged / "new").write_text("of root")
+    with there.hostile():
+        there.upper.rename(there.home / "away")
+        there.upper.mkdir()
+
+    def run() -> subprocess.CompletedProcess[str]:
+        if command == "doctor --repair":  # as if the one before had been killed
+            with opened(there.state) as ranch:
+                ranch.enter(Phase.COLLECTING)
+        return there.run(*COMMANDS[command](merged))
+
+    done = run()
+    assert done.returncode == 3, done.stderr
+    assert "is not the upper directory that the ranch" in done.stderr
+    assert os.listdir(there.upper) == []
+    with there.hostile():
+        there.upper.rmdir()
+    assert run().returncode == 3, "one that is missing is not made anew"
+    assert not there.upper.exists()
+    with there.hostile():
+        (there.home / "away").rename(there.upper)
+    assert run().returncode == 0
+    assert (there.upper / "new").read_text() == "of root"
+    if command == "sync":
+        assert there.run("umount", merged).returncode == 0
+
+
+def test_a_record_of_an_older_version_knows_no_upper(arena: Arena) -> None:
+    there = land(arena)
+    merged = _genuine(there)
+    (merged / "new").write_text("of root")
+    record = json.loads((there.state / "state.json").read_text())
+    assert record.pop("upper_identity") is not None
+    (there.state / "state.json").write_text(json.dumps(record))
     assert there.run("umount", merged).returncode == 0
     assert (there.upper / "new").read_text() == "of root"
 

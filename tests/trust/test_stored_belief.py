@@ -108,6 +108,25 @@ def test_a_users_upper(arena: Arena) -> None:
         _assert_harmless(arena, mount.merged)
 
 
+@pytest.mark.parametrize("asked", ["--fakeroot", "xattr_permissions=2"])
+def test_a_lower_of_a_subordinate_id(arena: Arena, asked: str) -> None:
+    """An option asks for the upper, and for lowers of root: not for one of a container's root, nor of its user."""
+    theirs, base, first = arena.root / "theirs", arena.lower({"file": File(b"x")}), arena.actor.user.subuids.first
+    _forge(theirs)
+    for path in [theirs, *theirs.rglob("*")]:
+        os.chown(path, first, first, follow_symlinks=False)
+    arena.guard(theirs)
+    arguments, options = ([asked], []) if asked.startswith("--") else ([], [asked])
+    with arena.mount(theirs, base, arguments=arguments, options=["allow_other", "dev", *options]) as mount:
+        assert mount.log().count(IGNORED) == 1
+        assert _effective(arena, mount / "id") == arena.actor.user.uid
+        assert os.lstat(mount / "theirs").st_uid == first
+        assert stat.S_ISREG(os.lstat(mount / "mem").st_mode)
+        os.utime(mount / "id")  # copied up, its owner is stored as it was shown
+        assert (os.lstat(mount / "id").st_uid, os.lstat(mount / "id").st_mode & 0o6000) == (first, 0)
+        assert _effective(arena, mount / "id") == arena.actor.user.uid
+
+
 def test_the_terminal_hears_of_it(arena: Arena) -> None:
     theirs, merged = arena.root / "theirs", arena.directory("merged")
     _forge(theirs)

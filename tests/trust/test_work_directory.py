@@ -80,6 +80,16 @@ def test_a_container_engine_gives_it_to_the_root_of_the_container(arena: Arena) 
     assert there.run("umount", merged).returncode == 0
 
 
+def test_a_container_engine_of_root_gives_it_to_nobody_else(arena: Arena) -> None:
+    there = land(arena)
+    work = there.home / "work"
+    for path in (there.upper, work):
+        path.mkdir()
+    os.chown(work, UID, UID)
+    options = f"lowerdir={there.lower},upperdir={there.upper},workdir={work}"
+    there.refused("-o", options, arena.directory("merged"), because=f"belongs to another user ({UID})")
+
+
 @pytest.mark.parametrize("engine", ["fuse", "kernel"])
 def test_the_inner_directory_is_no_link(arena: Arena, engine: str) -> None:
     there = land(arena)

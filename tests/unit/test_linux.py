@@ -45,12 +45,13 @@ def test_mounts_of_this_and_of_another_process() -> None:
 def test_a_process(tmp_path: Path) -> None:
     (tmp_path / "held").touch()
     with (tmp_path / "held").open() as file:
-        assert str(tmp_path / "held") in processes.opened(os.getpid())
-        assert processes.holds(os.getpid(), str(tmp_path / "held"))
+        assert (str(file.fileno()), str(tmp_path / "held")) in processes.opened(os.getpid())
+        (said,) = processes.descriptors_of(os.getpid(), str(tmp_path / "held"))
+        assert said["ino"] == str((tmp_path / "held").stat().st_ino)
         assert file.fileno() in processes.own_descriptors()
         assert processes.own_descriptors() == processes.own_descriptors()
-    assert not processes.holds(os.getpid(), str(tmp_path / "held"))
-    assert not processes.holds(2**22, "/")
+    assert not processes.descriptors_of(os.getpid(), str(tmp_path / "held"))
+    assert not processes.descriptors_of(2**22, "/")
     assert os.getpid() in processes.process_ids()
     assert processes.mount_namespace() == processes.mount_namespace(os.getpid())
 

@@ -22,6 +22,7 @@ from fuseunion.core.ids.identity import IdMap
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.mounting import log
 from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
 from fuseunion.mounting.options import MAX_ID
 from fuseunion.mounting.options.values import parse_id_map
@@ -106,11 +107,10 @@ def _shift(texts: list[str]) -> Shift:
         raise UserError(f"--map: {error}") from None
 
 
-def _open_alone(stack: ExitStack, place: placement.Place) -> int:
-    """A directory that nobody else uses as long as the stack lasts."""
+def _open_unused(stack: ExitStack, place: placement.Place) -> int:
+    """A directory to which no overlay and no other program writes."""
     fd = placement.open_found(place)
     stack.callback(os.close, fd)
-    stack.callback(os.close, in_use.lock(place, fd))
     in_use.refuse_kernel_overlays(place)
     writer = elsewhere.writer_of(fd)
     if writer is not None:
@@ -129,13 +129,25 @@ def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
     ranches.refuse(os.path.realpath(path))
     survey = placement.Survey()
     upper = survey.place(placement.Part.UPPER, path)
-    root_fd = _open_alone(stack, upper)
+    root_fd = _open_unused(stack, upper)
+    occupancy = in_use.Occupancy(upper, root_fd)
+    stack.callback(occupancy.close)
     work_fd = None
     # The default one is there only while it holds something.
     if work is not None or os.path.lexists(default_work_path(os.path.realpath(path))):
         place = work_place(survey, upper, work)
-        work_fd = _open_alone(stack, place)
+        work_fd = _open_unused(stack, place)
         refuse_foreign_work(place, work_fd)
+        occupancy.add_work(place, work_fd, default=work is None)
+        try:
+            occupancy.add_inner(place, work_fd)
+        except FileNotFoundError:
+            pass  # never mounted with, or left in order
+        except OSError as error:
+            raise placement.refusal(place.part, place.given, error) from None
+    occupancy.enter(mark=False)
+    for line in occupancy.ignored:
+        log.tell(f"warning: {line}")
     with _named(path, b""):
         store = choose(root_fd, None, work_fd)
     if store is not None:

@@ -57,7 +57,7 @@ class Capabilities(NamedTuple):
             allow_devices: False to write `.wh.` files even where devices could be made.
 
         Raises:
-            OSError: when not even a plain file can be made.
+            OSError: when not even a plain file can be made; ENOSPC, EDQUOT, which say nothing about the filesystem.
         """
         probe = _Probe(work_fd)
         try:
@@ -95,6 +95,7 @@ class _Probe:
             st = os.stat(b"probe-b", dir_fd=self._fd, follow_symlinks=False)
             os.unlink(b"probe-b", dir_fd=self._fd)
         except OSError as error:
+            _refuse_lack_of_space(error)
             log.debug("no 0/0 devices: %s", error)
             return False
         return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
@@ -105,6 +106,7 @@ class _Probe:
             os.setxattr(fd, name, b"y")
             return os.getxattr(fd, name) == b"y"
         except OSError as error:
+            _refuse_lack_of_space(error)
             log.debug("no %s: %s", name, error)
             return False
         finally:
@@ -118,11 +120,16 @@ class _Probe:
         try:
             syscalls.renameat2(self._fd, b"probe-a", self._fd, b"probe-b", flag)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
+            _refuse_lack_of_space(error)
             log.debug("no renameat2 flag %d: %s", flag, error)
             return False
         finally:
             self.clean()
             self._make(b"probe-a")
         return True
+
+
+def _refuse_lack_of_space(error: OSError) -> None:
+    """Raise what is no answer: the filesystem might, if it were not full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise error

@@ -13,6 +13,7 @@ import errno
 import itertools
 import logging
 import os
+import re
 import stat
 
 from fuseunion.core.disk import trees
@@ -30,6 +31,8 @@ log = logging.getLogger("fuseunion.work")
 _VOLATILE_MARK = "incompat"
 
 _MODE = 0o700
+
+_NUMBERED = re.compile(rb"#([0-9a-f]{1,15})")
 
 INNER = b"work"
 
@@ -203,8 +206,9 @@ class WorkDirectory:
 
 
 def _number_of(name: bytes) -> int:
-    """The number in a name that `new_name` or the kernel (fs/overlayfs/dir.c ovl_lookup_temp) gave, else -1."""
-    try:
-        return int(name[1:], 16) if name[:1] == b"#" else -1
-    except ValueError:
-        return -1
+    """The number in a name that `new_name` or the kernel (fs/overlayfs/dir.c ovl_lookup_temp) gave, else -1.
+
+    A longer one is none of these: it is in the way of no new name, and would make new names too long.
+    """
+    match = _NUMBERED.fullmatch(name)
+    return int(match[1], 16) if match else -1

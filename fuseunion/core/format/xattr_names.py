@@ -36,6 +36,7 @@ METACOPY = b"metacopy"
 ORIGIN = b"origin"
 UNION_ORIGIN = b"fuseunion.origin"
 LOWERS = b"fuseunion.lowers"
+MOUNTED = b"fuseunion.mounted"
 
 
 class MalformedError(OSError):

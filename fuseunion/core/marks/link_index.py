@@ -12,6 +12,10 @@ is the same idea with names that an unprivileged reader can check:
                                            the file holds the path in the lower
     WORK/links/dirty                       the index is in use; a mount that finds it follows one that was killed
 
+What is in there is believed, so the directory must be this user's alone (linux/owned.py), even where WORK belongs to
+somebody else, and is used by a descriptor from the first look on. What nothing of ours can have left in it is logged
+and is in nobody's way but of the file that it names.
+
 Every entry is made before what it describes. So all that a killed mount can leave is an entry for a name that is still
 there, and `repair`, which then looks each name up, makes the counts right again.
 
@@ -22,6 +26,7 @@ lower file at a remount.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -47,6 +52,8 @@ _MODE = 0o700
 _KEY = re.compile(rb"([0-9a-f]{1,16})-[0-9a-f]{1,16}-[0-9a-f]{1,16}")
 _COUNT_ENTRY = re.compile(re.escape(_COUNT) + rb"[0-9]{1,10}")
 _NUMBERS = range(1, 1 << 63)
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def key_of(number: Ino, st: os.stat_result) -> bytes:
@@ -176,7 +183,11 @@ class LinkGroup:
 
 
 class LinkIndex:
-    """All link groups of one work directory, loaded at mount."""
+    """All link groups of one work directory, loaded at mount.
+
+    Raises:
+        OSError: EPERM, with the reason as its text, where the directory is not this user's alone; ENOTDIR.
+    """
 
     def __init__(self, work: WorkDirectory) -> None:
         self._work = work
@@ -190,29 +201,50 @@ class LinkIndex:
     def _load(self) -> None:
         if self._work.layer.root.stat(b"links") is None:
             return
-        for key in self._root.names():
-            if key == _DIRTY:
+        self._pin()
+        try:
+            self._load_all()
+        except BaseException:
+            self._root.unpin()
+            raise
+
+    def _load_all(self) -> None:
+        for key, is_directory in _listed(self._root):
+            if key == _DIRTY and not is_directory:
                 self.was_killed = self._in_use = True
                 continue
             number = _number_of(key)
-            if number is None:
+            if number is not None and is_directory:
+                self._load_group(key, number)
+            else:
                 log.warning("ignoring %r in the link index of %s", key, self._work.layer.label)
-                continue
-            group = LinkGroup(self, key, number, 0)
-            complete = False
-            for entry in group.directory.names():
-                if entry == INODE:
-                    st = group.directory.stat(INODE)
-                    if st is not None:
-                        group.copy_ino = st.st_ino
-                        self.by_copy[st.st_ino] = group
-                elif entry.startswith(_COVERED):
-                    group.covered.add(entry)
-                elif _COUNT_ENTRY.fullmatch(entry):
-                    group.lower_nlink = int(entry[len(_COUNT) :])
-                    complete = True
-            if complete:  # else the mount was killed before it wrote the first fact
-                self._groups[key] = group
+
+    def _pin(self) -> None:
+        fd = os.open(b"links", _DIRECTORY, dir_fd=self._work.layer.root.fd())
+        reason = owned.objection(os.fstat(fd))
+        if reason is not None:
+            os.close(fd)
+            raise OSError(errno.EPERM, f"'links' in the work directory {reason}", b"links")
+        self._root.pin(fd)
+
+    def _load_group(self, key: bytes, number: Ino) -> None:
+        group = LinkGroup(self, key, number, 0)
+        complete = False
+        for entry, is_directory in _listed(group.directory):
+            if is_directory:
+                log.warning("ignoring %r in %r in the link index of %s", entry, key, self._work.layer.label)
+            elif entry == INODE:
+                st = group.directory.stat(INODE)
+                if st is not None:
+                    group.copy_ino = st.st_ino
+                    self.by_copy[st.st_ino] = group
+            elif entry.startswith(_COVERED):
+                group.covered.add(entry)
+            elif _COUNT_ENTRY.fullmatch(entry):
+                group.lower_nlink = int(entry[len(_COUNT) :])
+                complete = True
+        if complete:  # else the mount was killed before it wrote the first fact
+            self._groups[key] = group
 
     def groups(self) -> list[LinkGroup]:
         """Every group with a fact on disk."""
@@ -220,9 +252,12 @@ class LinkIndex:
 
     def close(self) -> None:
         """The mount ends in order: everything in the index is true."""
-        if self._in_use:
-            os.unlink(_DIRTY, dir_fd=self._root.fd())
-            self._in_use = False
+        try:
+            if self._in_use:
+                os.unlink(_DIRTY, dir_fd=self._root.fd())
+                self._in_use = False
+        finally:
+            self._root.unpin()
 
     def directory(self, key: bytes) -> RealDir:
         """The real directory of one entry; it need not exist."""
@@ -240,6 +275,7 @@ class LinkIndex:
         """Make the directory of a group."""
         if not self._in_use:
             _mkdir(self._work.layer.root, b"links")
+            self._pin()
             os.close(os.open(_DIRTY, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600, dir_fd=self._root.fd()))
             self._in_use = True
         if group.key in self._groups:
@@ -281,6 +317,16 @@ class LinkIndex:
         except OSError as error:
             log.warning("cannot remove %r from the link index: %s", group.key, error)
         group.directory.renew()
+
+
+def _listed(directory: RealDir) -> list[tuple[bytes, bool]]:
+    """Every name in a directory, and whether it is that of a directory: what readdir(3) tells, so no stat for each."""
+    fd = directory.open_itself()
+    try:
+        with os.scandir(fd) as entries:
+            return [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+    finally:
+        os.close(fd)
 
 
 def _write_new(directory: RealDir, name: bytes, data: bytes) -> None:

@@ -117,13 +117,17 @@ class OriginReader:
             *parents, last = path.split(b"/")
             if b"\0" in path or not all(parents) or not last or {b".", b".."} & {*parents, last}:
                 return None  # not written by us
-            for real in self._roots:
+            for root in self._roots:
+                way = [root]
                 for parent in parents:
-                    real = real.child(parent)
+                    way.append(way[-1].child(parent))
                 try:
-                    st = real.stat(last)
+                    st = way[-1].stat(last)
                 except OSError:
                     continue  # a lower that does not hold that path, or hides it from us
+                finally:
+                    for real in reversed(way):
+                        real.close()
                 if self._matches(st, number, ctime_ns):
                     return Ino(number)
         return None

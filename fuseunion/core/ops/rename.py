@@ -256,6 +256,8 @@ def _detach(directory: Directory) -> None:
     waiting = [directory]
     while waiting:
         current = waiting.pop()
+        for real in current.lowers:
+            real.close()
         current.lowers = ()
         current.stale()
         waiting += [child for child in current.children.values() if isinstance(child, Directory)]
@@ -263,7 +265,7 @@ def _detach(directory: Directory) -> None:
 
 def _drop_whiteouts(directory: RealDir) -> None:
     """Remove whiteouts that hide nothing any more: the kernel would list them as device nodes."""
-    waiting = [directory]
+    waiting, passed = [directory], list[RealDir]()
     while waiting:
         current = waiting.pop()
         with opened(current):
@@ -273,13 +275,16 @@ def _drop_whiteouts(directory: RealDir) -> None:
                 if st is None:
                     continue
                 if stat.S_ISDIR(st.st_mode):
-                    waiting.append(current.child(name, st))
+                    passed.append(current.child(name, st))
+                    waiting.append(passed[-1])
                 elif is_whiteout(current, name, st):
                     useless.append(name)
             if useless:
                 with current.times_kept():
                     for name in useless:
                         current.unlink(name)
+    for real in passed:
+        real.close()
 
 
 # -- the move ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 from fuseunion.mounting import log
-from fuseunion.mounting.assembly import announce, build_union, open_layers, tell_ignored
+from fuseunion.mounting.assembly import announce, build_union, open_layers, tell
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepared import Prepared
 
@@ -128,7 +128,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         signal.pthread_sigmask(signal.SIG_BLOCK, session.SIGNALS)
         prepared.on_failure(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
         stored = (layers.upper or layers.lowers[0]).ownership is not None
-        mounted = mount_point.make(prepared.target, _mount_flags(options, own_root=stored))
+        read_only = options.read_only or prepared.full is not None
+        mounted = mount_point.make(prepared.target, _mount_flags(options, read_only=read_only, own_root=stored))
         stack.callback(mounted.unmount)
         union = build_union(layers, options, posix_acl=mounted.posix_acl)
         stack.callback(union.close)
@@ -143,7 +144,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             if layers.upper is not None and to_sync >= 0:
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
-            tell_ignored(layers, options)
+            tell(layers, prepared, options)
             ready()
             announce(layers, prepared)
 
@@ -175,9 +176,9 @@ def _write_out(fd: int, label: str) -> None:
         ) from None
 
 
-def _mount_flags(options: Options, *, own_root: bool) -> mount_point.MountFlags:
+def _mount_flags(options: Options, *, read_only: bool, own_root: bool) -> mount_point.MountFlags:
     return mount_point.MountFlags(
-        read_only=options.read_only,
+        read_only=read_only,
         allow_other=True if options.allow_root else options.allow_other,
         suid=options.suid,
         dev=options.dev,

@@ -20,6 +20,9 @@ from fuseunion.linux import processes
 from fuseunion.linux.holders import elsewhere
 from fuseunion.linux.mountinfo import Mount
 
+_CONNECTION = "fuse_connection"
+"""In fdinfo of /dev/fuse: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""
+
 SOON = 2.0
 """Seconds after which we look for a reason why the daemon goes on."""
 
@@ -99,15 +102,32 @@ class _Daemon(NamedTuple):
 
     Attributes:
         pid: means this process as long as `pidfd` says that it lives.
+        entry: the mount.
     """
 
     pidfd: int
     pid: int
+    entry: Mount
 
     @property
     def serves(self) -> bool:
-        """Whether it still has a mount to serve, and is not just writing out."""
-        return processes.holds(self.pid, mount_point.DEVICE)
+        """Whether it still serves the mount, and is not just writing out.
+
+        The kernel says so: which process a mount names is the word of whoever serves it, perhaps of another user.
+        """
+        opened = processes.descriptors_of(self.pid, mount_point.DEVICE)
+        connections = [fields[_CONNECTION] for fields in opened if _CONNECTION in fields]
+        if connections:
+            return str(os.major(self.entry.device) << 20 | os.minor(self.entry.device)) in connections
+        return bool(opened) and self._is_of_the_mounter
+
+    @property
+    def _is_of_the_mounter(self) -> bool:
+        """Older kernels do not tell which mount a descriptor serves, but who mounted."""
+        try:
+            return str(os.stat(f"/proc/{self.pid}").st_uid) == self.entry.option("user_id")
+        except OSError:
+            return False  # ended
 
 
 def _open_daemon(path: str, entry: Mount) -> _Daemon | None:
@@ -116,10 +136,10 @@ def _open_daemon(path: str, entry: Mount) -> _Daemon | None:
     if text is None or not text.isdigit():
         return None
     try:
-        daemon = _Daemon(os.pidfd_open(int(text)), int(text))
+        daemon = _Daemon(os.pidfd_open(int(text)), int(text), entry)
     except OSError:
         return None
-    # The number means another process where the daemon runs in another pid namespace: it must hold /dev/fuse.
+    # The number means another process where the daemon runs in another pid namespace, or lies.
     if daemon.serves:
         return daemon
     os.close(daemon.pidfd)

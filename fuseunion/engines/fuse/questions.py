@@ -19,6 +19,10 @@ SYNC = "user.fuseunion.sync"
 FSYNC = "user.fuseunion.fsync"
 """The same, but as fsync(2) does: nothing on a volatile mount."""
 
+COUNTS = "user.fuseunion.counts"
+"""How many inodes the daemon knows, and how many files and directories are open: two decimals. The first is what
+most of its memory is for, and falls when the kernel forgets (proc(5), drop_caches)."""
+
 
 def write_out(path: str, question: str) -> None:
     """Put what was written to a mount on disk.

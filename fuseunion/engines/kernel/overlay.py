@@ -19,17 +19,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.format.xattr_names import PREFIXES
 from fuseunion.engines.kernel import work_mark
 from fuseunion.engines.kernel.foreign_marks import foreign_mark
 from fuseunion.engines.kernel.recognise import SOURCE, TYPE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo, namespaces, syscalls
-from fuseunion.mounting.checks import volatile
+from fuseunion.mounting import log
+from fuseunion.mounting.checks import space, volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.options.grammar import escape
 from fuseunion.mounting.prepare import prepare
 from fuseunion.mounting.prepared import Prepared
+
+_PREFIX_OF_ROOT, _PREFIX_OF_OTHERS = PREFIXES
 
 _PAGE = 4095
 """What mount(2) takes as data."""
@@ -50,12 +54,14 @@ def show(options: Options) -> None:
         stored = stored_owners(prepared)
         if stored is not None:
             raise _cannot(f"'{stored}' keeps owners in attributes or a database, which it cannot read")
+        prefix = _prefix(prepared)
         lowers = [opened.label for opened in prepared.lowers]
+        if prepared.full is not None and prepared.upper is not None:
+            lowers.insert(0, prepared.upper.label)
         if len(lowers) == 1 and prepared.upper is None and not options.ephemeral:
             # Without an upper overlayfs wants two lowers: an empty one is added.
             lowers.append(stack.enter_context(_tmpfs(options, prepared)) + "/upper")
         words = ["lowerdir=" + ":".join(map(escape, lowers))]
-        prefix = _prefix(prepared)
         if options.ephemeral:
             top = stack.enter_context(_tmpfs(options, prepared))
             words += [f"upperdir={top}/upper", f"workdir={top}/work"]
@@ -63,7 +69,7 @@ def show(options: Options) -> None:
             words += [f"upperdir={escape(prepared.upper.label)}", f"workdir={escape(prepared.work.label)}"]
             volatile.clear(prepared.work.fd)
             work_mark.put(prepared.work.fd, prepared.upper.fd)
-        if prefix == b"user.overlay.":
+        if prefix == _PREFIX_OF_OTHERS:
             words.append("userxattr")
         if options.volatile and not options.ephemeral:
             words.append("volatile")
@@ -72,13 +78,17 @@ def show(options: Options) -> None:
         data = os.fsencode(",".join(words))
         if len(data) > _PAGE:
             raise _cannot(f"the paths of all layers are longer together than the {_PAGE} bytes that it takes")
+        flags = _flags(options) | (syscalls.MS_RDONLY if prepared.full is not None else 0)
         try:
-            syscalls.mount(SOURCE.encode(), os.fsencode(prepared.target), TYPE.encode(), _flags(options), data)
+            syscalls.mount(SOURCE.encode(), os.fsencode(prepared.target), TYPE.encode(), flags, data)
         except OSError as error:
             raise _cannot(_explain(error, prepared)) from None
         # The work directory is the mount's from now on; the locks end with this process.
         undo.pop_all()
         prepared.keep()
+        if prepared.full is not None:
+            log.tell(f"warning: {prepared.full}")
+            prepared.close()  # there is nothing that `umount` would have to leave in order
 
 
 @contextmanager
@@ -106,8 +116,16 @@ def _tmpfs(options: Options, prepared: Prepared) -> Iterator[str]:
 def _prefix(prepared: Prepared) -> bytes:
     """Which marks overlayfs is to use: found by setting one."""
     if prepared.work is None:
-        return b"user.overlay." if not namespaces.in_first_user_namespace() else b"trusted.overlay."
-    work = WorkDirectory(os.dup(prepared.work.fd), prepared.work.label)
+        return _PREFIX_OF_ROOT if namespaces.in_first_user_namespace() else _PREFIX_OF_OTHERS
+    try:
+        work = WorkDirectory(os.dup(prepared.work.fd), prepared.work.label)
+    except OSError as error:
+        assert prepared.upper is not None
+        space.refuse_if_needed(error, prepared.upper.label, prepared.work.label, prepared.work.fd)
+        if not space.is_lacking(error):
+            raise
+        prepared.give_up_writing(error)
+        return _PREFIX_OF_ROOT if namespaces.in_first_user_namespace() else _PREFIX_OF_OTHERS
     try:
         capabilities = work.capabilities
     finally:

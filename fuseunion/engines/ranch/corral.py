@@ -23,6 +23,7 @@ from fuseunion.engines.ranch.record.record import Mode, Phase, Ranch, Record, op
 from fuseunion.engines.ranch.view import for_view, known_owners, opened_farm, opened_view, refuse_other_farm, viewed
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.mounting.checks import same_lowers
 from fuseunion.mounting.checks.ranches import beside
 from fuseunion.mounting.handover import stored_owners
 from fuseunion.mounting.options import Options
@@ -80,7 +81,11 @@ def create(options: Options, report: Report) -> None:
         if prepared is None:
             raise UserError(f"the ranch in '{state}' was just taken down; try again", ExitCode.BUSY)
         _check_target(asked)
-        asked = replace(asked, merged_mode=os.stat(merged).st_mode & 0o7777)
+        asked = replace(
+            asked,
+            merged_mode=os.stat(merged).st_mode & 0o7777,
+            upper_identity=same_lowers.lasting_identity(prepared.upper.fd) if prepared.upper is not None else None,
+        )
         try:
             ranch.write(asked)
             making.put_aside(ranch)
@@ -109,6 +114,7 @@ def _go_on(ranch: Ranch, asked: Record, report: Report) -> None:
         injected=record.injected,
         merged_mode=record.merged_mode,
         owners=record.owners,
+        upper_identity=record.upper_identity,
     )
     how = f"take that down first: fuseunion umount '{record.merged}'"
     if record.phase in (Phase.COLLECTING, Phase.COLLECTED):

@@ -63,6 +63,8 @@ def viewed(ranch: Ranch) -> Iterator[View]:
     )
     prepared = prepare(for_view(options, lowers), for_ranch=True)
     try:
+        if prepared.upper is not None:
+            ranch.refuse_other_upper(prepared.upper.fd)
         view = opened_view(prepared, options, ranch)
         try:
             yield view
@@ -90,6 +92,10 @@ def opened_view(prepared: Prepared, options: Options, ranch: Ranch) -> View:
     hidden = any(opened.covered for opened in prepared.lowers) and record.mode is Mode.PLAIN
     merged = os.stat(record.merged)
     layers = open_layers(prepared, options)
+    if prepared.full is not None:
+        for layer in layers.lowers:
+            layer.close()
+        raise UserError(f"upper '{record.upper}' is on a full filesystem; make space first", ExitCode.LAYERS)
     labels = {str(number): layer for number, layer in enumerate(layers.lowers)}
     if layers.upper is not None:
         labels[aside.UPPER] = layers.upper

@@ -4,6 +4,9 @@ A container engine mounts in a mount namespace of its own, and fuse-overlayfs ta
 mountinfo. Both are found in /proc, as far as its permissions let us look: kernel overlays in the mountinfo of every
 mount namespace, other programs by an `upperdir=` on their command line. Paths are resolved in the root of the process
 that names them, and compared by device and inode.
+
+Anybody can start a process with any arguments, and mount anything in a user namespace. So a process counts only when it
+acts for somebody who may write to the directory, and a mount also in the first user namespace.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from fuseunion.linux import mountinfo, processes
+from fuseunion.linux import mountinfo, namespaces, processes
 from fuseunion.mounting.options.grammar import split_words, unescape
 
 
@@ -24,8 +27,9 @@ def writer_of(upper_fd: int) -> str | None:
             continue
         try:
             namespace = processes.mount_namespace(pid)
-            candidates = [(path, f"process {pid}") for path in _named_by_program(pid)]
-            if namespace not in seen:
+            counts = processes.may_write_as(pid, wanted.st_uid)
+            candidates = [(path, f"process {pid}") for path in _named_by_program(pid)] if counts else []
+            if namespace not in seen and (counts or namespaces.maps_every_id("uid", pid)):
                 seen.add(namespace)
                 candidates += [(path, "a kernel overlay mount") for path in _named_by_mounts(pid)]
         except OSError:

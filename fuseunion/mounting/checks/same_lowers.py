@@ -61,10 +61,22 @@ def identity(lower_fds: Iterable[int]) -> bytes:
 
 
 def _of_root(fd: int) -> bytes:
+    lasting = lasting_identity(fd)
+    return b"?" if lasting is None else b"%d %d" % lasting
+
+
+def lasting_identity(fd: int) -> tuple[int, int] | None:
+    """What a directory is recognised by after a remount, when st_dev may be another: inode number, time of birth.
+
+    Args:
+        fd: of the directory.
+
+    Returns:
+        None where inode numbers do not outlive a mount.
+    """
     if syscalls.filesystem_type(fd) not in _LASTING:
-        return b"?"
-    birth = RealObject(fd).birth_time_ns()
-    return b"%d %d" % (os.fstat(fd).st_ino, birth or 0)
+        return None
+    return os.fstat(fd).st_ino, RealObject(fd).birth_time_ns() or 0
 
 
 def differ(upper_fd: int, now: bytes) -> bool:

@@ -7,6 +7,7 @@ holds no boot id and is refused like a mark of an earlier boot. containers/stora
 mount (drivers/overlay/overlay.go).
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -95,12 +96,27 @@ def mark(work_fd: int) -> None:
     """
     inner = open_inner(work_fd)
     try:
-        mark_fd = _open_below(inner, _BELOW_INNER, make=True)
+        try:
+            _mark(inner)
+        except OSError:
+            # A mark without a boot id would be taken for the kernel's.
+            for depth in range(len(_BELOW_INNER) - 1, -1, -1):
+                with contextlib.suppress(OSError):
+                    _remove_in(inner, _BELOW_INNER[:depth], _BELOW_INNER[depth], is_file=False)
+            raise
     finally:
         os.close(inner)
+
+
+def _mark(inner: int) -> None:
+    mark_fd = _open_below(inner, _BELOW_INNER, make=True)
     try:
         with open(owned.new_file(_BOOT_ID, mark_fd), "w") as file:
             file.write(_boot_id() + "\n")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(_BOOT_ID, dir_fd=mark_fd)
+        raise
     finally:
         os.close(mark_fd)
 

@@ -62,6 +62,7 @@ class Operations(pyfuse3.Operations):
         self._replies = Replies(self._union, timeout)
         self._handles: dict[int, Handle] = {}
         self._next_fh = itertools.count(1)
+        requests.count_open = lambda: len(self._handles)
 
     # -- open files --------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import pyfuse3
@@ -47,6 +48,7 @@ log = logging.getLogger("fuseunion.fuse")
 PID_XATTR = questions.PID.encode()
 SYNC_XATTR = questions.SYNC.encode()
 FSYNC_XATTR = questions.FSYNC.encode()
+COUNTS_XATTR = questions.COUNTS.encode()
 
 # What the owner of a mount without permission checks may set, although it is never shown (Requests._restate).
 OWNER_XATTR = b"user.containers.override_stat"
@@ -74,6 +76,7 @@ class Requests:
 
     Attributes:
         device: the /dev/fuse descriptor that the requests come from, once there are any.
+        count_open: how many files and directories are open; set by the adapter.
     """
 
     def __init__(self, union: Union, *, own_root: bool = False) -> None:
@@ -86,6 +89,7 @@ class Requests:
         # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
         self._retyped: dict[int, Inode] = {}
         self.device = -1
+        self.count_open: Callable[[], int] = lambda: 0
         # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
         self._writing_out = trio.Lock()
 
@@ -273,6 +277,8 @@ class Requests:
                 return self._write_out()
             if name == FSYNC_XATTR:
                 return b""
+            if name == COUNTS_XATTR:
+                return b"%d %d" % (self.union.known, self.count_open())
         return self.union.getxattr(self.inode(number), name)
 
     async def _write_out(self) -> bytes:

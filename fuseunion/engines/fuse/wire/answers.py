@@ -68,6 +68,7 @@ class Answers:
         self._entries = Entries(self._union, timeout)
         self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
         self._listings = Listings(self._union)
+        requests.count_open = lambda: len(self._open_files)
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
         """The handlers by opcode; that of FORGET gives no answer."""
@@ -106,7 +107,7 @@ class Answers:
     @property
     def holds_files(self) -> bool:
         """True when a descriptor of a file is kept open."""
-        return self._open_files.any
+        return bool(self._open_files)
 
     def close_files(self) -> None:
         """Nobody has asked for anything for a while: keep no file open."""

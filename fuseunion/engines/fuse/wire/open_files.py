@@ -167,10 +167,9 @@ class OpenFiles:
         if known is not None and not known.handle.file.nlookup:
             self.close(number)
 
-    @property
-    def any(self) -> bool:
-        """True when a descriptor is kept."""
-        return bool(self._files)
+    def __len__(self) -> int:
+        """How many descriptors are kept."""
+        return len(self._files)
 
     def close_all(self) -> None:
         """Close all descriptors."""

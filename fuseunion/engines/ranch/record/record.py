@@ -36,6 +36,7 @@ from typing import Any
 from fuseunion.engines.ranch.record.owners import Owners
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
+from fuseunion.mounting.checks import same_lowers
 from fuseunion.mounting.checks.ranches import RECORD, VERSION, damaged, open_state, read_fields
 from fuseunion.mounting.options import LinkStyle
 
@@ -74,6 +75,8 @@ class Record:
         injected: (path in the ranch, target of the link) of every link that --inject made.
         merged_mode: of the plain MERGED before it became a farm.
         owners: who made the farm; None in a record that an older version wrote.
+        upper_identity: by what UPPER is recognised (same_lowers.lasting_identity); None where it cannot be, and in a
+            record that an older version wrote.
     """
 
     phase: Phase
@@ -90,6 +93,7 @@ class Record:
     volatile: bool = False
     merged_mode: int = 0o755
     owners: Owners | None = None
+    upper_identity: tuple[int, int] | None = None
 
 
 class Ranch:
@@ -149,6 +153,25 @@ class Ranch:
         if not same:
             raise UserError(f"'{self.path}' was moved or exchanged; put it back", ExitCode.LAYERS)
 
+    def refuse_other_upper(self, fd: int) -> None:
+        """Refuse an UPPER that was put in the place of the one that the ranch was made over.
+
+        What was changed would be collected into it, and what it hides would be taken for changes.
+
+        Args:
+            fd: of the directory that has the name.
+
+        Raises:
+            UserError: LAYERS.
+        """
+        known, found = self.record.upper_identity, same_lowers.lasting_identity(fd)
+        if known is not None and found is not None and known != found:
+            raise UserError(
+                f"'{self.record.upper}' is not the upper directory that the ranch at '{self.record.merged}' was made "
+                f"over; put that back, or move '{self.path}' away to give the ranch up",
+                ExitCode.LAYERS,
+            )
+
     def aside(self, layer: int | str) -> str:
         """Where a layer can be reached: the number of a lower, or "upper"."""
         return str(self.path / "lower" / str(layer))
@@ -201,7 +224,7 @@ def _read(path: Path, fd: int) -> Record | None:
     if fields is None:
         return None
     try:
-        owners = fields.get("owners")
+        owners, upper_identity = fields.get("owners"), fields.get("upper_identity")
         return Record(
             **{
                 **fields,
@@ -212,10 +235,16 @@ def _read(path: Path, fd: int) -> Record | None:
                 "copies": tuple(fields["copies"]),
                 "injected": tuple((path, target) for path, target in fields["injected"]),
                 "owners": Owners(**{**owners, "groups": tuple(owners["groups"])}) if owners is not None else None,
+                "upper_identity": _pair(upper_identity) if upper_identity is not None else None,
             }
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise damaged(path) from None
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value
+    return int(first), int(second)
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""A lower with a great many files, walked by find(1) and du(1): what an inode costs, and that it is given back."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support import tree
+from tests.support.arena import Arena
+from tests.support.usage import PER_INODE, Usage, forget, usage
+
+EACH = 1000
+"""Files in one directory."""
+
+SIZES = [
+    pytest.param(20, id="slice", marks=pytest.mark.limit(120.0)),
+    pytest.param(1000, id="long", marks=[pytest.mark.stress, pytest.mark.limit(1800.0)]),
+]
+GIVEN_BACK = 0.8
+"""The part of the memory for a million that comes back at the least. Python keeps what it allocated in small pieces
+until a whole arena is free (Objects/obmalloc.c), and a dictionary keeps its table."""
+
+GROWTH_KIB = 8192
+"""So much more than the one before, at the most, takes a walk or leaves it. The first one breaks the arenas in."""
+
+
+def _fill(top: Path, directories: int) -> None:
+    for directory in range(directories):
+        path = top / f"{directory // 50}" / f"{directory}"
+        path.mkdir(parents=True)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            for file in range(EACH):
+                os.close(os.open(f"file{file}", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=fd))
+        finally:
+            os.close(fd)
+
+
+def _digest(top: Path) -> str:
+    """Everything that lstat says of a tree of a size at which a snapshot would take too long."""
+    found = hashlib.sha256()
+    for path, status in tree.walk(top):
+        found.update(path + repr(tuple(status)[:7]).encode() + b"%d %d" % (status.st_mtime_ns, status.st_ctime_ns))
+    return found.hexdigest()
+
+
+def _output(*command: str | Path) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.actors("root")
+@pytest.mark.parametrize("directories", SIZES)
+def test_walked_by_find_and_du(arena: Arena, directories: int) -> None:
+    lower = arena.directory("lower")
+    _fill(lower, directories)
+    before = _digest(lower)
+    # The upper's root is a directory on disk more; a name of its own would change the count.
+    expected = len(_output("find", lower).splitlines())
+    files, space = directories * EACH, _output("du", "--apparent-size", "-s", lower).split()[0]
+    with arena.mount(lower) as mount:
+        seen: list[tuple[Usage, Usage]] = []
+        idle = usage(mount)
+        for _ in range(3):
+            assert len(_output("find", mount.merged, "-type", "f").splitlines()) == files
+            assert _output("du", "--apparent-size", "-s", mount.merged).split()[0] == space
+            walked = usage(mount)
+            assert walked.inodes == expected, "find and du met each object once, under one number"
+            forget(mount, timeout=300)
+            seen.append((walked, usage(mount)))
+        print(f"{expected} objects: idle {idle}; walked and forgotten {seen}")
+        _judge(idle, seen, expected)
+    assert _digest(lower) == before, "the lower changed"
+
+
+def _judge(idle: Usage, seen: list[tuple[Usage, Usage]], objects: int) -> None:
+    first, *again = seen
+    cost = (first[0].resident - idle.resident) * 1024 / objects
+    assert cost < PER_INODE, f"an inode costs {cost:.0f} bytes"
+    back = (first[0].resident - first[1].resident) / (first[0].resident - idle.resident)
+    assert back > GIVEN_BACK or objects < 10**6, f"{back:.0%} of the memory was given back: {seen}"
+    for _, forgotten in seen:
+        assert (forgotten.inodes, forgotten.descriptors) == (idle.inodes, idle.descriptors), f"idle {idle}, then {seen}"
+    for walked, _ in again:
+        assert walked.resident - first[0].resident < GROWTH_KIB, f"the next walk takes more: {seen}"
+    for before, after in itertools.pairwise(again):
+        assert after[1].resident - before[1].resident < GROWTH_KIB, f"the next walk leaves more: {seen}"
