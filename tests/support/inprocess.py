@@ -21,6 +21,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
+from fuseunion.steps import in_one_piece
 
 
 def own() -> Owner:
@@ -134,13 +135,14 @@ class InProcess:
         self.union.unlink(*self._split(path))
 
     def rmdir(self, path: str) -> None:
-        self.union.rmdir(*self._split(path))
+        in_one_piece(self.union.rmdir(*self._split(path)))
 
     def rename(self, source: str, target: str, flags: int = 0) -> None:
         sources = [source, target] if flags & 2 else [source]
         for path in sources:
-            for file in self.union.trees_to_copy(self.find(path)):
-                self.copy(file)
+            for files in self.union.make_movable(self.find(path)):
+                for file in files or ():
+                    self.copy(file)
         self.union.rename(*self._split(source), *self._split(target), flags)
 
     def setattr(self, path: str, change: Change) -> None:
@@ -157,7 +159,7 @@ class InProcess:
         handle = self.union.opendir(directory)
         try:
             shown = []
-            for name in self.union.names(handle, again=True):
+            for name in in_one_piece(self.union.names(handle, again=True)):
                 inode = self.union.lookup(directory, name)
                 if inode is not None:
                     self.union.complete_links(inode, directory, name)

@@ -18,10 +18,11 @@ from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.listing import is_empty
+from fuseunion.core.tree.listing import found_empty
 from fuseunion.core.tree.lookup import existing, lower_is_positive
-from fuseunion.core.tree.state import State
+from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
+from fuseunion.steps import Steps
 
 
 def unlink(state: State, directory: Directory, name: bytes) -> None:
@@ -49,8 +50,8 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
         name_gone(state, file, directory, name)
 
 
-def rmdir(state: State, directory: Directory, name: bytes) -> None:
-    """Remove a directory in which nothing is visible.
+def rmdir(state: State, directory: Directory, name: bytes) -> Steps[None]:
+    """Remove a directory in which nothing is visible: there may be very many whiteouts in it.
 
     Raises:
         OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES; nothing has changed then.
@@ -60,12 +61,14 @@ def rmdir(state: State, directory: Directory, name: bytes) -> None:
     with state.table.held(target):
         if not isinstance(target, Directory):
             raise os_error(errno.ENOTDIR, name)
-        if not is_empty(state, target):
+        if not (yield from found_empty(state, target)):
             raise os_error(errno.ENOTEMPTY, name)
-        remove_directory(state, target, directory, name)
+        if directory.children.get(name) is not target:
+            raise os_error(errno.ENOENT, name)  # somebody else was quicker
+        yield from remove_directory(state, target, directory, name)
 
 
-def remove_directory(state: State, target: Directory, directory: Directory, name: bytes) -> None:
+def remove_directory(state: State, target: Directory, directory: Directory, name: bytes) -> Steps[None]:
     """Remove a directory with whatever is in it, visible or not.
 
     Precondition: no inode beneath it is in the table.
@@ -74,37 +77,43 @@ def remove_directory(state: State, target: Directory, directory: Directory, name
         OSError: as `rmdir`; nothing has changed then.
     """
     upper = copy_up_directory(state, directory)
+    side = state.writable()
     positive = lower_is_positive(state, directory, name)
+    garbage: bytes | None = None
     if target.upper is None:
-        state.writable().whiteouts.cover(upper, name)
+        side.whiteouts.cover(upper, name)
     else:
         held = upper.hold(name)
         try:
-            _remove_upper_directory(state, upper, name, positive=positive)
+            garbage = _take_out(side, upper, name, positive=positive)
         except BaseException:
             os.close(held)
             raise
         target.upper.pin(held)
     directory_gone(state, target, directory, name)
-
-
-def _remove_upper_directory(state: State, upper: RealDir, name: bytes, *, positive: bool) -> None:
-    side = state.writable()
-    if positive:
-        removed = side.whiteouts.replace_directory(upper, name)
-    else:
+    if garbage is not None:
         try:
-            upper.rmdir(name)
-            return
+            yield from side.work.removal(garbage)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        removed = side.work.take(upper, name)  # whiteouts are in it
+            # The directory is gone for the user; what resists is garbage in work.
+            state.log.warning("cannot remove %r from the work directory: %s", garbage, error)
+
+
+def _take_out(side: Upper, upper: RealDir, name: bytes, *, positive: bool) -> bytes | None:
+    """Remove a directory from the upper.
+
+    Returns:
+        Its name in the work directory; None when nothing is left of it.
+    """
+    if positive:
+        return side.whiteouts.replace_directory(upper, name)
     try:
-        side.work.remove_tree(removed)
+        upper.rmdir(name)
+        return None
     except OSError as error:
-        # The directory is gone for the user; what resists is garbage in work.
-        state.log.warning("cannot remove %r from the work directory: %s", removed, error)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    return side.work.take(upper, name)  # whiteouts are in it
 
 
 @contextmanager
