@@ -8,6 +8,7 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.leases import Patience
+from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import Workers
 
 
@@ -19,13 +20,15 @@ class CopyUps:
 
     Args:
         workers: whose threads move the data.
+        reader: what knows whether data would have to be waited for.
     """
 
-    __slots__ = ("_under_way", "_union", "_workers")
+    __slots__ = ("_reader", "_under_way", "_union", "_workers")
 
-    def __init__(self, union: Union, workers: Workers) -> None:
+    def __init__(self, union: Union, workers: Workers, reader: Reader) -> None:
         self._union = union
         self._workers = workers
+        self._reader = reader
         self._under_way: dict[int, trio.Event] = {}
 
     async def done(self, file: File, change: Change | None = None) -> bool:
@@ -55,7 +58,7 @@ class CopyUps:
                 return True
             event = self._under_way[file.ino] = trio.Event()
             try:
-                if job.quick:
+                if job.quick and not (job.size and self._reader.would_wait(job.source, job.size)):
                     job.move()
                 else:
                     await self._workers.copy(job.move)

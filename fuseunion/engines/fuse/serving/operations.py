@@ -87,8 +87,8 @@ class Operations(pyfuse3.Operations):
         self._identity = union.settings.identity
         self._replies = Replies(union, timeout, own_root=own_root)
         self._workers = Workers()
-        self._copy_ups = CopyUps(union, self._workers)
         self._reader = Reader(self._workers)
+        self._copy_ups = CopyUps(union, self._workers, self._reader)
         self._handles: dict[int, Handle] = {}
         # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
         self._retyped: dict[int, Inode] = {}
