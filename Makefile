@@ -8,7 +8,7 @@ PYTEST := $(ISOLATED) $(PYTHON) -m pytest
 # Side by side, where each worker can have a mount namespace for itself (tests/conftest.py).
 WORKERS := $(if $(ISOLATED),--numprocesses auto --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo test test-rootfs stress conformance bench lint format clean setup
+.PHONY: demo test test-rootfs stress conformance bench bench-waiting lint format clean setup
 
 setup:
 	@scripts/setup
@@ -41,6 +41,10 @@ stress:
 # How long a mount takes to answer, beside an empty filesystem; fails when it is more than 40 ms longer.
 bench: setup
 	$(PYTHON) bench/startup.py --runs 40 --limit 40 --fastest $(ARGS)
+
+# How long others wait while a mount is busy: the table in docs/waiting.md. Needs root.
+bench-waiting: setup
+	$(PYTHON) bench/waiting.py $(ARGS)
 
 lint:
 	@scripts/setup --tests

@@ -45,7 +45,7 @@ _ON_THE_MOUNT = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _WITHOUT_LINKS = _ON_THE_MOUNT | syscalls.RESOLVE_NO_SYMLINKS
 
-_NAMES_AT_ONCE = 512
+_NAMES_AT_ONCE = 256
 
 _NO_DEVICE = 0
 """st_dev of what no filesystem says anything of."""
