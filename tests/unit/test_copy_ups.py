@@ -19,7 +19,7 @@ from fuseunion.core.ops.copy_up.files import CopyJob
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.workers import COPIES, Workers
 from tests.support.gate import Gate
 from tests.support.inprocess import in_process
 
@@ -330,6 +330,31 @@ async def test_cancelled_before_the_thread_starts(union: FakeUnion, callers: Cal
         assert callers.under_way == 0
         await callers.call("second", file)
     assert callers.results == {"second": True}
+
+
+async def test_several_at_a_time_leave_a_thread(union: FakeUnion) -> None:
+    """What fails is told when the others are done, and what was not begun is not begun."""
+    files = [union.file(ino) for ino in range(1, 8)]
+    union.failures = [("publish", OSError(errno.ENOSPC, "full"))]
+    copy_ups = _copy_ups(union)
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+
+            async def copy() -> None:
+                with pytest.raises(OSError, match="full"):
+                    await copy_ups.all_done(files)  # type: ignore[arg-type]
+
+            nursery.start_soon(copy)
+            begun = files[: COPIES - 1]
+            for file in begun:
+                await union.gates[file.ino].reached.wait()
+            await wait_all_tasks_blocked()
+            assert {ino for step, ino in union.steps if step == "job"} == {file.ino for file in begun}
+            for file in begun:
+                union.gates[file.ino].open()
+    assert sum(file.in_upper for file in files) == len(begun) - 1
+    assert {ino for step, ino in union.steps if step == "job"} == {file.ino for file in begun}
+    assert not copy_ups._under_way
 
 
 # -- a real union ------------------------------------------------------------------------------------------------------

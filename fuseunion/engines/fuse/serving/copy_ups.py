@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from fuseunion.core.ops.attributes import Change
@@ -9,7 +11,9 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.leases import Patience
 from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+
+_AT_ONCE = COPIES - 1
 
 
 class CopyUps:
@@ -70,3 +74,26 @@ class CopyUps:
                 job.close()
             return True
         return False
+
+    async def all_done(self, files: Sequence[File]) -> None:
+        """Return when files are in the upper.
+
+        Some are copied at a time: the disk then puts them on its journal together. A thread is left for others.
+
+        Raises:
+            OSError: as `done`, of the first that failed; nothing is under way any more.
+        """
+        failures: list[OSError] = []
+
+        async def copied(file: File) -> None:
+            try:
+                await self.done(file)
+            except OSError as error:
+                failures.append(error)
+
+        for start in range(0, len(files), _AT_ONCE):
+            async with trio.open_nursery() as nursery:
+                for file in files[start : start + _AT_ONCE]:
+                    nursery.start_soon(copied, file)
+            if failures:
+                raise failures[0]

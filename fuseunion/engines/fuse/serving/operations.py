@@ -269,9 +269,7 @@ class Operations(pyfuse3.Operations):
         pace = Pace()
         with closing(preparation):
             for files in preparation:
-                for file in files or ():
-                    await self._copy_ups.done(file)
-                    await pace.pause()
+                await self._copy_ups.all_done(files or ())
                 await pace.pause()
 
     # -- files -------------------------------------------------------------------------------------------------------
