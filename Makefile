@@ -8,7 +8,7 @@ PYTEST := $(ISOLATED) $(PYTHON) -m pytest
 # Side by side, where each worker can have a mount namespace for itself (tests/conftest.py).
 WORKERS := $(if $(ISOLATED),--numprocesses auto --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo test test-rootfs stress conformance bench lint format clean setup
+.PHONY: demo test test-rootfs stress conformance bench bench-waiting lint format clean setup
 
 setup:
 	@scripts/setup
@@ -43,6 +43,10 @@ stress:
 # than the others, or when a mount takes 40 ms longer to answer than an empty filesystem.
 bench: setup
 	$(PYTHON) -m bench --start-limit 40 $(ARGS)
+
+# How long others wait while a mount is busy: the table in docs/waiting.md. Needs root.
+bench-waiting: setup
+	$(PYTHON) bench/waiting.py $(ARGS)
 
 lint:
 	@scripts/setup --tests

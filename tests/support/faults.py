@@ -16,7 +16,7 @@ from fuseunion.linux import syscalls
 _OF_OS = (
     "access", "chmod", "chown", "copy_file_range", "fchmod", "fchown", "fstat", "fsync", "ftruncate", "getxattr",
     "link", "listdir", "listxattr", "lseek", "lstat", "mkdir", "mknod", "open", "pread", "pwrite", "read", "readlink",
-    "removexattr", "rename", "rmdir", "setxattr", "stat", "symlink", "unlink", "utime", "write",
+    "removexattr", "rename", "rmdir", "scandir", "setxattr", "stat", "symlink", "unlink", "utime", "write",
 )  # fmt: skip
 _OF_OURS = ("birth_time_ns", "ficlone", "name_to_handle_at", "openat2", "renameat2")
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.leases import Patience
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+
+_AT_ONCE = COPIES - 1
 
 
 class CopyUps:
@@ -19,13 +24,15 @@ class CopyUps:
 
     Args:
         workers: whose threads move the data.
+        reader: what knows whether data would have to be waited for.
     """
 
-    __slots__ = ("_under_way", "_union", "_workers")
+    __slots__ = ("_reader", "_under_way", "_union", "_workers")
 
-    def __init__(self, union: Union, workers: Workers) -> None:
+    def __init__(self, union: Union, workers: Workers, reader: Reader) -> None:
         self._union = union
         self._workers = workers
+        self._reader = reader
         self._under_way: dict[int, trio.Event] = {}
 
     async def done(self, file: File, change: Change | None = None) -> bool:
@@ -55,7 +62,7 @@ class CopyUps:
                 return True
             event = self._under_way[file.ino] = trio.Event()
             try:
-                if job.quick:
+                if job.quick and not (job.size and self._reader.would_wait(job.source, job.size)):
                     job.move()
                 else:
                     await self._workers.copy(job.move)
@@ -67,3 +74,26 @@ class CopyUps:
                 job.close()
             return True
         return False
+
+    async def all_done(self, files: Sequence[File]) -> None:
+        """Return when files are in the upper.
+
+        Some are copied at a time: the disk then puts them on its journal together. A thread is left for others.
+
+        Raises:
+            OSError: as `done`, of the first that failed; nothing is under way any more.
+        """
+        failures: list[OSError] = []
+
+        async def copied(file: File) -> None:
+            try:
+                await self.done(file)
+            except OSError as error:
+                failures.append(error)
+
+        for start in range(0, len(files), _AT_ONCE):
+            async with trio.open_nursery() as nursery:
+                for file in files[start : start + _AT_ONCE]:
+                    nursery.start_soon(copied, file)
+            if failures:
+                raise failures[0]

@@ -15,7 +15,8 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 
 import pyfuse3
 import trio
@@ -35,6 +36,7 @@ from fuseunion.engines.fuse import questions
 from fuseunion.engines.fuse.serving.boundary import answered, log
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.leases import patiently
+from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.replies import Replies
 from fuseunion.engines.fuse.serving.settle import settle
@@ -86,8 +88,8 @@ class Operations(pyfuse3.Operations):
         self._identity = union.settings.identity
         self._replies = Replies(union, timeout, own_root=own_root)
         self._workers = Workers()
-        self._copy_ups = CopyUps(union, self._workers)
         self._reader = Reader(self._workers)
+        self._copy_ups = CopyUps(union, self._workers, self._reader)
         self._handles: dict[int, Handle] = {}
         # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
         self._retyped: dict[int, Inode] = {}
@@ -228,7 +230,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self.union.rmdir(self.union.directory(parent_inode), name)
+        with self._workers.long_operation():
+            await in_steps(self.union.rmdir(self.union.directory(parent_inode), name))
 
     @answered
     async def rename(
@@ -243,22 +246,30 @@ class Operations(pyfuse3.Operations):
         check_flags(flags)
         old = self.union.directory(parent_inode_old)
         new = self.union.directory(parent_inode_new)
-        await self._ready_to_move(old, name_old)
-        if flags & pyfuse3.RENAME_EXCHANGE:
-            await self._ready_to_move(new, name_new)
+        with self._workers.long_operation():
+            if flags & pyfuse3.RENAME_EXCHANGE:
+                await self._made_movable(new, name_new)
+            else:
+                target = self.union.lookup(new, name_new)
+                if target is not None:
+                    await self._prepared(self.union.make_replaceable(target))
+            await self._made_movable(old, name_old)
         # The kernel holds both parents locked, so the names still mean what they meant.
         self.union.rename(old, name_old, new, name_new, flags)
 
-    async def _ready_to_move(self, directory: Directory, name: bytes) -> None:
+    async def _made_movable(self, directory: Directory, name: bytes) -> None:
         """Copy up what is to be renamed, with all that is in it."""
         inode = self.union.existing(directory, name)
         self.union.complete_links(inode, directory, name)
-        files = self.union.trees_to_copy(inode)
-        try:
-            for file in files:
-                await self._copy_ups.done(file)
-        finally:
-            files.close()
+        await self._prepared(self.union.make_movable(inode))
+
+    async def _prepared(self, preparation: Generator[Sequence[File] | None, None, None]) -> None:
+        """Prepare a rename, step by step."""
+        pace = Pace()
+        with closing(preparation):
+            for files in preparation:
+                await self._copy_ups.all_done(files or ())
+                await pace.pause()
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -338,7 +349,8 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._directory_handle(fh)
         directory = handle.directory
-        names = self.union.names(handle, again=start_id == 0)
+        names = await in_steps(self.union.names(handle, again=start_id == 0))
+        pace = Pace()
         position = start_id
         for offset, dots, special in ((0, b".", directory), (1, b"..", directory.parent or directory)):
             if start_id <= offset:
@@ -355,6 +367,7 @@ class Operations(pyfuse3.Operations):
             if sent is Sent.NO_SPACE:
                 return
             position += sent is Sent.DONE
+            await pace.pause()
 
     def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> Sent:
         """Send one entry.

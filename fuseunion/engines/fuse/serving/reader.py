@@ -54,10 +54,29 @@ class Reader:
         return cast(bytes, buffer)
 
     async def _read_without_flag(self, fd: int, offset: int, size: int) -> bytes:
+        if self._is_in_memory(fd):
+            return os.pread(fd, size, offset)
+        return await self._workers.read(os.pread, fd, size, offset)
+
+    def _is_in_memory(self, fd: int) -> bool:
+        """Whether a file lies on a filesystem that never waits for a disk."""
         device = os.fstat(fd).st_dev
         direct = self._direct.get(device)
         if direct is None:
             direct = self._direct[device] = mountinfo.filesystem_type(device) in _IN_MEMORY
-        if direct:
-            return os.pread(fd, size, offset)
-        return await self._workers.read(os.pread, fd, size, offset)
+        return direct
+
+    def would_wait(self, fd: int, size: int) -> bool:
+        """Whether reading the first `size` bytes of a file would have to wait for a disk.
+
+        Raises:
+            OSError: EIO and the like.
+        """
+        try:
+            return os.preadv(fd, [bytearray(size)], 0, os.RWF_NOWAIT) < size
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return not self._is_in_memory(fd)
