@@ -178,8 +178,8 @@ class Operations(pyfuse3.Operations):
             # chown(2) with -1 for both ids asks for nothing but a new time of change (fs/open.c chown_common).
             touch=not any((*wanted, fields.update_atime, fields.update_mtime)),
         )
-        if change.size is not None and change.mode is None and isinstance(target, File):
-            change = change._replace(mode=self._mode_without_setgid(target, ctx))
+        if change.size is not None and isinstance(target, File):
+            change = change._replace(mode=self._mode_without_setgid(target, change.mode, ctx))
         await self._change(target, change)
         return self._replies.attributes(target)
 
@@ -188,11 +188,17 @@ class Operations(pyfuse3.Operations):
         if not isinstance(target, File) or not await self._copy_ups.done(target, change):
             await patiently(lambda: self.union.setattr(target, change))
 
-    def _mode_without_setgid(self, file: File, ctx: RequestContext) -> int | None:
-        """The mode of a file after somebody who is not in its group changed its data, if that is another."""
+    def _mode_without_setgid(self, file: File, wanted: int | None, ctx: RequestContext) -> int | None:
+        """The mode that a file gets when somebody changes its data; None when it keeps its own.
+
+        Args:
+            wanted: what the kernel asks for with the change: the mode without the set-user-ID bit, if it had one.
+        """
         mode = self.union.stat(file)[0].st_mode
+        if wanted is not None:
+            mode = stat.S_IFMT(mode) | stat.S_IMODE(wanted)
         at_risk = setgid_is_at_risk(mode) and self._replies.is_outsider(file, ctx)
-        return mode & ~stat.S_ISGID if at_risk else None
+        return mode & ~stat.S_ISGID if at_risk else wanted
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
