@@ -173,7 +173,7 @@ def _mount_flags(options: Options, *, own_root: bool) -> mount_point.MountFlags:
         suid=options.suid,
         dev=options.dev,
         exec=options.exec,
-        posix_acl=options.acl,
+        posix_acl=options.keeps_acls,
         own_root=own_root,
     )
 
