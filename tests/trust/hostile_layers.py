@@ -37,25 +37,28 @@ _STORED = (
 )  # fmt: skip
 _OTHERS = ("user.plain", "user.\xe9\xdc\xff", "security.capability", acl.ACCESS, acl.DEFAULT)
 
-REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSPC, errno.EINVAL, errno.E2BIG})
+REFUSED = frozenset({
+    errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSPC, errno.EINVAL, errno.E2BIG, errno.EEXIST, errno.ENOENT,
+    errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
+})  # fmt: skip
 """What the layer's filesystem, or the rights of who makes it, may answer; then there is no such object."""
 
 
 def _redirect(rng: random.Random) -> bytes:
     deep = b"/".join(rng.choice(NAMES[:5]) for _ in range(rng.randrange(1, 40)))
     return rng.choice((
-        b"", b"/", b"//", b".", b"..", b"a", b"b", b"/a", b"/a/b", b"/dir/../a", b"../a", b"a/b", b"/a/./b", b"/../../etc",
-        b"/a\0b", b"\0", b"/" + deep, deep, b"/" + b"q" * 300, b"/" + b"9" * 3000, b"/a/" * 900, b"/good", b"good",
-        b"/" + rng.choice(NAMES),
+        b"", b"/", b"//", b".", b"..", b"a", b"b", b"/a", b"/a/b", b"/dir/../a", b"../a", b"a/b", b"/a/./b",
+        b"/../../etc", b"/a\0b", b"\0", b"/" + deep, deep, b"/" + b"q" * 300, b"/" + b"9" * 3000, b"/a/" * 900,
+        b"/good", b"good", b"/" + rng.choice(NAMES),
     ))  # fmt: skip
 
 
 def _stored(rng: random.Random) -> bytes:
     return rng.choice((
         b"0:0:4755", b"0:0:755", b"1000:1000:100644", b"0:0:644:file", b"0:0:755:dir", b"0:0:777:symlink",
-        b"0:0:644:char-1-1", b"0:0:644:block-8-0", b"0:0:666:pipe", b"0:0:666:socket", b"0:0:0:char-0-0", b":::", b"0:0",
-        b"9" * 3000, b"-1:-1:-1", b"4294967295:4294967295:7777", b"0:0:888", b"0:0:644:char-4096-1048576", b"0:0:644:what",
-        b"0:0\0:644", b"1:2:3:4:5:6", "\N{ARABIC-INDIC DIGIT FOUR}:0:644".encode(),
+        b"0:0:644:char-1-1", b"0:0:644:block-8-0", b"0:0:666:pipe", b"0:0:666:socket", b"0:0:0:char-0-0", b":::",
+        b"9" * 3000, b"-1:-1:-1", b"4294967295:4294967295:7777", b"0:0:888", b"0:0:644:char-4096-1048576", b"0:0",
+        b"0:0:644:what", b"0:0\0:644", b"1:2:3:4:5:6", "\N{ARABIC-INDIC DIGIT FOUR}:0:644".encode(),
     ))  # fmt: skip
 
 
@@ -205,7 +208,8 @@ class HostileLayers:
         path = os.path.join(links, number + b"-" + rng.choice((b"0-0", b"1-1", b"%x-%x" % (rng.randrange(9), 5000))))
         os.mkdir(path, 0o700)
         entries = (
-            b"l-0", b"l-1", b"l-2", b"l-99999999999", b"l-", b"l-x", b"inode", b"c-", b"c-0123", b"c-" + b"f" * 24, b"other",
+            b"l-0", b"l-1", b"l-2", b"l-99999999999", b"l-", b"l-x", b"inode", b"c-", b"c-0123",
+            b"c-" + b"f" * 24, b"other",
         )  # fmt: skip
         for entry in rng.sample(entries, rng.randrange(6)):
             self._try("entry", lambda entry=entry: self._object(os.path.join(path, entry), 9))  # type: ignore[misc]
