@@ -32,11 +32,12 @@ conformance:
 	@scripts/setup-conformance
 	$(PYTEST) tests/conformance $(ARGS)
 
-# Minutes of random operations, of creating and deleting, of many mounts, of races; every errno at every system call.
+# Minutes of random operations, of creating and deleting, of many mounts, of races, of hostile layers, random errors and
+# power cuts, of two users; every errno at every system call. Each prints its seed and counts (docs/guarantees.md).
 stress:
 	@scripts/setup --tests
 	FUSEUNION_STRESS=1 $(PYTEST) tests -m stress $(ARGS)
-	FUSEUNION_STRESS=1 $(PYTEST) tests/trust tests/model/test_faults.py $(ARGS)
+	FUSEUNION_STRESS=1 $(PYTEST) -rP tests/trust tests/model/test_faults.py tests/differential/test_two_users.py $(ARGS)
 
 # How long a mount takes to answer, beside an empty filesystem; fails when it is more than 40 ms longer.
 bench: setup

@@ -30,7 +30,7 @@ from tests.support.arena import Arena
 from tests.support.layers import Dir, File, Name, Node, Opaque, Whiteout
 
 LONG = bool(os.environ.get(STRESS_VARIABLE))
-RUNS, STEPS = (200, 300) if LONG else (4, 120)
+RUNS, STEPS = (200, 300) if LONG else (3, 100)
 FIRST = int(os.environ.get("FUSEUNION_SEED", random.SystemRandom().randrange(1 << 30) if LONG else 0))
 
 MEMBER, STRANGER, SHARED = 1000, 1001, 2000

@@ -21,6 +21,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from tests.support import tree
 from tests.support.faults import Call, interpose
 from tests.support.mounts import Place
 
@@ -102,6 +103,15 @@ class Faults:
     def close(self) -> None:
         """The test is over."""
         self._page.close()
+
+
+def without_times(seen: tree.Tree) -> dict[bytes, tree.Entry]:
+    """A tree without the times of directories.
+
+    Where they cannot be kept at a copy-up, or something was made and taken back, that is logged and no error; and the
+    kernel goes on showing what it has been told.
+    """
+    return {path: entry._replace(mtime=0) if entry.kind == "dir" else entry for path, entry in seen.items()}
 
 
 def install(page_path: str, seed: int) -> None:
