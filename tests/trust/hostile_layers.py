@@ -78,11 +78,15 @@ def _value(rng: random.Random, name: str) -> bytes:
 class HostileLayers:
     """Makes the layers of a seed.
 
+    :param foreign: with marks that overlayfs does not know, for which its engine refuses an upper
+
     Attributes:
         made: how often each kind of object was made.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, foreign: bool = True) -> None:
+        self._names = NAMES if foreign else tuple(name for name in NAMES if not name.startswith(b".wh"))
+        self._prefixes = _PREFIXES if foreign else _PREFIXES[:1]
         self.rng = random.Random(f"hostile {seed}")
         self.made: dict[str, int] = {}
 
@@ -115,7 +119,7 @@ class HostileLayers:
 
     def _fill(self, directory: bytes, depth: int) -> None:
         rng = self.rng
-        for name in rng.sample(NAMES, rng.randrange(3, 11)):
+        for name in rng.sample(self._names, rng.randrange(3, 11)):
             path = os.path.join(directory, name)
             if len(path) < 3500:
                 self._try("object", lambda path=path: self._object(path, depth))  # type: ignore[misc]
@@ -149,7 +153,7 @@ class HostileLayers:
             numbers = rng.choice(((0, 1), (1, 0), (240, 77), (4095, 1048575), (0, 0)))
             os.mknod(path, rng.choice((stat.S_IFCHR, stat.S_IFBLK)) | 0o600, os.makedev(*numbers))
         else:
-            other = os.path.join(os.path.dirname(path), rng.choice(NAMES))
+            other = os.path.join(os.path.dirname(path), rng.choice(self._names))
             os.link(other, path, follow_symlinks=False)
         if rng.random() < 0.6:
             self._mark(path)
@@ -172,9 +176,9 @@ class HostileLayers:
         rng = self.rng
         for _ in range(rng.randrange(1, 4)):
             name = rng.choice((
-                rng.choice(_PREFIXES) + rng.choice(_MARKS),
-                rng.choice(_PREFIXES) + rng.choice(_MARKS),
-                rng.choice(_STORED),
+                rng.choice(self._prefixes) + rng.choice(_MARKS),
+                rng.choice(self._prefixes) + rng.choice(_MARKS),
+                rng.choice(_STORED if len(self._prefixes) > 1 else _OTHERS),
                 rng.choice(_OTHERS),
             ))  # fmt: skip
             value = _value(rng, name)

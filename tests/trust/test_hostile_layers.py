@@ -235,7 +235,7 @@ def test_hostile_layers_of_other_engines(arena: Arena, engine: str) -> None:
     ends: collections.Counter[str] = collections.Counter()
     for seed in range(first, first + (1 if SEED else ROUNDS)):
         directory = arena.directory(f"{engine}{seed}")
-        lowers, upper = HostileLayers(seed).make(directory)
+        lowers, upper = HostileLayers(seed, foreign=engine != "kernel").make(directory)
         for lower in lowers:
             arena.guard(lower)
         merged = directory / "merged"

@@ -30,7 +30,7 @@ from tests.support.power_cut import FragileDisk, fragile_disk
 from tests.support.waiting import wait_until
 
 LONG = bool(os.environ.get(STRESS_VARIABLE))
-FILESYSTEMS, MOUNTS, CUTS, PROCESSES = (("ext4", "xfs"), 20, 4, 6) if LONG else (("ext4",), 1, 2, 3)
+FILESYSTEMS, MOUNTS, CUTS, PROCESSES = (("ext4", "xfs"), 8, 4, 6) if LONG else (("ext4",), 1, 2, 3)
 SEED = int(os.environ.get("FUSEUNION_SEED", random.SystemRandom().randrange(1 << 30)))
 
 SLOTS, IN_LOWER = 40, 32
