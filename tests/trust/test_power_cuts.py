@@ -218,16 +218,26 @@ def _cut_again_and_again(
                 disk.cut()
                 after = [log.read_bytes() for log in logs]
                 with disk.next_boot(arena.directory("boot")) as found:
+                    when = f"seed {SEED}, {disk.fstype}, mount {number}, cut {cut}"
                     if not (found / names[0]).exists():
                         total["too early"] += 1
+                        assert _as_in_the_lower(before, after), f"{when}: what was synced is gone with the upper"
                         continue
-                    when = f"seed {SEED}, {disk.fstype}, mount {number}, cut {cut}"
                     _check(arena, lower, (found / names[0], found / names[1]), before, after, when, total)
         finally:
             for pid in writers:
                 os.kill(pid, signal.SIGKILL)
             ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in writers]
         assert ends == [-signal.SIGKILL] * PROCESSES, f"seed {SEED}: a writer met an error: {ends}"
+
+
+def _as_in_the_lower(before: Sequence[int], after: Sequence[bytes]) -> bool:
+    """Whether every file may hold what the lower has of it."""
+    return all(
+        possible.allows(process, slot, _content(process, slot, 0) if slot < IN_LOWER else None)
+        for process in range(PROCESSES)
+        for slot, possible in _possible(after[process], before[process]).items()
+    )
 
 
 def _start(top: Path, log: Path, process: int, number: int) -> int:
