@@ -180,7 +180,7 @@ def _mount_flags(options: Options, *, read_only: bool, own_root: bool) -> mount_
         suid=options.suid,
         dev=options.dev,
         exec=options.exec,
-        posix_acl=options.acl,
+        posix_acl=options.keeps_acls,
         own_root=own_root,
     )
 

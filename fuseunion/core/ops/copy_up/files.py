@@ -144,6 +144,7 @@ def _show(state: State, file: File, temporary: bytes, lower_st: os.stat_result) 
             location = target, name
             with covering(state, group, directory, name), target.times_kept():
                 upper.work.install(temporary, target, name)
+            directory.stale()  # its times are others where they could not be kept
         elif not file.handles:
             pin = tmp.hold(temporary)
         undo.pop_all()

@@ -181,21 +181,46 @@ class Operations(pyfuse3.Operations):
             # chown(2) with -1 for both ids asks for nothing but a new time of change (fs/open.c chown_common).
             touch=not any((*wanted, fields.update_atime, fields.update_mtime)),
         )
-        if change.size is not None and change.mode is None and isinstance(target, File):
-            change = change._replace(mode=self._mode_without_setgid(target, ctx))
+        if change.size is not None and isinstance(target, File):
+            change = change._replace(mode=self._mode_without_setgid(target, change.mode, ctx))
         await self._change(target, change)
-        return self._replies.attributes(target)
+        return self._attributes_after_change(target)
+
+    def _attributes_after_change(self, inode: Inode) -> EntryAttributes:
+        """The attributes of an object whose change is made, and cannot be taken back.
+
+        A look that fails for a moment is repeated: the caller would be told that nothing has happened. Where it fails
+        again, the kernel has to ask anew, since it goes on believing what it knew (fs/fuse/dir.c fuse_do_setattr).
+
+        Raises:
+            OSError: of the layer.
+        """
+        try:
+            return self._replies.attributes(inode)
+        except OSError as error:
+            log.warning("inode %d was changed, but could not be looked at: %s", inode.ino, error)
+        try:
+            return self._replies.attributes(inode)
+        except OSError:
+            self._attributes_changed(inode)
+            raise
 
     async def _change(self, target: Inode, change: Change) -> None:
         """Make a change; one to a file of a lower together with its copy-up."""
         if not isinstance(target, File) or not await self._copy_ups.done(target, change):
             await patiently(lambda: self.union.setattr(target, change))
 
-    def _mode_without_setgid(self, file: File, ctx: RequestContext) -> int | None:
-        """The mode of a file after somebody who is not in its group changed its data, if that is another."""
+    def _mode_without_setgid(self, file: File, wanted: int | None, ctx: RequestContext) -> int | None:
+        """The mode that a file gets when somebody changes its data; None when it keeps its own.
+
+        Args:
+            wanted: what the kernel asks for with the change: the mode without the set-user-ID bit, if it had one.
+        """
         mode = self.union.stat(file)[0].st_mode
+        if wanted is not None:
+            mode = stat.S_IFMT(mode) | stat.S_IMODE(wanted)
         at_risk = setgid_is_at_risk(mode) and self._replies.is_outsider(file, ctx)
-        return mode & ~stat.S_ISGID if at_risk else None
+        return mode & ~stat.S_ISGID if at_risk else wanted
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -222,7 +247,9 @@ class Operations(pyfuse3.Operations):
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         file = self._file(inode)
         await self._copy_ups.done(file)
-        return self._replies.told(self.union.link(file, self.union.directory(new_parent_inode), new_name))
+        self.union.link(file, self.union.directory(new_parent_inode), new_name)
+        self._attributes_after_change(file)
+        return self._replies.told(file)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -281,14 +308,15 @@ class Operations(pyfuse3.Operations):
         else:
             handle = await patiently(lambda: self.union.open(file, flags))
         try:
+            # Before the change, since nothing may fail after it.
+            outsider = bool(flags & os.O_TRUNC or handle.writable) and self._replies.is_outsider(file, ctx)
             if flags & os.O_TRUNC:
                 # Whatever the access mode: the kernel has checked that the caller may write (fs/namei.c may_open).
-                outsider = self._replies.is_outsider(file, ctx)
                 change = self.union.truncation(file, privileged=self._replies.keeps_set_id(ctx), outsider=outsider)
                 await self._change(file, change)
                 if change.mode is not None:
-                    self._mode_changed(file)
-            handle.outsider = handle.writable and self._replies.is_outsider(file, ctx)
+                    self._attributes_changed(file)
+            handle.outsider = handle.writable and outsider
         except BaseException:
             self.union.release_file(handle)
             raise
@@ -312,12 +340,12 @@ class Operations(pyfuse3.Operations):
         if not handle.file.in_upper:
             await self._copy_ups.done(handle.file)
         if handle.outsider and self.union.drop_setgid(handle.file):
-            self._mode_changed(handle.file)
+            self._attributes_changed(handle.file)
         return self.union.write(handle, buf, off)
 
     @staticmethod
-    def _mode_changed(inode: Inode) -> None:
-        """Tell the kernel that a mode is another, where it does not think of asking: it remembers attributes apart
+    def _attributes_changed(inode: Inode) -> None:
+        """Tell the kernel that attributes are others, where it does not think of asking: it remembers them apart
         (fs/fuse/inode.c fuse_change_attributes, inval_mask), and stat(1) asks for what it shows."""
         pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
 
@@ -481,12 +509,13 @@ class Operations(pyfuse3.Operations):
         self.union.check_xattr_name(name)
         if isinstance(target, File):
             await self._copy_ups.done(target)
+        outsider = name == xattr_names.POSIX_ACL_ACCESS and self._replies.is_outsider(target, ctx)
         self.union.setxattr(target, name, value)
-        if name == xattr_names.POSIX_ACL_ACCESS and self._replies.is_outsider(target, ctx):
+        if outsider:
             self.union.drop_setgid(target, always=True)  # fs/posix_acl.c posix_acl_update_mode
         if name == xattr_names.POSIX_ACL_ACCESS and self._own_root:
             # Without FUSE_POSIX_ACL the kernel does not know that an ACL changes the mode.
-            self._mode_changed(target)
+            self._attributes_changed(target)
 
     async def _restate(self, target: Inode, value: bytes) -> None:
         """Set owner, mode and type at once.
@@ -504,7 +533,7 @@ class Operations(pyfuse3.Operations):
             await self._copy_ups.done(target)
         if self.union.restate(target, value):
             self._retyped[target.ino] = target
-        self._mode_changed(target)
+        self._attributes_changed(target)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
