@@ -8,7 +8,7 @@ PYTEST := $(ISOLATED) $(PYTHON) -m pytest
 # Side by side, where each worker can have a mount namespace for itself (tests/conftest.py).
 WORKERS := $(if $(ISOLATED),--numprocesses auto --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo test test-rootfs stress conformance bench lint format clean setup
+.PHONY: demo test test-rootfs stress conformance bench bench-waiting lint format clean setup
 
 setup:
 	@scripts/setup
@@ -32,17 +32,22 @@ conformance:
 	@scripts/setup-conformance
 	$(PYTEST) tests/conformance $(ARGS)
 
-# Minutes of random operations, of creating and deleting, of many mounts, of races; every errno at every system call.
+# Minutes of random operations, of creating and deleting, of many mounts, of races, of hostile layers, random errors and
+# power cuts, of two users; every errno at every system call. Each prints its seed and counts (docs/guarantees.md).
 # Load: 64 processes for FUSEUNION_STRESS_LOAD seconds (600), a million files, 200 mounts, 500 lowers.
 stress:
 	@scripts/setup --tests
 	FUSEUNION_STRESS=1 $(PYTEST) tests -m stress $(ARGS)
-	FUSEUNION_STRESS=1 $(PYTEST) tests/trust tests/model/test_faults.py $(ARGS)
+	FUSEUNION_STRESS=1 $(PYTEST) -rP tests/trust tests/model/test_faults.py tests/differential/test_two_users.py $(ARGS)
 
 # Every row of the benchmark, small, on tmpfs (docs/performance.md); fails when fuseunion does, or finds something else
 # than the others, or when a mount takes 40 ms longer to answer than an empty filesystem.
 bench: setup
 	$(PYTHON) -m bench --start-limit 40 $(ARGS)
+
+# How long others wait while a mount is busy: the table in docs/waiting.md. Needs root.
+bench-waiting: setup
+	$(PYTHON) bench/waiting.py $(ARGS)
 
 lint:
 	@scripts/setup --tests

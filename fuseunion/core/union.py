@@ -1,8 +1,8 @@
 """The one door to a union: every engine and tool goes through `Union`.
 
-All calls are synchronous and short, but for those that copy data: these are split, so that an engine can move the
-bytes in a thread (`copy_job`, `trees_to_copy`). Ids that come in and go out are those shown to the user; the id maps
-are applied here.
+All calls are synchronous and short, but for those that copy data or go through many names: the ones are split, so that
+an engine can move the bytes in a thread (`copy_job`), the others are made in steps (fuseunion/steps.py). Ids that come
+in and go out are those shown to the user; the id maps are applied here.
 
 Concurrency: calls are made from one thread, one at a time. `CopyJob.move` may run in another. Between `copy_job` and
 `CopyJob.publish` other calls may be made, but no second copy_job for the same file.
@@ -21,22 +21,23 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops import attributes, create, entries, remove, rename, xattrs
+from fuseunion.core.ops import attributes, create, entries, independence, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up import link_names
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
-from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, readlink
+from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
 from fuseunion.core.tree.inode import Inode, Unreadable
-from fuseunion.core.tree.listing import candidates
+from fuseunion.core.tree.listing import candidates, listing
 from fuseunion.core.tree.lookup import existing, lookup, unreadable
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
+from fuseunion.steps import Steps
 
 
 class Union:
@@ -239,6 +240,10 @@ class Union:
         copy_up_special(self.state, file, change)
         return None
 
+    def is_copied_quickly(self, file: File) -> bool:
+        """Whether a copy-up may take no longer than a usual request: the job then says (CopyJob.quick)."""
+        return not stat.S_ISREG(file.kind) or is_quick(self.state, attributes.stat_of(self.state, file).st_size)
+
     def copy_up(self, file: File) -> None:
         """Copy a file up at once, with its data; nothing happens when it was before.
 
@@ -269,14 +274,29 @@ class Union:
         numbers, number = self.state.numbers, file.group.number
         return any(numbers.number(lower.st_dev, lower_ino) == number for lower in self.state.lowers)
 
-    def trees_to_copy(self, inode: Inode) -> Generator[File, None, None]:
-        """The files that have to be copied up before `inode` can be renamed; directories are copied on the way."""
+    def make_movable(self, inode: Inode) -> Generator[Sequence[File] | None, None, None]:
+        """Prepare what is to be renamed, in steps; the caller copies up the files that are yielded.
+
+        A directory becomes independent of the lowers (independence.make_independent).
+
+        Raises:
+            OSError: EROFS; as a copy-up.
+        """
         self.state.writable()
         if isinstance(inode, Directory):
-            if inode.lowers:
-                yield from rename.copy_tree(self.state, inode)
+            yield from independence.make_independent(self.state, inode)
         elif isinstance(inode, File) and not inode.in_upper:
-            yield inode
+            yield [inode]
+
+    def make_replaceable(self, inode: Inode) -> Generator[Sequence[File] | None, None, None]:
+        """Prepare what is to be replaced by a rename; as `make_movable`.
+
+        Raises:
+            OSError: ENOTEMPTY for a directory in which something is visible.
+        """
+        self.state.writable()
+        if isinstance(inode, Directory):
+            yield from independence.make_replaceable(self.state, inode)
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -304,12 +324,12 @@ class Union:
         """Remove a non-directory (remove.unlink)."""
         remove.unlink(self.state, directory, name)
 
-    def rmdir(self, directory: Directory, name: bytes) -> None:
-        """Remove an empty directory (remove.rmdir)."""
-        remove.rmdir(self.state, directory, name)
+    def rmdir(self, directory: Directory, name: bytes) -> Steps[None]:
+        """Remove an empty directory, in steps (remove.rmdir)."""
+        return remove.rmdir(self.state, directory, name)
 
     def rename(self, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
-        """Rename (rename.rename). Precondition: `trees_to_copy` of what moves is done."""
+        """Rename (rename.rename). Precondition: `make_movable` of what moves is done."""
         rename.rename(self.state, old_dir, old_name, new_dir, new_name, flags)
 
     # -- whole entries -----------------------------------------------------------------------------------------------
@@ -427,10 +447,10 @@ class Union:
         directory.check()
         return DirectoryHandle(directory)
 
-    def names(self, handle: DirectoryHandle, *, again: bool) -> list[bytes]:
+    def names(self, handle: DirectoryHandle, *, again: bool) -> Steps[Sequence[bytes]]:
         """The names of an open directory: a snapshot, made on the first call and when `again` is asked for."""
         if handle.names is None or again:
-            handle.names = candidates(handle.directory)
+            handle.names = yield from listing(handle.directory)
         return handle.names
 
     def release_directory(self, handle: DirectoryHandle) -> None:

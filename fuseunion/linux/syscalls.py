@@ -52,6 +52,9 @@ _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 
+_IN_MEMORY = frozenset({0x01021994, 0x858458F6})
+"""TMPFS_MAGIC, RAMFS_MAGIC (include/uapi/linux/magic.h)."""
+
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 
@@ -109,6 +112,17 @@ def filesystem_type(fd: int) -> int:
     _check(_libc.fstatfs(fd, buffer))
     # A long on most architectures, where the value may be negative; 32 bits are what all the numbers have.
     return int(struct.unpack_from("=I" if sys.byteorder == "little" else "@l", buffer)[0]) & 0xFFFFFFFF
+
+
+def is_in_memory(fd: int) -> bool:
+    """Whether a file lies on a filesystem that has no disk, where nothing waits for one (statfs(2), f_type).
+
+    Raises:
+        OSError: as fstatfs(2).
+    """
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.fstatfs(fd, buffer))
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) in _IN_MEMORY
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

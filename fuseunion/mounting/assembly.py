@@ -231,7 +231,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_opti
     """
     settings = Settings(
         volatile=_never_syncs(options),
-        acl=options.acl,
+        acl=options.keeps_acls,
         xattrs=options.xattrs,
         umask_pending=posix_acl,
         identity=identity(options),

@@ -7,6 +7,7 @@ side mounts the upper that the other left.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 import shutil
@@ -45,11 +46,11 @@ Draw = Callable[[bytes], Iterable[Operation]]
 """Makes the operations, given the root of the oracle."""
 
 
-def from_seed(seed: int, steps: int) -> Draw:
-    """The operations of a seed."""
+def from_seed(seed: int, steps: int, kind: type[Generator] = Generator) -> Draw:
+    """The operations that a kind of generator draws from a seed."""
 
     def draw(root: bytes) -> Iterable[Operation]:
-        generator = Generator(seed, root)
+        generator = kind(seed, root)
         return (generator.draw() for _ in range(steps))
 
     return draw
@@ -57,18 +58,19 @@ def from_seed(seed: int, steps: int) -> Draw:
 
 @dataclass(slots=True)
 class Lockstep:
-    """Runs sequences over one set of lowers, each from a fresh upper."""
+    """Runs sequences over one set of lowers, each from a fresh upper; `answers` counts those of the last one."""
 
     arena: Arena
     lowers: Sequence[Path]
     oracle: Oracle
     done: list[Operation]
+    answers: collections.Counter[str]
     _runs: itertools.count[int]
 
     @classmethod
     def over(cls, arena: Arena, lowers: Sequence[Path], oracle: Oracle) -> Lockstep:
         """A runner for these lowers, topmost first."""
-        return cls(arena, lowers, oracle, [], itertools.count())
+        return cls(arena, lowers, oracle, [], collections.Counter(), itertools.count())
 
     def run(self, draw: Draw) -> None:
         """Run a sequence; `done` holds the operations that were run.
@@ -76,6 +78,7 @@ class Lockstep:
         :raises DivergenceError: the two sides disagree
         """
         self.done = []
+        self.answers.clear()
         _Run(self, self.arena.directory(f"run{next(self._runs)}")).go(draw)
 
 
@@ -88,6 +91,11 @@ class _Run:
         self.since = 0
         for name in ("ours", "ours/merged", "theirs", "theirs/merged"):
             (directory / name).mkdir()
+        # A new upper of ours takes mode and owner of the topmost lower (docs/options.md).
+        top, upper = owner.lowers[0].stat(), directory / "theirs" / "upper"
+        upper.mkdir()
+        os.chown(upper, top.st_uid, top.st_gid)
+        upper.chmod(stat.S_IMODE(top.st_mode))
         arena = owner.arena
         self.ours = FuseunionMount(
             arena.place,
@@ -97,7 +105,7 @@ class _Run:
             ["allow_other"],
             work=directory / "ours" / "work",
         )
-        self.theirs = KernelMount(owner.lowers, directory / "theirs" / "upper", directory / "theirs" / "merged")
+        self.theirs = KernelMount(owner.lowers, upper, directory / "theirs" / "merged")
         self.our_world = World(os.fsencode(self.ours.merged))
         self.their_world = World(os.fsencode(self.theirs.merged))
 
@@ -157,6 +165,7 @@ class _Run:
             return
         before = self._ino(operation)
         got = self.our_world.perform(operation)
+        self.owner.answers[expected.error or "ok"] += 1
         if got != expected and not is_known(self.owner.oracle, operation, expected, got):
             kind = f"{operation.call}: expected {expected.error or 'ok'}, got {got.error or 'ok'}: "
             raise DivergenceError(kind, f"{operation}\n  expected {expected}\n  got      {got}")
@@ -233,15 +242,25 @@ def _prefixes(path: bytes) -> list[bytes]:
     return [b"/".join(parts[: count + 1]) for count in range(len(parts))]
 
 
-def check(arena: Arena, lowers: Sequence[Path], oracle: Oracle, seed: int, steps: int) -> None:
-    """Run the sequence of a seed; a divergence is cut down and reported with the layers that it is about."""
+def check(
+    arena: Arena,
+    lowers: Sequence[Path],
+    oracle: Oracle,
+    seed: int,
+    steps: int,
+    kind: type[Generator] = Generator,
+) -> collections.Counter[str]:
+    """Run the sequence of a seed; a divergence is cut down and reported with the layers that it is about.
+
+    :returns: how often each answer was given by both
+    """
     lockstep = Lockstep.over(arena, lowers, oracle)
     try:
-        lockstep.run(from_seed(seed, steps))
+        lockstep.run(from_seed(seed, steps, kind))
     except (AssertionError, OSError) as error:
         whole, first = list(lockstep.done), error
     else:
-        return
+        return lockstep.answers
 
     last: list[BaseException] = [first]
 

@@ -100,6 +100,7 @@ class Operation:
     data: bytes = b""
     name: str = ""
     uid: int = 0
+    groups: tuple[int, ...] = ()
     umask: int = 0o022
 
     def __str__(self) -> str:
@@ -154,7 +155,7 @@ class World:
     def perform(self, operation: Operation) -> Outcome:
         """Do one operation; whatever the system answers is the outcome."""
         try:
-            with acting_as(operation.uid, operation.umask):
+            with acting_as(operation.uid, operation.umask, operation.groups):
                 return Outcome(value=self._do(operation))
         except OSError as error:
             return Outcome(error=errno.errorcode[error.errno or 0])

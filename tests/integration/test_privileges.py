@@ -51,7 +51,7 @@ ACTS: dict[str, Callable[[Path], None]] = {
 def _files(prefix: str) -> dict[Name, Node]:
     found: dict[Name, Node] = {}
     for act in ACTS:
-        for mode in (0o6777, 0o4777, 0o2777, 0o2767):
+        for mode in (0o6777, 0o4777, 0o2777, 0o2767, 0o6767):
             found[f"{prefix}/{act}-{mode:o}"] = File(b"data", mode=mode)
         found[f"{prefix}/{act}-capability"] = File(b"data", mode=0o777, xattrs={"security.capability": CAPABILITY})
     return found

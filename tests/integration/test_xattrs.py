@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.actor import Role
 from tests.support.arena import Arena
 from tests.support.layers import Dir, File, Name, Node, Opacity, Opaque, Symlink
 from tests.support.twin import Twin
@@ -33,6 +34,23 @@ def test_like_a_plain_directory(arena: Arena) -> None:
         twin.both(lambda root: os.setxattr(root / "f", "user." + "n" * 251, b"too long"))
         twin.both(lambda root: os.setxattr(root / "f", "nonsense.x", b"1"))
         twin.remount()
+
+
+def test_without_attributes(arena: Arena) -> None:
+    """noxattrs=1: there are none, ACLs neither; and who does not own a file is judged by its mode."""
+    lower = arena.lower({"d": Dir(mode=0o775), "d/f": File(b"x", mode=0o664, xattrs={"user.a": b"1"})})
+    stranger = arena.actor.user.uid + 1
+    for path in ("d", "d/f"):
+        if arena.actor.role is Role.ROOT:
+            os.chown(lower / path, stranger, stranger)
+    arena.guard(lower)
+    with arena.mount(lower, options=["noxattrs=1"]) as mount:
+        assert os.listdir(mount / "d") == ["f"]
+        assert (mount / "d/f").read_bytes() == b"x"
+        for path in ("d", "d/f"):
+            with pytest.raises(OSError, match="not supported"):
+                os.getxattr(mount / path, "user.a")
+            assert os.listxattr(mount / path) == []
 
 
 def test_symbolic_links_are_not_followed_by_the_daemon(arena: Arena) -> None:

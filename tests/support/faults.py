@@ -9,16 +9,37 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import ModuleType
 from typing import Any
 
 from fuseunion.linux import syscalls
 
 _OF_OS = (
-    "access", "chmod", "chown", "copy_file_range", "fchmod", "fchown", "fstat", "fsync", "ftruncate", "getxattr",
-    "link", "listdir", "listxattr", "lseek", "lstat", "mkdir", "mknod", "open", "pread", "pwrite", "read", "readlink",
-    "removexattr", "rename", "rmdir", "setxattr", "stat", "symlink", "unlink", "utime", "write",
+    "access", "chmod", "chown", "copy_file_range", "fchmod", "fchown", "fdatasync", "fstat", "fsync", "ftruncate",
+    "getxattr", "link", "listdir", "listxattr", "lseek", "lstat", "mkdir", "mknod", "open", "pread", "preadv", "pwrite",
+    "read", "readlink", "removexattr", "rename", "rmdir", "scandir", "setxattr", "stat", "symlink", "unlink", "utime",
+    "write",
 )  # fmt: skip
 _OF_OURS = ("birth_time_ns", "ficlone", "name_to_handle_at", "openat2", "renameat2")
+
+
+Call = Callable[..., Any]
+
+
+def interpose(wrapped: Callable[[str, Call], Call]) -> list[tuple[ModuleType, str, Call]]:
+    """Put something else in the place of each of the functions.
+
+    :param wrapped: what to put in the place of a function, given its name and the function
+    :returns: module, name and function of each, as they were
+    """
+    real: list[tuple[ModuleType, str, Call]] = [
+        (module, name, getattr(module, name))
+        for module, names in ((os, _OF_OS), (syscalls, _OF_OURS))
+        for name in names
+    ]
+    for module, name, function in real:
+        setattr(module, name, wrapped(name, function))
+    return real
 
 
 class Fault:
@@ -47,7 +68,7 @@ def interrupted(number: int, action: Callable[[], None]) -> Iterator[Fault]:
     fault = Fault()
     left = number
 
-    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(name: str, function: Call) -> Call:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal left
             left -= 1
@@ -58,14 +79,8 @@ def interrupted(number: int, action: Callable[[], None]) -> Iterator[Fault]:
 
         return call
 
-    real = [
-        (module, name, getattr(module, name))
-        for module, names in ((os, _OF_OS), (syscalls, _OF_OURS))
-        for name in names
-    ]
+    real = interpose(counted)
     try:
-        for module, name, function in real:
-            setattr(module, name, counted(name, function))
         yield fault
     finally:
         for module, name, function in real:

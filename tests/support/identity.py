@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 
 @contextlib.contextmanager
-def acting_as(uid: int, umask: int = 0o022) -> Iterator[None]:
-    """Act as a user whose group has the same number and who has no supplementary groups; 0 stays root.
+def acting_as(uid: int, umask: int = 0o022, groups: Collection[int] = ()) -> Iterator[None]:
+    """Act as a user whose group has the same number; 0 stays root.
+
+    :param groups: the supplementary groups
 
     Only root, or the root of a user namespace, can act as others; an ordinary user acts under their own ids.
     """
@@ -22,9 +24,9 @@ def acting_as(uid: int, umask: int = 0o022) -> Iterator[None]:
             os.umask(previous)
         return
     before = os.umask(umask)
-    groups = os.getgroups()
+    own_groups = os.getgroups()
     try:
-        os.setgroups([])
+        os.setgroups(list(groups))
         if uid:
             os.setegid(uid)
             os.seteuid(uid)
@@ -33,7 +35,7 @@ def acting_as(uid: int, umask: int = 0o022) -> Iterator[None]:
         if uid:
             os.seteuid(0)
             os.setegid(0)
-        os.setgroups(groups)
+        os.setgroups(own_groups)
         os.umask(before)
 
 

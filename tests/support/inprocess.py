@@ -21,6 +21,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
+from fuseunion.steps import in_one_piece
 
 
 def own() -> Owner:
@@ -134,14 +135,15 @@ class InProcess:
         self.union.unlink(*self._split(path))
 
     def rmdir(self, path: str) -> None:
-        self.union.rmdir(*self._split(path))
+        in_one_piece(self.union.rmdir(*self._split(path)))
 
     def rename(self, source: str, target: str, flags: int = 0) -> None:
         ends = *self._split(source), *self._split(target)
         sources = [source, target] if flags & 2 else [source]
         for path in sources:
-            for file in self.union.trees_to_copy(self.find(path)):
-                self.copy(file)
+            for files in self.union.make_movable(self.find(path)):
+                for file in files or ():
+                    self.copy(file)
         self.union.rename(*ends, flags)
 
     def setattr(self, path: str, change: Change) -> None:
@@ -158,7 +160,7 @@ class InProcess:
         handle = self.union.opendir(directory)
         try:
             shown = []
-            for name in self.union.names(handle, again=True):
+            for name in in_one_piece(self.union.names(handle, again=True)):
                 inode = self.union.lookup(directory, name)
                 if inode is not None:
                     self.union.complete_links(inode, directory, name)
@@ -201,6 +203,7 @@ def in_process(
     allow_devices: bool = True,
     store: OverrideName | None = None,
     identity: Identity = IDENTITY,
+    volatile: bool = False,
 ) -> Iterator[InProcess]:
     """Open a union over existing directories, topmost lower first; closed at the end."""
     descriptors = Descriptors()
@@ -214,7 +217,7 @@ def in_process(
         area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices, descriptors=descriptors)
     if top is not None and area is not None:
         top.ownership = choose(top.root_fd, store, area.layer.root_fd, [layer.root_fd for layer in layers])
-    union = Union(layers, top, area, Settings(umask_pending=True, identity=identity))
+    union = Union(layers, top, area, Settings(umask_pending=True, identity=identity, volatile=volatile))
     try:
         yield InProcess(union)
     finally:

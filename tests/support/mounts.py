@@ -185,8 +185,7 @@ class FuseunionMount:
 
     def _check_work(self) -> None:
         if self.work is not None:
-            inner = self.work / "work"
-            assert not inner.exists() or not os.listdir(inner), f"left in {inner}: {os.listdir(inner)}"
+            _assert_empty(self.work / "work")
         if self.upper is None:
             return
         for name in sorted(set(os.listdir(self.upper.parent)) - self._siblings):
@@ -195,8 +194,7 @@ class FuseunionMount:
                 continue
             kept = set(os.listdir(added)) if added.is_dir() else {"(a file)"}
             assert kept & {"links", "fuseunion.db"}, f"left beside upper: {name} with {sorted(kept)}"
-            inner = added / "work"
-            assert not inner.exists() or not os.listdir(inner), f"left in {inner}: {os.listdir(inner)}"
+            _assert_empty(added / "work")
 
     def kill(self) -> None:
         """SIGKILL for the daemon, and the dead mount away: what a crash leaves. Also the way out of a failed test."""
@@ -209,6 +207,12 @@ class FuseunionMount:
                 libc.umount(str(self.merged), libc.MNT_DETACH)
             except PermissionError:
                 subprocess.run(["fusermount3", "-u", "-z", str(self.merged)], check=True)
+
+
+def _assert_empty(inner: Path) -> None:
+    """Nothing is left in WORK/work but what stays there for good, the mark of a volatile mount."""
+    left = set(os.listdir(inner)) - {"incompat"} if inner.exists() else None
+    assert not left, f"left in {inner}: {left}"
 
 
 @dataclass(slots=True)

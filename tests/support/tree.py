@@ -6,6 +6,7 @@ covered. Hard links are recorded as groups: `links` is the smallest path among t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -94,13 +95,20 @@ def _content(path: bytes, status: os.stat_result) -> str:
 
 
 def xattrs(path: bytes) -> tuple[tuple[str, bytes], ...]:
-    """The extended attributes of one object, not following a symbolic link; what may not be read is left out."""
+    """The extended attributes of one object, not following a symbolic link; what may not be read is left out.
+
+    A value that the kernel takes for malformed (security.capability) is shown as such.
+    """
     found = []
     for name in sorted(os.listxattr(path, follow_symlinks=False)):
         try:
             found.append((name, os.getxattr(path, name, follow_symlinks=False)))
         except PermissionError:
             continue
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            found.append((name, b"(malformed)"))
     return tuple(found)
 
 

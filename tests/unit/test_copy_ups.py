@@ -6,6 +6,7 @@ The union is a stand-in whose copies are moved in a thread that the test stops a
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.copy_up.files import CopyJob
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.serving.workers import COPIES, Workers
 from tests.support.gate import Gate
 from tests.support.inprocess import in_process
 
@@ -37,6 +40,8 @@ class FakeFile:
 
 class Job:
     """A copy-up that notes its steps in the union's list, and fails where it is told to."""
+
+    size = 0
 
     def __init__(self, union: FakeUnion, file: FakeFile, change: Change | None, *, quick: bool) -> None:
         self.quick = quick
@@ -99,11 +104,16 @@ SPECIAL = 99
 WHOLE = ["job", "move", "publish", "close"]
 
 
+def _copy_ups(union: object) -> CopyUps:
+    workers = Workers()
+    return CopyUps(union, workers, Reader(workers))  # type: ignore[arg-type]
+
+
 class Callers:
     """Calls of CopyUps.done by name, with what each got."""
 
     def __init__(self, union: FakeUnion) -> None:
-        self._copy_ups = CopyUps(union, Workers())  # type: ignore[arg-type]
+        self._copy_ups = _copy_ups(union)
         self.results: dict[str, bool | OSError] = {}
 
     async def call(self, name: str, file: FakeFile, change: Change | None = None) -> None:
@@ -322,6 +332,31 @@ async def test_cancelled_before_the_thread_starts(union: FakeUnion, callers: Cal
     assert callers.results == {"second": True}
 
 
+async def test_several_at_a_time_leave_a_thread(union: FakeUnion) -> None:
+    """What fails is told when the others are done, and what was not begun is not begun."""
+    files = [union.file(ino) for ino in range(1, 8)]
+    union.failures = [("publish", OSError(errno.ENOSPC, "full"))]
+    copy_ups = _copy_ups(union)
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+
+            async def copy() -> None:
+                with pytest.raises(OSError, match="full"):
+                    await copy_ups.all_done(files)  # type: ignore[arg-type]
+
+            nursery.start_soon(copy)
+            begun = files[: COPIES - 1]
+            for file in begun:
+                await union.gates[file.ino].reached.wait()
+            await wait_all_tasks_blocked()
+            assert {ino for step, ino in union.steps if step == "job"} == {file.ino for file in begun}
+            for file in begun:
+                union.gates[file.ino].open()
+    assert sum(file.in_upper for file in files) == len(begun) - 1
+    assert {ino for step, ino in union.steps if step == "job"} == {file.ino for file in begun}
+    assert not copy_ups._under_way
+
+
 # -- a real union ------------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +373,7 @@ async def test_the_change_comes_with_the_copy(tmp_path: Path) -> None:
     with in_process([lower], upper, work) as inside, trio.fail_after(LIMIT):
         file = inside.find("file")
         assert isinstance(file, File)
-        copy_ups = CopyUps(inside.union, Workers())
+        copy_ups = _copy_ups(inside.union)
         made: list[tuple[int, bool]] = []
 
         async def change(mode: int) -> None:
@@ -365,7 +400,7 @@ async def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeyp
     with in_process([lower], upper, work) as inside, trio.fail_after(LIMIT):
         file = inside.find("file")
         assert isinstance(file, File)
-        copy_ups = CopyUps(inside.union, Workers())
+        copy_ups = _copy_ups(inside.union)
         with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
             patch.setattr("fuseunion.core.copying.copy_data.copy", full)
             await copy_ups.done(file)
@@ -373,3 +408,33 @@ async def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeyp
         assert not list((work / "work").iterdir())
         assert await copy_ups.done(file) is True
         assert (upper / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("cold", [True, False], ids=["cold", "cached"])
+async def test_a_quick_copy_does_not_wait_for_a_disk_in_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold: bool
+) -> None:
+    """A small file of a volatile mount is copied in the loop only when the page cache holds it."""
+    lower, upper, work = _layers(tmp_path)
+    (lower / "file").read_bytes()
+    movers: list[int] = []
+    move = CopyJob.move
+
+    def noted(job: CopyJob) -> None:
+        movers.append(threading.get_ident())
+        move(job)
+
+    def nowait(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        assert flags == os.RWF_NOWAIT
+        if cold:
+            raise BlockingIOError(errno.EAGAIN, "not cached")
+        return len(buffers[0])
+
+    monkeypatch.setattr(CopyJob, "move", noted)
+    monkeypatch.setattr(os, "preadv", nowait)
+    with in_process([lower], upper, work, volatile=True) as inside, trio.fail_after(LIMIT):
+        file = inside.find("file")
+        assert isinstance(file, File)
+        assert await _copy_ups(inside.union).done(file) is True
+    assert [mover == threading.get_ident() for mover in movers] == [not cold]
+    assert (upper / "file").read_bytes() == b"content"

@@ -34,17 +34,18 @@ def _opened(layers: tuple[Path, bool]) -> AbstractContextManager[InProcess]:
 @contextmanager
 def _copying(union: InProcess, path: str) -> Iterator[Iterator[str]]:
     """Copy a tree up, file by file; the block goes on between two files."""
-    files = union.union.trees_to_copy(union.find(path))
+    preparation = union.union.make_movable(union.find(path))
 
     def steps() -> Iterator[str]:
-        for file in files:
-            yield ",".join(sorted(os.fsdecode(name) for _, name in file.names()))
-            union.copy(file)
+        for files in preparation:
+            for file in files or ():
+                yield ",".join(sorted(os.fsdecode(name) for _, name in file.names()))
+                union.copy(file)
 
     try:
         yield steps()
     finally:
-        files.close()
+        preparation.close()
 
 
 def test_directories_that_go_meanwhile(layers: tuple[Path, bool]) -> None:

@@ -19,7 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 from fuseunion.engines.fuse.serving.later import ended
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import Workers
-from fuseunion.linux import mountinfo
+from fuseunion.linux import syscalls
 from tests.support.gate import Gate
 
 pytestmark = pytest.mark.trio
@@ -134,14 +134,14 @@ async def test_a_file_of_which_a_part_is_cached(disk: Disk, fd: int, cached: int
 
 async def test_without_the_flag_on_a_disk(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
-    monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "nfs4")
+    monkeypatch.setattr(syscalls, "is_in_memory", lambda fd: False)
     assert await _read(Reader(Workers()), fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == IN_THREAD
 
 
 async def test_without_the_flag_in_memory(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.nowait = _without_flag
-    monkeypatch.setattr(mountinfo, "filesystem_type", lambda device: "tmpfs")
+    monkeypatch.setattr(syscalls, "is_in_memory", lambda fd: True)
     assert await _read(Reader(Workers()), fd, 3, 1000) == CONTENT[3:1003]
     assert disk.calls == DIRECT
 
@@ -149,12 +149,12 @@ async def test_without_the_flag_in_memory(disk: Disk, fd: int, monkeypatch: pyte
 async def test_a_filesystem_is_looked_up_once(disk: Disk, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def filesystem_type(device: int) -> str:
-        asked.append(device)
-        return "nfs4"
+    def is_in_memory(fd: int) -> bool:
+        asked.append(os.fstat(fd).st_dev)
+        return False
 
     disk.nowait = _without_flag
-    monkeypatch.setattr(mountinfo, "filesystem_type", filesystem_type)
+    monkeypatch.setattr(syscalls, "is_in_memory", is_in_memory)
     reader = Reader(Workers())
     for _ in range(3):
         await _read(reader, fd, 0, 10)

@@ -27,6 +27,7 @@ class Capabilities(NamedTuple):
         trusted_xattrs: trusted.* can be set.
         user_xattrs: user.* can be set.
         exchange, noreplace, whiteout: the flags of renameat2(2).
+        in_memory: there is no disk that anything would wait for.
     """
 
     whiteout_devices: bool
@@ -35,6 +36,7 @@ class Capabilities(NamedTuple):
     exchange: bool
     noreplace: bool
     whiteout: bool
+    in_memory: bool = False
 
     @property
     def xattr_prefix(self) -> bytes | None:
@@ -68,6 +70,7 @@ class Capabilities(NamedTuple):
                 exchange=probe.rename(syscalls.RENAME_EXCHANGE, target=True),
                 noreplace=probe.rename(syscalls.RENAME_NOREPLACE, target=False),
                 whiteout=allow_devices and probe.rename(syscalls.RENAME_WHITEOUT, target=False),
+                in_memory=syscalls.is_in_memory(work_fd),
             )
         finally:
             probe.clean()

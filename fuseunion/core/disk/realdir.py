@@ -27,8 +27,9 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import TypeVar, cast
 
 from fuseunion.core.disk import wh_files
@@ -49,6 +50,8 @@ _HOLD = os.O_PATH | os.O_NOFOLLOW
 _ON_THE_MOUNT = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _WITHOUT_LINKS = _ON_THE_MOUNT | syscalls.RESOLVE_NO_SYMLINKS
+
+_NAMES_AT_ONCE = 256
 
 _NO_DEVICE = 0
 """st_dev of what no filesystem says anything of."""
@@ -428,6 +431,31 @@ class RealDir:
             os.close(fd)
         self._wh_files = WhFiles(names)
         return names
+
+    def scan(self) -> Iterator[list[bytes]]:
+        """As `names`, some names at a time: for what may stop in between, while the directory changes.
+
+        A name that comes or goes meanwhile may be among them or not (readdir(3)); every other one is, once.
+
+        Raises:
+            OSError: as `names`.
+        """
+        try:
+            fd = self.open_itself()
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                return
+            raise
+        try:
+            with os.scandir(fd) as entries:
+                while some := [os.fsencode(entry.name) for entry in islice(entries, _NAMES_AT_ONCE)]:
+                    yield some
+        finally:
+            os.close(fd)
+
+    def learn_wh_files(self, names: Iterable[bytes]) -> None:
+        """The names of the directory that begin with `.wh.` are known; it has not changed since they were read."""
+        self._wh_files = WhFiles(names)
 
     # -- `.wh.` files ------------------------------------------------------------------------------------------------
 

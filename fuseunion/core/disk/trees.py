@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 from fuseunion.core.disk.realdir import RealDir
+from fuseunion.steps import Steps, in_one_piece
 
 _ALL_RIGHTS = 0o700
 
@@ -68,6 +69,11 @@ def walk(
 
 
 def remove(directory: RealDir, name: bytes) -> None:
+    """As `removal`, in one piece."""
+    in_one_piece(removal(directory, name))
+
+
+def removal(directory: RealDir, name: bytes) -> Steps[None]:
     """Remove one object with all that is in it; one that is not there is removed already.
 
     Raises:
@@ -75,7 +81,7 @@ def remove(directory: RealDir, name: bytes) -> None:
     """
     if not _unlinked(directory, name):
         below = directory.child(name)
-        empty(below)
+        yield from _emptying(below, ())
         below.close()
         directory.rmdir(name)
 
@@ -89,13 +95,18 @@ def empty(top: RealDir, keep: Container[bytes] = ()) -> None:
     Raises:
         OSError: as `remove`.
     """
-    levels = [_Level.entered(top, keep)]
+    in_one_piece(_emptying(top, keep))
+
+
+def _emptying(top: RealDir, keep: Container[bytes]) -> Steps[None]:
+    levels = [(yield from _Level.entered(top, keep))]
     while levels:
+        yield
         level = levels[-1]
         if level.names:
             name = level.names.pop()
             if not _unlinked(level.directory, name):
-                levels.append(_Level.entered(level.directory.child(name)))
+                levels.append((yield from _Level.entered(level.directory.child(name))))
             continue
         levels.pop()
         if level.closed_mode is not None:
@@ -119,10 +130,13 @@ class _Level(NamedTuple):
     closed_mode: int | None
 
     @classmethod
-    def entered(cls, directory: RealDir, keep: Container[bytes] = ()) -> _Level:
+    def entered(cls, directory: RealDir, keep: Container[bytes] = ()) -> Steps[_Level]:
         mode = stat.S_IMODE(directory.itself().stat().st_mode)
         open_up(directory)
-        names = [name for name in directory.names() if name not in keep]
+        names: list[bytes] = []
+        for some in directory.scan():
+            names += [name for name in some if name not in keep]
+            yield
         return cls(directory, names, mode if mode & _ALL_RIGHTS != _ALL_RIGHTS else None)
 
 

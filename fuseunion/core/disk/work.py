@@ -24,6 +24,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
+from fuseunion.steps import Steps
 
 log = logging.getLogger("fuseunion.work")
 
@@ -199,6 +200,10 @@ class WorkDirectory:
         self._names = itertools.count(1 + max(map(_number_of, left), default=-1))
         for name in left:
             self.remove_tree(name)
+
+    def removal(self, name: bytes) -> Steps[None]:
+        """As `remove_tree`, in steps."""
+        return trees.removal(self.tmp, name)
 
     def remove_tree(self, name: bytes) -> None:
         """Remove one object of WORK/work with all that is in it, if it is there (trees.remove)."""

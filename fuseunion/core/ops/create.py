@@ -172,6 +172,7 @@ def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
         made = st if fd < 0 else os.fstat(fd)
     except BaseException:
         _undo(state, place, kind)
+        place.directory.stale()
         raise
     if not os.path.samestat(made, st):
         raise os_error(errno.ESTALE, place.name)  # somebody put another there, which is not ours to remove

@@ -24,6 +24,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.lookup import FoundFile, existing, lookup, resolve
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
+from fuseunion.steps import in_one_piece
 
 Make = Callable[[RealDir, bytes], None]
 """`make(directory, name)` makes an object under a name that is free in a directory of the upper's filesystem."""
@@ -103,7 +104,7 @@ def remove(state: State, directory: Directory, name: bytes) -> None:
         unlink(state, directory, name)
         return
     with state.table.held(inode):
-        remove_directory(state, inode, directory, name)
+        in_one_piece(remove_directory(state, inode, directory, name))
 
 
 def uncover(state: State, directory: Directory, name: bytes) -> None:
@@ -117,6 +118,7 @@ def uncover(state: State, directory: Directory, name: bytes) -> None:
     if st is not None and is_whiteout(upper, name, st):
         upper.unlink(name)
     state.writable().whiteouts.drop_file_mark(upper, name)
+    directory.stale()
 
 
 def lower_stat(state: State, directory: Directory, name: bytes) -> os.stat_result | None:

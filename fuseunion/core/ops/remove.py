@@ -22,10 +22,11 @@ from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.listing import is_empty
+from fuseunion.core.tree.listing import found_empty
 from fuseunion.core.tree.lookup import existing, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
+from fuseunion.steps import Steps
 
 
 def unlink(state: State, directory: Directory, name: bytes) -> None:
@@ -56,8 +57,8 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
         name_gone(state, file, directory, name)
 
 
-def rmdir(state: State, directory: Directory, name: bytes) -> None:
-    """Remove a directory in which nothing is visible.
+def rmdir(state: State, directory: Directory, name: bytes) -> Steps[None]:
+    """Remove a directory in which nothing is visible: there may be very many whiteouts in it.
 
     Raises:
         OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, ENOSPC, EACCES; ESTALE for what was exchanged; nothing has changed
@@ -68,12 +69,14 @@ def rmdir(state: State, directory: Directory, name: bytes) -> None:
     with state.table.held(target):
         if not isinstance(target, Directory):
             raise os_error(errno.ENOTDIR, name)
-        if not is_empty(state, target):
+        if not (yield from found_empty(state, target)):
             raise os_error(errno.ENOTEMPTY, name)
-        remove_directory(state, target, directory, name)
+        if directory.children.get(name) is not target:
+            raise os_error(errno.ENOENT, name)  # somebody else was quicker
+        yield from remove_directory(state, target, directory, name)
 
 
-def remove_directory(state: State, target: Directory, directory: Directory, name: bytes) -> None:
+def remove_directory(state: State, target: Directory, directory: Directory, name: bytes) -> Steps[None]:
     """Remove a directory with whatever is in it, visible or not.
 
     Precondition: no inode beneath it is in the table.
@@ -82,29 +85,42 @@ def remove_directory(state: State, target: Directory, directory: Directory, name
         OSError: as `rmdir`; nothing has changed then.
     """
     upper = copy_up_directory(state, directory)
+    side = state.writable()
     positive = lower_is_positive(state, directory, name)
+    garbage: bytes | None = None
     if target.upper is None:
-        state.writable().whiteouts.cover(upper, name)
+        side.whiteouts.cover(upper, name)
     else:
         held = upper.hold(name)
         try:
             target.recognise(os.fstat(held))
-            _remove_upper_directory(state, target, upper, name, positive=positive)
+            garbage = _take_out(state, target, upper, name, positive=positive)
         except BaseException:
             os.close(held)
             raise
         target.upper.pin(held)
     directory_gone(state, target, directory, name)
+    if garbage is not None:
+        try:
+            yield from side.work.removal(garbage)
+        except OSError as error:
+            # The directory is gone for the user; what resists is garbage in work.
+            state.log.warning("cannot remove %r from the work directory: %s", garbage, error)
 
 
-def _remove_upper_directory(state: State, target: Directory, upper: RealDir, name: bytes, *, positive: bool) -> None:
+def _take_out(state: State, target: Directory, upper: RealDir, name: bytes, *, positive: bool) -> bytes | None:
+    """Remove a directory from the upper.
+
+    Returns:
+        Its name in the work directory; None when nothing is left of it.
+    """
     side = state.writable()
     if positive:
         removed = side.whiteouts.replace_directory(upper, name)
     else:
         try:
             upper.rmdir(name)
-            return
+            return None
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
@@ -114,11 +130,7 @@ def _remove_upper_directory(state: State, target: Directory, upper: RealDir, nam
     except OSError:
         _put_back(state, removed, upper, name)
         raise
-    try:
-        side.work.remove_tree(removed)
-    except OSError as error:
-        # The directory is gone for the user; what resists is garbage in work.
-        state.log.warning("cannot remove %r from the work directory: %s", removed, error)
+    return removed
 
 
 def _put_back(state: State, taken: bytes, upper: RealDir, name: bytes) -> None:

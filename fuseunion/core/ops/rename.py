@@ -1,8 +1,8 @@
 """rename(2), of directories of every kind too.
 
-Overlayfs answers EXDEV for a directory that a lower takes part in. Here its tree is copied up first, in place, where
-each step is an ordinary copy-up (`copy_tree`, driven by the caller because it may take long); then the directory is
-marked opaque, which changes nothing that is seen, and renamed like any other. A crash leaves a copied-up tree.
+Overlayfs answers EXDEV for a directory that a lower takes part in. Here its tree is made independent of the lowers
+first, in place (independence.py, driven by the caller because it may take long), which changes nothing that is seen;
+then it is renamed like any other. A crash leaves a copied-up tree.
 
 Whether the old name needs a whiteout depends on the lowers of the old parent alone; whether a moved directory has to be
 opaque, on those of the new one. Publishing is one rename wherever renameat2 has the flags (whiteout_writer.py).
@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.marks.marks import is_whiteout
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_name
-from fuseunion.core.ops.copy_up.origin_paths import note_path, note_paths_below
+from fuseunion.core.ops.copy_up.origin_paths import note_path
 from fuseunion.core.ops.create import check_name
 from fuseunion.core.ops.remove import directory_gone, holding, name_gone
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.listing import candidates, is_empty
+from fuseunion.core.tree.listing import is_empty
 from fuseunion.core.tree.lookup import existing, lookup, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux import syscalls
@@ -49,51 +47,6 @@ def check_flags(flags: int) -> None:
         raise os_error(errno.EINVAL)
 
 
-def copy_tree(state: State, directory: Directory) -> Generator[File, None, None]:
-    """Copy up every directory of a tree and yield every file that is still to be copied up.
-
-    What was copied stays copied, whatever the user does meanwhile: nothing in the upper ever becomes lower again.
-
-    Raises:
-        OSError: as a copy-up.
-    """
-    with ExitStack() as held:
-        held.enter_context(state.table.held(directory))
-        waiting = [directory]
-        while waiting:
-            current = waiting.pop()
-            if current.removed:
-                continue  # by somebody else, while files were copied
-            upper = copy_up_directory(state, current)
-            files: list[tuple[bytes, File]] = []
-            with opened(upper), ExitStack() as listed:
-                for name in candidates(current):
-                    child = lookup(state, current, name)
-                    if child is None:
-                        continue
-                    (held if isinstance(child, Directory) else listed).enter_context(state.table.held(child))
-                    if isinstance(child, Directory) and child.lowers:
-                        waiting.append(child)
-                    elif isinstance(child, File) and (child.group is not None or not child.in_upper):
-                        files.append((name, child))
-                kept = listed.pop_all()
-            with kept:
-                yield from _copy_files(state, current, upper, files)
-
-
-def _copy_files(
-    state: State, directory: Directory, upper: RealDir, files: list[tuple[bytes, File]]
-) -> Generator[File, None, None]:
-    """Yield the files of one directory that are to be copied up; see that each has its own name in the upper."""
-    for name, file in files:
-        if not file.in_upper:
-            yield file
-        # While it was copied, the name may have gone, or come to mean another file.
-        if file.group is not None and directory.children.get(name) is file:
-            with opened(upper):
-                link_name(state, file, directory, name)
-
-
 class _End(NamedTuple):
     """One end of a rename: a name, and where it is or comes to be in the upper."""
 
@@ -105,7 +58,7 @@ class _End(NamedTuple):
 def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
     """Rename, replace or exchange.
 
-    Precondition: the source (and with RENAME_EXCHANGE the target) was copied up, a directory with `copy_tree`.
+    Precondition: the source (and with RENAME_EXCHANGE the target) was copied up, a directory made independent.
 
     Raises:
         OSError: ENOENT, EEXIST, ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EROFS, ENAMETOOLONG, ENOSPC, EACCES; ESTALE for
@@ -239,52 +192,10 @@ def _make_independent(state: State, source: Inode, old: _End, new: _End) -> None
     note_path(state, source, old.directory, old.name)
     if not isinstance(source, Directory):
         return
-    assert source.upper is not None
-    merged = bool(source.lowers)
-    if merged:
-        note_paths_below(state, source)
-    if merged or lower_is_positive(state, new.directory, new.name):
+    assert source.upper is not None and not source.lowers, "it is independent already"
+    if lower_is_positive(state, new.directory, new.name):
         with source.grasp() as held:
             state.writable().whiteouts.make_opaque(held, source.upper)
-    if merged:
-        _detach(source)
-        _drop_whiteouts(source.upper)
-
-
-def _detach(directory: Directory) -> None:
-    """The lowers take no part any more in a directory and all that is known below it."""
-    waiting = [directory]
-    while waiting:
-        current = waiting.pop()
-        for real in current.lowers:
-            real.close()
-        current.lowers = ()
-        current.stale()
-        waiting += [child for child in current.children.values() if isinstance(child, Directory)]
-
-
-def _drop_whiteouts(directory: RealDir) -> None:
-    """Remove whiteouts that hide nothing any more: the kernel would list them as device nodes."""
-    waiting, passed = [directory], list[RealDir]()
-    while waiting:
-        current = waiting.pop()
-        with opened(current):
-            useless: list[bytes] = []
-            for name in current.names():
-                st = current.stat(name)
-                if st is None:
-                    continue
-                if stat.S_ISDIR(st.st_mode):
-                    passed.append(current.child(name, st))
-                    waiting.append(passed[-1])
-                elif is_whiteout(current, name, st):
-                    useless.append(name)
-            if useless:
-                with current.times_kept():
-                    for name in useless:
-                        current.unlink(name)
-    for real in passed:
-        real.close()
 
 
 # -- the move ---------------------------------------------------------------------------------------------------------

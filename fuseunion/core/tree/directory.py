@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,10 +16,20 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.linux.real_object import RealObject
 
 
-class Directory(Inode):
-    """A directory of the merged tree."""
+class Names(list[bytes]):
+    """A list of the names in a directory, each once. Nobody changes it: all who list the directory share it."""
 
-    __slots__ = ("_removed", "children", "default_acl", "lowers", "name", "parent", "upper")
+    __slots__ = ("__weakref__",)
+
+
+class Directory(Inode):
+    """A directory of the merged tree.
+
+    Attributes:
+        changes: goes up with every change of the directory, and so of the names in it.
+    """
+
+    __slots__ = ("_names", "_removed", "changes", "children", "default_acl", "lowers", "name", "parent", "upper")
 
     def __init__(
         self,
@@ -36,6 +47,22 @@ class Directory(Inode):
         self.children: dict[bytes, Inode] = {}
         self.default_acl: bytes | None = None  # b"" when there is none, None when not yet asked
         self._removed = False
+        self.changes = 0
+        self._names: weakref.ref[Names] | None = None
+
+    def stale(self) -> None:
+        super().stale()
+        self.changes += 1
+        self._names = None
+
+    @property
+    def listed(self) -> Names | None:
+        """The names in the directory, if somebody has listed it since the last change, and still needs them."""
+        return None if self._names is None else self._names()
+
+    def share(self, names: Names) -> None:
+        """The directory was listed, and has not changed meanwhile."""
+        self._names = weakref.ref(names)
 
     @property
     def removed(self) -> bool:

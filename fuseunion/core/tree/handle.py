@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.directory import Directory, Names
 from fuseunion.core.tree.file import File
 
 
@@ -46,7 +46,7 @@ class DirectoryHandle:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.names: list[bytes] | None = None
+        self.names: Names | None = None
         directory.keep(self)
 
 

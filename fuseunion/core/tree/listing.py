@@ -3,44 +3,85 @@
 A listing is a snapshot: the names of all layers, each once, taken when the listing begins (and again after a rewind).
 An entry's offset is its place in the snapshot plus one, so it stays true while names come and go. Whether a name
 is visible, and what it is, is decided by `lookup` when the entry is sent: one set of rules, in one place.
+
+Who lists a directory that has not changed since somebody else did shares the snapshot. A directory may hold very many
+names, so all of this is done in steps.
 """
 
 from __future__ import annotations
 
 from fuseunion.core.disk.permission import opened
+from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format.xattr_names import MalformedError
-from fuseunion.core.tree.directory import Directory
+from fuseunion.core.tree.directory import Directory, Names
 from fuseunion.core.tree.lookup import resolve
 from fuseunion.core.tree.state import State
+from fuseunion.steps import Steps, in_one_piece
+
+_AT_ONCE = 16
 
 
-def candidates(directory: Directory) -> list[bytes]:
+def listing(directory: Directory) -> Steps[Names]:
     """Every name that may be visible in the directory, each once; what a whiteout hides may be among them.
+
+    A name that comes or goes between two steps may be among them or not; every other one is.
 
     Raises:
         OSError: of the layers.
     """
-    if directory.removed:
-        return []
-    layers = directory.layers()
-    if len(layers) == 1:
-        return [name for name in layers[0].names() if not is_reserved(name)]
+    shared = directory.listed
+    if shared is not None:
+        return shared
+    changes = directory.changes
     # Lowest layer first, as overlayfs lists (fs/overlayfs/readdir.c ovl_dir_read_merged).
     merged: dict[bytes, None] = {}
-    for real in reversed(layers):
-        merged.update(dict.fromkeys(real.names()))
-    return [name for name in merged if not is_reserved(name)]
+    marks: dict[RealDir, list[bytes]] = {}
+    for real in () if directory.removed else reversed(directory.layers()):
+        marks[real] = found = []
+        for names in real.scan():
+            for name in names:
+                if is_reserved(name):
+                    found.append(name)
+                else:
+                    merged[name] = None
+            yield
+    result = Names(merged)
+    if directory.changes == changes:
+        directory.share(result)
+        for real, found in marks.items():
+            real.learn_wh_files(found)
+    return result
+
+
+def candidates(directory: Directory) -> Names:
+    """As `listing`, in one piece."""
+    return in_one_piece(listing(directory))
+
+
+def found_empty(state: State, directory: Directory) -> Steps[bool]:
+    """True when nothing is visible in the directory: when this ends, whatever happened in between."""
+    while True:
+        changes = directory.changes
+        layers = directory.layers()
+        names = yield from listing(directory)
+        for start in range(0, len(names), _AT_ONCE):
+            with opened(directory.upper):
+                if any(_is_visible(state, directory, layers, name) for name in names[start : start + _AT_ONCE]):
+                    return False
+            if start + _AT_ONCE < len(names):
+                yield
+        if directory.changes == changes:
+            return True
 
 
 def is_empty(state: State, directory: Directory) -> bool:
-    """True when nothing is visible in the directory."""
-    layers = directory.layers()
-    with opened(directory.upper):
-        for name in candidates(directory):
-            try:
-                if name in directory.children or resolve(state, layers, name) is not None:
-                    return False
-            except MalformedError:
-                return False  # listed, and so in the way, whatever it is
-    return True
+    """As `found_empty`, in one piece."""
+    return in_one_piece(found_empty(state, directory))
+
+
+def _is_visible(state: State, directory: Directory, layers: tuple[RealDir, ...], name: bytes) -> bool:
+    try:
+        return name in directory.children or resolve(state, layers, name) is not None
+    except MalformedError:
+        return True  # listed, and so in the way, whatever it is

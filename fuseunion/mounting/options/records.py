@@ -115,6 +115,15 @@ class Options(NamedTuple):
     """Words of the mount-program form that were not understood, to be reported one line each."""
 
     @property
+    def keeps_acls(self) -> bool:
+        """Whether there are ACLs: they are extended attributes.
+
+        The kernel must not be told of them otherwise: it asks for the ACL of whatever the caller does not own, and
+        takes EOPNOTSUPP for the answer to the caller's request (fs/fuse/acl.c fuse_get_acl).
+        """
+        return self.acl and self.xattrs
+
+    @property
     def wants_access_times(self) -> str:
         """The words that ask for access times, for a message; empty when none does."""
         return ", ".join(word for word in self.access_times if word in ACCESS_TIMES)

@@ -60,6 +60,8 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
     directory.absent_xattrs = frozenset()
     # The number and what is shown stay; only the place where they are read changes.
     directory.stale()
+    if directory.parent is not None:
+        directory.parent.stale()  # its times are others where they could not be kept
     return parent.child(directory.name, made)
 
 

@@ -37,6 +37,12 @@ _INLINE_BYTES = 128 * 1024
 _PATH_MAX = 4095
 
 
+def is_quick(state: State, size: int) -> bool:
+    """True when copying so many bytes takes no longer than a usual request, if it need not wait for a disk."""
+    cheap = state.settings.volatile or state.writable().work.capabilities.in_memory
+    return size == 0 or (cheap and size <= _INLINE_BYTES)
+
+
 class CopyJob:
     """The copy-up of one regular file, with the change that made it necessary.
 
@@ -45,6 +51,10 @@ class CopyJob:
 
     Args:
         change: what is to be different in the copy, or None.
+
+    Attributes:
+        source: a descriptor of the lower file.
+        size: how many bytes of it are to be copied.
     """
 
     def __init__(self, state: State, file: File, change: Change | None) -> None:
@@ -53,12 +63,12 @@ class CopyJob:
         self._file = file
         self._change = change or Change()
         assert isinstance(file.place, InLower)
-        self._source = self._target = -1
+        self.source = self._target = -1
         self._name: bytes | None = None
         state.descriptors.take_for_copy()
         try:
-            self._source = file.open(os.O_RDONLY)
-            self._st = os.fstat(self._source)
+            self.source = file.open(os.O_RDONLY)
+            self._st = os.fstat(self.source)
             self._shown = stat_of(state, file)
             self._lower = state.layer_of(file)
             wanted = self._change.size
@@ -72,8 +82,8 @@ class CopyJob:
 
     @property
     def quick(self) -> bool:
-        """True when `move` takes no longer than a usual request."""
-        return self.size == 0 or (self._state.settings.volatile and self.size <= _INLINE_BYTES)
+        """True when `move` takes no longer than a usual request, if it need not wait for a disk."""
+        return is_quick(self._state, self.size)
 
     def move(self) -> None:
         """The slow part; may run in any thread.
@@ -81,10 +91,10 @@ class CopyJob:
         Raises:
             OSError: ENOSPC, EDQUOT, EIO; EPERM or EINVAL when owner or attributes cannot be kept.
         """
-        shared = copy_data.copy(self._source, self._target, self.size, self._st.st_size)
+        shared = copy_data.copy(self.source, self._target, self.size, self._st.st_size)
         if self._change.size is not None:
             os.ftruncate(self._target, self._change.size)
-        source, target = RealObject(self._source), RealObject(self._target)
+        source, target = RealObject(self.source), RealObject(self._target)
         dress(self._state, self._file, self._lower, source, target, self._shown, self._change)
         if self.size and not shared and not self._state.settings.volatile:
             os.fsync(self._target)
@@ -109,7 +119,7 @@ class CopyJob:
         if self._name is not None and self._target >= 0:
             self._upper.work.unlink(self._name)
         with ExitStack() as stack:  # close(2) may fail on a network filesystem; the other one is closed all the same
-            for fd in (self._source, self._target):
+            for fd in (self.source, self._target):
                 if fd >= 0:
                     stack.callback(os.close, fd)
 
@@ -140,6 +150,7 @@ def _show(state: State, file: File, temporary: bytes, lower_st: os.stat_result) 
             location = target, name
             with covering(state, group, directory, name), target.times_kept():
                 upper.work.install(temporary, target, name)
+            directory.stale()  # its times are others where they could not be kept
         elif not file.handles:
             pin = tmp.hold(temporary)
         undo.pop_all()

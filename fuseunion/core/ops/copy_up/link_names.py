@@ -125,6 +125,7 @@ def link_name(state: State, file: File, directory: Directory, name: bytes) -> No
         return
     with covering(state, file.group, directory, name), target.times_kept():
         link_into(file, target, name)
+    directory.stale()  # its times are others where they could not be kept
     file.leads_to(target, name)
     file.stale()
 

@@ -7,15 +7,12 @@ remount.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
-from fuseunion.core.disk.permission import as_owner_of, opened
+from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks import origin_mark
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.listing import candidates
-from fuseunion.core.tree.lookup import FoundFile, lookup, resolve
+from fuseunion.core.tree.lookup import FoundFile, resolve
 from fuseunion.core.tree.state import State
 
 
@@ -50,20 +47,3 @@ def note_path(state: State, inode: Inode, directory: Directory, name: bytes) -> 
             return True  # the lower was changed: the mark is no longer true
         completed = origin_mark.with_path(value, origin_mark.path_of(real, name))
         return completed is not None and as_owner_of(held, lambda: origin_mark.rewrite(held, prefix, completed))
-
-
-def note_paths_below(state: State, directory: Directory) -> None:
-    """Complete the marks of all that moves along with a directory."""
-    with ExitStack() as held:
-        waiting = [directory]
-        while waiting:
-            current = waiting.pop()
-            with opened(current.upper):
-                for name in candidates(current):
-                    child = lookup(state, current, name)
-                    if isinstance(child, Directory) and child.lowers:
-                        held.enter_context(state.table.held(child))
-                        waiting.append(child)
-                    if child is not None:
-                        with state.table.held(child):
-                            note_path(state, child, current, name)

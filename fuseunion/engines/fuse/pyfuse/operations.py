@@ -24,6 +24,7 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.pyfuse.boundary import answered
 from fuseunion.engines.fuse.pyfuse.replies import Replies
 from fuseunion.engines.fuse.serving.later import ended
+from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.linux.os_error import os_error
 
@@ -126,16 +127,22 @@ class Operations(pyfuse3.Operations):
             # chown(2) with -1 for both ids asks for nothing but a new time of change (fs/open.c chown_common).
             touch=not any((*wanted, fields.update_atime, fields.update_mtime)),
         )
-        if change.size is not None and change.mode is None and isinstance(target, File):
-            change = change._replace(mode=self._mode_without_setgid(target, ctx))
+        if change.size is not None and isinstance(target, File):
+            change = change._replace(mode=self._mode_without_setgid(target, change.mode, ctx))
         await ended(self._requests.change(target, change))
-        return self._replies.attributes(target)
+        return self._requests.look_after_change(target, self._replies)
 
-    def _mode_without_setgid(self, file: File, ctx: RequestContext) -> int | None:
-        """The mode of a file after somebody who is not in its group changed its data, if that is another."""
+    def _mode_without_setgid(self, file: File, wanted: int | None, ctx: RequestContext) -> int | None:
+        """The mode that a file gets when somebody changes its data; None when it keeps its own.
+
+        Args:
+            wanted: what the kernel asks for with the change: the mode without the set-user-ID bit, if it had one.
+        """
         mode = self._union.stat(file)[0].st_mode
+        if wanted is not None:
+            mode = stat.S_IFMT(mode) | stat.S_IMODE(wanted)
         at_risk = setgid_is_at_risk(mode) and self._callers.is_outsider(file, ctx)
-        return mode & ~stat.S_ISGID if at_risk else None
+        return mode & ~stat.S_ISGID if at_risk else wanted
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -160,7 +167,9 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._told(await ended(self._requests.link(inode, new_parent_inode, new_name)))
+        file = await ended(self._requests.link(inode, new_parent_inode, new_name))
+        self._requests.look_after_change(file, self._replies)
+        return self._told(file)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -168,7 +177,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._requests.rmdir(parent_inode, name)
+        await ended(self._requests.rmdir(parent_inode, name))
 
     @answered
     async def rename(
@@ -180,7 +189,7 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        await self._requests.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        await ended(self._requests.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags))
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -189,15 +198,16 @@ class Operations(pyfuse3.Operations):
         file = self._requests.file(inode)
         handle = await ended(self._requests.open(file, flags))
         try:
+            # Before the change, since nothing may fail after it.
+            outsider = bool(flags & os.O_TRUNC or handle.writable) and self._callers.is_outsider(file, ctx)
             if flags & os.O_TRUNC:
                 # Whatever the access mode: the kernel has checked that the caller may write (fs/namei.c may_open).
-                outsider = self._callers.is_outsider(file, ctx)
                 privileged = self._callers.keeps_set_id(ctx)
                 change = self._union.truncation(file, 0, privileged=privileged, outsider=outsider)
                 await ended(self._requests.change(file, change))
                 if change.mode is not None:
-                    self._requests.mode_changed(file)
-            handle.outsider = handle.writable and self._callers.is_outsider(file, ctx)
+                    self._requests.attributes_changed(file)
+            handle.outsider = handle.writable and outsider
         except BaseException:
             self._union.release_file(handle)
             raise
@@ -221,7 +231,7 @@ class Operations(pyfuse3.Operations):
         if not handle.file.in_upper:
             await self._requests.copy_ups.done(handle.file)
         if handle.outsider and self._union.drop_setgid(handle.file):
-            self._requests.mode_changed(handle.file)
+            self._requests.attributes_changed(handle.file)
         return self._union.write(handle, buf, off)
 
     @answered
@@ -250,7 +260,8 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._directory_handle(fh)
         directory = handle.directory
-        names = self._union.names(handle, again=start_id == 0)
+        names = await in_steps(self._union.names(handle, again=start_id == 0))
+        pace = Pace()
         position = start_id
         for offset, dots, special in ((0, b".", directory), (1, b"..", directory.parent or directory)):
             if start_id <= offset:
@@ -267,6 +278,7 @@ class Operations(pyfuse3.Operations):
             if sent is Sent.NO_SPACE:
                 return
             position += sent is Sent.DONE
+            await pace.pause()
 
     def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> Sent:
         """Send one entry. Raises as Requests.listed."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.leases import Patience
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+
+_AT_ONCE = COPIES - 1
 
 
 class CopyUps:
@@ -19,14 +24,45 @@ class CopyUps:
 
     Args:
         workers: whose threads move the data.
+        reader: what knows whether data would have to be waited for.
     """
 
-    __slots__ = ("_under_way", "_union", "_workers")
+    __slots__ = ("_reader", "_under_way", "_union", "_workers")
 
-    def __init__(self, union: Union, workers: Workers) -> None:
+    def __init__(self, union: Union, workers: Workers, reader: Reader) -> None:
         self._union = union
         self._workers = workers
+        self._reader = reader
         self._under_way: dict[int, trio.Event] = {}
+
+    def now(self, file: File, change: Change | None = None) -> bool | None:
+        """Copy a file up at once, if that takes no longer than a usual request. Arguments and errors as of `done`.
+
+        Returns:
+            True when the change was made with the copy; False when it is still to be made, because the file is in the
+            upper already; None when it takes longer.
+        """
+        if file.in_upper:
+            return False
+        if file.ino in self._under_way or not self._union.is_copied_quickly(file):
+            return None
+        try:
+            job = self._union.copy_job(file, change)
+        except BlockingIOError:
+            return None
+        if job is None:
+            return True
+        try:
+            if not job.quick or self._would_wait(job.source, job.size):
+                return None
+            job.move()
+            job.publish()
+        finally:
+            job.close()
+        return True
+
+    def _would_wait(self, source: int, size: int) -> bool:
+        return bool(size) and self._reader.would_wait(source, size)
 
     async def done(self, file: File, change: Change | None = None) -> bool:
         """Return when the file is in the upper.
@@ -55,7 +91,7 @@ class CopyUps:
                 return True
             event = self._under_way[file.ino] = trio.Event()
             try:
-                if job.quick:
+                if job.quick and not self._would_wait(job.source, job.size):
                     job.move()
                 else:
                     await self._workers.copy(job.move)
@@ -67,3 +103,27 @@ class CopyUps:
                 job.close()
             return True
         return False
+
+    async def all_done(self, files: Sequence[File]) -> None:
+        """Return when files are in the upper.
+
+        Some are copied at a time: the disk then puts them on its journal together. A thread is left for others.
+
+        Raises:
+            OSError: as `done`, of the first that failed; nothing is under way any more.
+        """
+        failures: list[OSError] = []
+
+        async def copied(file: File) -> None:
+            try:
+                await self.done(file)
+            except OSError as error:
+                failures.append(error)
+
+        slow = [file for file in files if self.now(file) is None]
+        for start in range(0, len(slow), _AT_ONCE):
+            async with trio.open_nursery() as nursery:
+                for file in slow[start : start + _AT_ONCE]:
+                    nursery.start_soon(copied, file)
+            if failures:
+                raise failures[0]

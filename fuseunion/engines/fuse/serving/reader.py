@@ -12,10 +12,7 @@ from typing import cast
 
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.serving.workers import Workers
-from fuseunion.linux import mountinfo
-
-# statfs(2) f_type is not offered by Python; the names in /proc/self/mountinfo would cost a parse per device.
-_IN_MEMORY = frozenset({"tmpfs", "ramfs", "rootfs"})
+from fuseunion.linux import syscalls
 
 
 class Reader:
@@ -54,15 +51,30 @@ class Reader:
         # pyfuse3 takes any buffer; a copy into bytes would only cost time.
         return cast(bytes, buffer)
 
-    def never_waits(self, fd: int) -> bool:
-        """True for a file of a filesystem in memory that does not know RWF_NOWAIT."""
-        return bool(self._direct) and self._direct.get(os.fstat(fd).st_dev) is True
-
     def _read_without_flag(self, fd: int, offset: int, size: int) -> bytes | Later[bytes]:
+        if self.never_waits(fd):
+            return os.pread(fd, size, offset)
+        return self._workers.read(os.pread, fd, size, offset)
+
+    def never_waits(self, fd: int) -> bool:
+        """Whether a file lies on a filesystem in memory."""
         device = os.fstat(fd).st_dev
         direct = self._direct.get(device)
         if direct is None:
-            direct = self._direct[device] = mountinfo.filesystem_type(device) in _IN_MEMORY
-        if direct:
-            return os.pread(fd, size, offset)
-        return self._workers.read(os.pread, fd, size, offset)
+            direct = self._direct[device] = syscalls.is_in_memory(fd)
+        return direct
+
+    def would_wait(self, fd: int, size: int) -> bool:
+        """Whether reading the first `size` bytes of a file would have to wait for a disk.
+
+        Raises:
+            OSError: EIO and the like.
+        """
+        try:
+            return os.preadv(fd, [bytearray(size)], 0, os.RWF_NOWAIT) < size
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return not self.never_waits(fd)

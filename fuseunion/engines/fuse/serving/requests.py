@@ -19,8 +19,9 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import Protocol, TypeAlias, TypeVar
 
 import pyfuse3
 import trio
@@ -38,6 +39,7 @@ from fuseunion.engines.fuse import questions
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
+from fuseunion.engines.fuse.serving.pace import Pace, now_or_in_steps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.settle import settle
 from fuseunion.engines.fuse.serving.workers import Workers
@@ -54,6 +56,9 @@ COUNTS_XATTR = questions.COUNTS.encode()
 OWNER_XATTR = b"user.containers.override_stat"
 
 T = TypeVar("T")
+
+Preparation: TypeAlias = Generator[Sequence[File] | None, None, None]
+"""Steps before a rename, which say what has to be copied up meanwhile (Union.make_movable)."""
 _Entry = TypeVar("_Entry", covariant=True)
 
 
@@ -84,8 +89,8 @@ class Requests:
         self.own_root = own_root
         self.callers = Callers(union, own_root=own_root)
         self.workers = Workers()
-        self.copy_ups = CopyUps(union, self.workers)
         self.reader = Reader(self.workers)
+        self.copy_ups = CopyUps(union, self.workers, self.reader)
         # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
         self._retyped: dict[int, Inode] = {}
         self.device = -1
@@ -139,7 +144,11 @@ class Requests:
     def change(self, target: Inode, change: Change) -> Later[None] | None:
         """Make a change; one to a file of a lower together with its copy-up."""
         if isinstance(target, File) and not target.in_upper:
-            return self._change_with_copy(target, change)
+            made = self.copy_ups.now(target, change)
+            if made is None:
+                return self._change_with_copy(target, change)
+            if made:
+                return None
         return now_or_patiently(lambda: self.union.setattr(target, change))
 
     async def _change_with_copy(self, target: File, change: Change) -> None:
@@ -148,9 +157,28 @@ class Requests:
             if result is not None:
                 await result
 
+    def look_after_change(self, inode: Inode, entries: Entries[T]) -> T:
+        """The entry of an object whose change is made, and cannot be taken back.
+
+        A look that fails for a moment is repeated: the caller would be told that nothing has happened. Where it fails
+        again, the kernel has to ask anew, since it goes on believing what it knew (fs/fuse/dir.c fuse_do_setattr).
+
+        Raises:
+            OSError: of the layer.
+        """
+        try:
+            return entries.attributes(inode)
+        except OSError as error:
+            log.warning("inode %d was changed, but could not be looked at: %s", inode.ino, error)
+        try:
+            return entries.attributes(inode)
+        except OSError:
+            self.attributes_changed(inode)
+            raise
+
     @staticmethod
-    def mode_changed(inode: Inode) -> None:
-        """Tell the kernel that a mode is another, where it does not think of asking: it remembers attributes apart
+    def attributes_changed(inode: Inode) -> None:
+        """Tell the kernel that attributes are others, where it does not think of asking: it remembers them apart
         (fs/fuse/inode.c fuse_change_attributes, inval_mask), and stat(1) asks for what it shows."""
         pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.ino), attr_only=True)
 
@@ -165,7 +193,7 @@ class Requests:
     def link(self, number: int, parent: int, name: bytes) -> File | Later[File]:
         """Give a file one more name."""
         file = self.file(number)
-        if not file.in_upper:
+        if not file.in_upper and self.copy_ups.now(file) is None:
             return self._link_copy(file, parent, name)
         return self.union.link(file, self.union.directory(parent), name)
 
@@ -177,31 +205,62 @@ class Requests:
         """Remove a non-directory."""
         self.union.unlink(self.union.directory(parent), name)
 
-    def rmdir(self, parent: int, name: bytes) -> None:
+    def rmdir(self, parent: int, name: bytes) -> Later[None] | None:
         """Remove an empty directory."""
-        self.union.rmdir(self.union.directory(parent), name)
+        result = now_or_in_steps(self.union.rmdir(self.union.directory(parent), name))
+        return result if result is None else self._long(result)
 
-    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+    async def _long(self, operation: Later[None]) -> None:
+        with self.workers.long_operation():
+            await operation
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Later[None] | None:
         """Rename; what a lower holds is copied up first."""
         check_flags(flags)
         old = self.union.directory(parent)
         new = self.union.directory(new_parent)
-        await self._ready_to_move(old, name)
-        if flags & pyfuse3.RENAME_EXCHANGE:
-            await self._ready_to_move(new, new_name)
+        preparation = self._ready_to_rename(old, name, new, new_name, flags)
+        pace = Pace()
+        for files in preparation:
+            if files or pace.is_over:
+                return self._rename_later(preparation, files, old, name, new, new_name, flags)
         # The kernel holds both parents locked, so the names still mean what they meant.
         self.union.rename(old, name, new, new_name, flags)
+        return None
 
-    async def _ready_to_move(self, directory: Directory, name: bytes) -> None:
+    async def _rename_later(
+        self,
+        preparation: Preparation,
+        files: Sequence[File] | None,
+        old: Directory,
+        name: bytes,
+        new: Directory,
+        new_name: bytes,
+        flags: int,
+    ) -> None:
+        pace = Pace()
+        with self.workers.long_operation():
+            with closing(preparation):
+                await self.copy_ups.all_done(files or ())
+                for more in preparation:
+                    await self.copy_ups.all_done(more or ())
+                    await pace.pause()
+            self.union.rename(old, name, new, new_name, flags)
+
+    def _ready_to_rename(self, old: Directory, name: bytes, new: Directory, new_name: bytes, flags: int) -> Preparation:
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            yield from self._make_movable(new, new_name)
+        else:
+            target = self.union.lookup(new, new_name)
+            if target is not None:
+                yield from self.union.make_replaceable(target)
+        yield from self._make_movable(old, name)
+
+    def _make_movable(self, directory: Directory, name: bytes) -> Preparation:
         """Copy up what is to be renamed, with all that is in it."""
         inode = self.union.existing(directory, name)
         self.union.complete_links(inode, directory, name)
-        files = self.union.trees_to_copy(inode)
-        try:
-            for file in files:
-                await self.copy_ups.done(file)
-        finally:
-            files.close()
+        yield from self.union.make_movable(inode)
 
     # -- listings ----------------------------------------------------------------------------------------------------
 
@@ -302,7 +361,7 @@ class Requests:
         restates = self.own_root and name == OWNER_XATTR
         if not restates:
             self.union.check_xattr_name(name)
-        if isinstance(target, File) and not target.in_upper:
+        if isinstance(target, File) and not target.in_upper and self.copy_ups.now(target) is None:
             return self._setxattr_of_copy(target, name, value, caller)
         self._setxattr(target, name, value, caller)
         return None
@@ -315,12 +374,13 @@ class Requests:
         if self.own_root and name == OWNER_XATTR:
             self._restate(target, value)
             return
+        outsider = name == xattr_names.POSIX_ACL_ACCESS and self.callers.is_outsider(target, caller)
         self.union.setxattr(target, name, value)
-        if name == xattr_names.POSIX_ACL_ACCESS and self.callers.is_outsider(target, caller):
+        if outsider:
             self.union.drop_setgid(target, always=True)  # fs/posix_acl.c posix_acl_update_mode
         if name == xattr_names.POSIX_ACL_ACCESS and self.own_root:
             # Without FUSE_POSIX_ACL the kernel does not know that an ACL changes the mode.
-            self.mode_changed(target)
+            self.attributes_changed(target)
 
     def _restate(self, target: Inode, value: bytes) -> None:
         """Set owner, mode and type at once. Precondition: a file was copied up.
@@ -336,14 +396,14 @@ class Requests:
         """
         if self.union.restate(target, value):
             self._retyped[target.ino] = target
-        self.mode_changed(target)
+        self.attributes_changed(target)
 
     def removexattr(self, number: int, name: bytes) -> Later[None] | None:
         """Remove an attribute."""
         target = self.inode(number)
         if not self.union.xattr_is_there(target, name):
             return None
-        if isinstance(target, File) and not target.in_upper:
+        if isinstance(target, File) and not target.in_upper and self.copy_ups.now(target) is None:
             return self._removexattr_of_copy(target, name)
         self.union.removexattr(target, name)
         return None

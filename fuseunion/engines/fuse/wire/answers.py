@@ -174,11 +174,11 @@ class Answers:
         result = self._requests.change(target, change)
         if result is not None:
             return self._when_changed(result, target)
-        return self._entries.attributes(target)
+        return self._requests.look_after_change(target, self._entries)
 
     async def _when_changed(self, result: Later[None], target: Inode) -> bytes:
         await result
-        return self._entries.attributes(target)
+        return self._requests.look_after_change(target, self._entries)
 
     def _truncation(self, file: File, size: int, valid: int, caller: Sender) -> Change:
         privileged = not valid & layouts.FATTR_KILL_SUIDGID
@@ -248,9 +248,8 @@ class Answers:
         self._requests.unlink(parent, name)
         return 0
 
-    def _rmdir(self, parent: int, name: bytes) -> int:
-        self._requests.rmdir(parent, name)
-        return 0
+    def _rmdir(self, parent: int, name: bytes) -> Answer:
+        return _done(self._requests.rmdir(parent, name))
 
     def _rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Answer:
         return _done(self._requests.rename(parent, name, new_parent, new_name, flags))
@@ -345,7 +344,7 @@ class Answers:
             left = without_privileges(mode, outsider=outsider) if kills or outsider else stat.S_IMODE(mode)
             if left != stat.S_IMODE(mode):
                 self._union.setattr(file, Change(mode=left, clear_capability=True))
-                self._requests.mode_changed(file)
+                self._requests.attributes_changed(file)
         elif self._union.stores_ownership and self._has_capability(file):
             self._union.setattr(file, Change(clear_capability=True))
         else:
