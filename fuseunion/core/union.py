@@ -453,6 +453,15 @@ class Union:
             handle.names = yield from listing(handle.directory)
         return handle.names
 
+    def names_of(self, directory: Directory) -> Steps[Sequence[bytes]]:
+        """The names of a directory that is listed without having been opened.
+
+        Raises:
+            OSError: as `opendir`; of the layers.
+        """
+        directory.check()
+        return listing(directory)
+
     def release_directory(self, handle: DirectoryHandle) -> None:
         """The last user of a directory handle closed it."""
         handle.directory.let_go(handle)

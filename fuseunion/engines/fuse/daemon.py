@@ -164,6 +164,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,
+            spin=options.spin / 1e6,
         )
 
 

@@ -86,8 +86,22 @@ class FuseEngine(Engine):
             found = find_spec(package) is not None
             says = "installed" if found else "missing"
             yield Finding(f"python package {package}", found, says, f"pip install {package}")
+        yield _extension()
         yield _device()
         yield _fusermount()
+
+
+def _extension() -> Finding:
+    from importlib.util import find_spec
+
+    from fuseunion.engines.finding import Finding
+
+    if find_spec("fuseunion.engines.fuse.wire._device") is None:
+        remedy = "install a C compiler, then install fuseunion again"
+        return Finding("extension module", None, "was not built: mounts are slower", remedy)
+    if os.environ.get("FUSEUNION_WIRE") == "0":
+        return Finding("extension module", None, "switched off by FUSEUNION_WIRE=0: mounts are slower")
+    return Finding("extension module", True, "requests are read from /dev/fuse directly")
 
 
 def _device() -> Finding:

@@ -33,9 +33,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE = 2.0
 """Seconds that requests under way get after a signal."""
 
-SPIN = 50e-6
-"""Seconds; a wake-up takes about as long."""
-
 _RESTARTS = 1000
 """An error that comes back at once, such as a broken /dev/fuse, must end some day."""
 
@@ -67,7 +64,7 @@ def serve(
     timeout: float = 1e9,
     trace: bool = False,
     allow_root: bool = False,
-    spin: float = SPIN,
+    spin: float = 0,
 ) -> None:
     """Answer requests until the mount has gone.
 

@@ -17,6 +17,7 @@ from fuseunion.mounting.options.values import (
     parse_id_map,
     parse_lowers,
     parse_path,
+    parse_spin,
     parse_switch,
     parse_timeout,
     parse_xattr_permissions,
@@ -184,6 +185,8 @@ class OptionsBuilder:
                 return change(xattr_permissions=parse_xattr_permissions(value, name))
             case "timeout":
                 return change(timeout=parse_timeout(value, name))
+            case "spin":
+                return change(spin=parse_spin(value, name))
             case "noxattrs":
                 return change(xattrs=not parse_switch(value, name))
             # 0 and 1 are fuse-overlayfs's, the words those of newer kernels.

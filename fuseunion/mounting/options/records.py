@@ -4,6 +4,9 @@ from enum import Enum
 from typing import NamedTuple
 
 DEFAULT_TIMEOUT = 1e9
+
+DEFAULT_SPIN = 50
+"""Microseconds; a wake-up takes about as long."""
 """Seconds that the kernel may keep entries and attributes: nobody else changes the layers of a live mount."""
 
 MAX_ID = 2**32 - 2
@@ -102,6 +105,8 @@ class Options(NamedTuple):
     """The words of mount(8) about access times that ask for another thing than noatime."""
     static_nlink: bool = False
     timeout: float = DEFAULT_TIMEOUT
+    spin: int = DEFAULT_SPIN
+    """How long the daemon looks for another request before it sleeps, in microseconds."""
     volatile: bool = False
     fsync: bool = True
     acl: bool = True

@@ -90,6 +90,14 @@ def parse_timeout(text: str, name: str) -> float:
     return float(text)
 
 
+def parse_spin(text: str, name: str) -> int:
+    """A number of microseconds, up to a millisecond."""
+    try:
+        return _number(text, name, text, 1000)
+    except UserError:
+        raise UserError(f"{name}={text}: expected a number of microseconds, 0 to 1000") from None
+
+
 def parse_xattr_permissions(text: str, name: str) -> XattrPermissions:
     """0|1|2, as fuse-overlayfs has it."""
     try:

@@ -25,6 +25,7 @@ from fuseunion.core.ops.attributes import Change, setgid_is_at_risk, without_pri
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
+from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.entries import Entries
@@ -32,12 +33,14 @@ from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
+from fuseunion.steps import Steps
 
 T = TypeVar("T")
 
 Answer = bytes | int | Later[bytes | int]
 
 _DESCRIPTORS = 128
+_NAMES_AT_ONCE = 16
 _DIRECTORY = stat.S_IFDIR >> 12
 _MOST_AT_ONCE = 64 << 20
 """Bytes of one copy_file_range: so long as others can wait for the thread."""
@@ -254,38 +257,51 @@ class Answers:
     def _rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Answer:
         return _done(self._requests.rename(parent, name, new_parent, new_name, flags))
 
-    def _readdirplus(self, number: int, position: int, size: int) -> bytes:
+    def _readdirplus(self, number: int, position: int, size: int) -> Answer:
         directory = self._union.directory(number)
-        listing = self._listings.of(directory, again=position == 0)
+        try:
+            return now_or_in_steps(self._list(directory, position, size))
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                # Nobody opens a directory here, where ESTALE would make the kernel look its path up again. It does so
+                # when it asks for attributes.
+                self._requests.attributes_changed(directory)
+            raise
+
+    def _list(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
+        listing = yield from self._listings.of(directory, again=position == 0)
         parts: list[bytes] = []
         left = size
         for offset, dots, special in ((DOT, b".", directory), (DOT_DOT, b"..", directory.parent or directory)):
             if position < offset:
                 parts.append(_dots(special.ino, offset, dots))
                 left -= len(parts[-1])
-        names, positions = listing.names, listing.positions
-        requests = self._requests
-        for index in range(listing.index_after(position), len(names)):
-            name = names[index]
+        for count, (place, name) in enumerate(listing.after(position)):
             length = len(name)
-            room = layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
-            if room > left:
+            left -= layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
+            if left < 0:
                 return b"".join(parts)
             try:
-                listed = requests.listed(directory, name, self._entries)
+                listed = self._requests.listed(directory, name, self._entries)
             except OSError:
                 if not parts:
                     raise
                 return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
             if listed is None:
+                left += layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
                 continue
             inode, entry = listed
-            head = layouts.DIRENT.pack(inode.ino, positions[index], length, inode.kind >> 12)
-            parts += (entry, head, name, _PADDING[length & 7])
-            requests.told(inode)
-            left -= room
+            parts += (
+                entry,
+                layouts.DIRENT.pack(inode.ino, place, length, inode.kind >> 12),
+                name,
+                _PADDING[length & 7],
+            )
+            self._requests.told(inode)
+            if count % _NAMES_AT_ONCE == _NAMES_AT_ONCE - 1:
+                yield
         if not parts:
-            self._listings.forgotten(number)
+            self._listings.forgotten(directory.ino)
         return b"".join(parts)
 
     # -- data --------------------------------------------------------------------------------------------------------
