@@ -22,6 +22,7 @@ from typing import NamedTuple, TypeVar
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, setgid_is_at_risk, without_privileges
+from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently

@@ -1,0 +1,64 @@
+"""Listings without handles: what is there all the time is listed once, wherever the parts begin and end."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuseunion.engines.fuse.wire.listings import Listing
+
+NAMES = st.lists(st.binary(min_size=1, max_size=8), unique=True, max_size=300)
+
+
+def _listing(names: list[bytes]) -> Listing:
+    made = Listing(len(names))
+    made.add(names)
+    return made
+
+
+def _in_parts(listings: list[Listing], sizes: list[int]) -> list[bytes]:
+    """List in parts, the first from the first listing, and so on; the last to the end."""
+    found: list[bytes] = []
+    position = 0
+    for index, listing in enumerate(listings):
+        last = index == len(listings) - 1
+        for count, (place, name) in enumerate(listing.after(position)):
+            if not last and count == sizes[index % len(sizes)]:
+                break
+            assert place > position
+            position = place
+            found.append(name)
+    return found
+
+
+@given(NAMES, st.lists(st.integers(0, 50), min_size=1, max_size=5), st.integers(1, 10))
+def test_in_parts(names: list[bytes], sizes: list[int], parts: int) -> None:
+    """Each part from a listing that was made anew."""
+    assert sorted(_in_parts([_listing(names) for _ in range(parts)], sizes)) == sorted(names)
+
+
+@given(NAMES, NAMES, st.lists(st.integers(0, 50), min_size=1, max_size=5))
+def test_names_that_come_and_go(stay: list[bytes], come: list[bytes], sizes: list[int]) -> None:
+    others = [name for name in come if name not in stay]
+    listings = [_listing(stay + others), _listing(stay), _listing(others + stay)]
+    found = _in_parts(listings, sizes)
+    assert [found.count(name) for name in stay] == [1] * len(stay)
+    assert all(found.count(name) <= 1 for name in others)
+    assert set(found) <= {*stay, *others}
+
+
+def test_a_large_directory() -> None:
+    names = [b"name%d" % number for number in range(20_000)]
+    assert sorted(name for _, name in _listing(names).after(0)) == sorted(names)
+
+
+class Same(bytes):
+    """A name with the hash of every other one."""
+
+    def __hash__(self) -> int:
+        return 5
+
+
+def test_names_with_one_hash() -> None:
+    names: list[bytes] = [Same(b"%d" % number) for number in range(5)]
+    assert sorted(_in_parts([_listing(names) for _ in range(6)], [1])) == sorted(names)
