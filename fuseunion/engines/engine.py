@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fuseunion.engines.finding import Finding
     from fuseunion.engines.live import LiveMount
     from fuseunion.errors import ExitCode
-    from fuseunion.linux.holders import Holder
     from fuseunion.linux.mountinfo import Mount
+    from fuseunion.linux.proc.holders import Holder
     from fuseunion.mounting.options import EngineChoice, Options
 
 Report = Callable[[int], None]
@@ -106,7 +106,7 @@ class Engine(ABC):
 
     def holders(self, live: LiveMount) -> list[Holder]:
         """The processes that use it, as far as this user may see them."""
-        from fuseunion.linux.holders import holders
+        from fuseunion.linux.proc.holders import holders
 
         return holders(live.entry.device) if live.entry is not None else []
 

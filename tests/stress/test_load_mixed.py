@@ -27,7 +27,7 @@ from tests.support.crowd import run_at_once
 from tests.support.layers import Dir, File, Link, Name, Node
 from tests.support.own_tree import OwnTree, lower_files
 from tests.support.usage import Usage, counts, forget, usage
-from tests.trust.test_racers import LOST_RACES, NAMES, STEPS_OF
+from tests.trust.race import LOST_RACES, NAMES, STEPS_OF
 
 PROCESSES = 64
 LONG = float(os.environ.get("FUSEUNION_STRESS_LOAD", "600"))

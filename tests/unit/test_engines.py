@@ -17,8 +17,8 @@ from fuseunion.engines import registry
 from fuseunion.engines.engine import Engine, Progress
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux.holders import Holder
 from fuseunion.linux.mountinfo import Mount
+from fuseunion.linux.proc.holders import Holder
 from fuseunion.mounting.options import EngineChoice, Form, Options
 
 PACKAGE = Path(fuseunion.__file__).parent

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.linux import mountinfo, processes
+from fuseunion.linux import mountinfo
 from fuseunion.linux.mountinfo import _parse
+from fuseunion.linux.proc import processes
 
 OVERLAY = rb"""36 35 0:45 / /m\040x rw,noatime shared:7 - overlay fuse\040union rw,lowerdir=/a:/b,upperdir=/c\134\054d
 """

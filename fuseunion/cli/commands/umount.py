@@ -11,7 +11,7 @@ from fuseunion.engines import registry
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo
-from fuseunion.linux.holders import Holder
+from fuseunion.linux.proc.holders import Holder
 
 HELP = """\
 Usage: fuseunion umount [--lazy] [--discard] MERGED

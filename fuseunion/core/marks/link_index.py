@@ -201,14 +201,7 @@ class LinkIndex:
     def _load(self) -> None:
         if self._work.layer.root.stat(b"links") is None:
             return
-        self._pin()
-        try:
-            self._load_all()
-        except BaseException:
-            self._root.unpin()
-            raise
-
-    def _load_all(self) -> None:
+        self._judge()
         for key, is_directory in _listed(self._root):
             if key == _DIRTY and not is_directory:
                 self.was_killed = self._in_use = True
@@ -219,13 +212,11 @@ class LinkIndex:
             else:
                 log.warning("ignoring %r in the link index of %s", key, self._work.layer.label)
 
-    def _pin(self) -> None:
-        fd = os.open(b"links", _DIRECTORY, dir_fd=self._work.layer.root.fd())
-        reason = owned.objection(os.fstat(fd))
+    def _judge(self) -> None:
+        """Refuse an index that is not this user's alone; from here on it is recognised (RealDir)."""
+        reason = owned.objection(os.fstat(self._root.fd()))
         if reason is not None:
-            os.close(fd)
             raise OSError(errno.EPERM, f"'links' in the work directory {reason}", b"links")
-        self._root.pin(fd)
 
     def _load_group(self, key: bytes, number: Ino) -> None:
         group = LinkGroup(self, key, number, 0)
@@ -252,12 +243,9 @@ class LinkIndex:
 
     def close(self) -> None:
         """The mount ends in order: everything in the index is true."""
-        try:
-            if self._in_use:
-                os.unlink(_DIRTY, dir_fd=self._root.fd())
-                self._in_use = False
-        finally:
-            self._root.unpin()
+        if self._in_use:
+            os.unlink(_DIRTY, dir_fd=self._root.fd())
+            self._in_use = False
 
     def directory(self, key: bytes) -> RealDir:
         """The real directory of one entry; it need not exist."""
@@ -275,7 +263,7 @@ class LinkIndex:
         """Make the directory of a group."""
         if not self._in_use:
             _mkdir(self._work.layer.root, b"links")
-            self._pin()
+            self._judge()
             os.close(os.open(_DIRTY, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600, dir_fd=self._root.fd()))
             self._in_use = True
         if group.key in self._groups:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from fuseunion.engines.fuse import mount_point, questions
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import processes
-from fuseunion.linux.holders import elsewhere
 from fuseunion.linux.mountinfo import Mount
+from fuseunion.linux.proc import processes
+from fuseunion.linux.proc.holders import elsewhere
 
 _CONNECTION = "fuse_connection"
 """In fdinfo of /dev/fuse: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""

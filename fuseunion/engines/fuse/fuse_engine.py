@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from fuseunion.engines.engine import Engine, Progress
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import processes
 from fuseunion.linux.mountinfo import Mount
+from fuseunion.linux.proc import processes
 from fuseunion.mounting.options import EngineChoice, Options
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from fuseunion.engines.finding import Finding
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
-from fuseunion.linux.holders import Holder, holders_beneath
 from fuseunion.linux.mountinfo import Mount
+from fuseunion.linux.proc.holders import Holder, holders_beneath
 from fuseunion.mounting.checks.ranches import beside
 from fuseunion.mounting.options import EngineChoice, Form, Options
 

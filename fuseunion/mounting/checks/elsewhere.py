@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from fuseunion.linux import mountinfo, namespaces, processes
+from fuseunion.linux import mountinfo, namespaces
+from fuseunion.linux.proc import processes
 from fuseunion.mounting.options.grammar import split_words, unescape
 
 

@@ -8,10 +8,10 @@ before it counts as taken.
 
 Whoever can open a directory for reading can lock it. WORK/work is closed to everybody but its owner (mode 0700), so a
 lock there is a mount's. UPPER and WORK may be open to all. A lock there counts when somebody holds it who could write
-there, as far as that can be seen (linux/locks.py). Where it is somebody else's, nobody who matters holds it, since all
-of ours are exclusive. Where its holder cannot be seen (an ordinary user sees the own processes only), a mark tells:
+there, as far as that can be seen (linux/proc/locks.py). Where it is somebody else's, nobody who matters holds it, since
+all of ours are exclusive. Where its holder cannot be seen (an ordinary user sees the own processes only), a mark tells:
 
-    user.overlay.fuseunion.mounted on UPPER, "WORK" or "WORK unlocked"
+    trusted. or user.overlay.fuseunion.mounted on UPPER, "WORK" or "WORK unlocked"
 
 WORK is "default", or the inode number of the work directory, with which UPPER was last mounted. Only who may write to
 UPPER can set it. It stays, since a remount may change no time of UPPER.
@@ -35,8 +35,8 @@ from enum import Enum
 from fuseunion.core.disk.work import open_inner
 from fuseunion.core.format import xattr_names
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import locks, processes
 from fuseunion.linux.mountinfo import mounts
+from fuseunion.linux.proc import locks, processes
 from fuseunion.mounting.checks.placement import Place
 from fuseunion.mounting.options.grammar import unescape
 
@@ -50,8 +50,11 @@ _PAUSE = 0.01
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS)
 """NFS turns flock into a record lock, which a directory cannot have (flock(2), NOTES)."""
 
-_MARK = os.fsdecode(xattr_names.PREFIXES[1] + xattr_names.MOUNTED)
-"""In `user.`, so that the owner of UPPER sees the mark of root too."""
+_MARKS = tuple(os.fsdecode(prefix + xattr_names.MOUNTED) for prefix in xattr_names.PREFIXES)
+"""`trusted.` for root's own directories, where overlayfs does not show it; `user.` else, so that the owner of UPPER
+sees the mark of root too."""
+
+_NO_MARK = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES})
 
 _UNLOCKED = b" unlocked"
 
@@ -138,45 +141,55 @@ class Occupancy:
         Raises:
             UserError: BUSY.
         """
-        found = self._mark()
+        name, found = self._found_mark()
         anothers = found is not None and found.removesuffix(_UNLOCKED) != self._work
         if anothers and (self._lock is _Lock.UNKNOWN or (found or b"").endswith(_UNLOCKED)):
-            raise self._may_be_in_use()
+            raise self._may_be_in_use(name)
         wanted = self._work + (b"" if self._lock is _Lock.OURS else _UNLOCKED)
         if not mark or found == wanted:
             return
-        try:
-            # CREATE lets only one of two win who come at the same time.
-            os.setxattr(self._upper_fd, _MARK, wanted, os.XATTR_CREATE if found is None else 0)
-        except FileExistsError:
-            raise self._may_be_in_use() from None
-        except OSError as error:
-            # No attributes here, no space, or not ours: then a lock whose holder cannot be seen counts.
-            _log.debug("%s cannot be set: %s", _MARK, error)
+        for own in (name,) if found is not None else self._own_marks():
+            try:
+                # CREATE lets only one of two win who come at the same time.
+                os.setxattr(self._upper_fd, own, wanted, os.XATTR_CREATE if found is None else 0)
+            except FileExistsError:
+                raise self._may_be_in_use(own) from None
+            except OSError as error:
+                # No attributes here, no space, or not ours: then a lock whose holder cannot be seen counts.
+                _log.debug("%s cannot be set: %s", own, error)
+                continue
+            if self._lock is not _Lock.OURS:
+                self._stack.callback(self._set_locked, own)
             return
-        if self._lock is not _Lock.OURS:
-            self._stack.callback(self._set_locked)
 
-    def _set_locked(self) -> None:
+    def _set_locked(self, name: str) -> None:
         """This mount has ended: nobody need ask any more who had the lock."""
         try:
-            os.setxattr(self._upper_fd, _MARK, self._work, os.XATTR_REPLACE)
+            os.setxattr(self._upper_fd, name, self._work, os.XATTR_REPLACE)
         except OSError as error:
-            _log.warning("%s cannot be set: %s", _MARK, error)
+            _log.warning("%s cannot be set: %s", name, error)
 
-    def _may_be_in_use(self) -> UserError:
+    def _may_be_in_use(self, name: str) -> UserError:
         return UserError(
             f"upper directory '{self._upper.given}' may be in use by another live mount with another work directory; "
-            f"use that one with --work, or, when nothing is mounted on it: setfattr -x {_MARK} '{self._upper.given}'",
+            f"use that one with --work, or, when nothing is mounted on it: setfattr -x {name} '{self._upper.given}'",
             ExitCode.BUSY,
         )
 
-    def _mark(self) -> bytes | None:
+    def _own_marks(self) -> tuple[str, ...]:
+        """What the mark may be called that this mount sets."""
+        own = os.geteuid() == 0 and os.fstat(self._upper_fd).st_uid == 0
+        return _MARKS if own else _MARKS[1:]
+
+    def _found_mark(self) -> tuple[str, bytes | None]:
         """The mark on UPPER; where there are no attributes, one that says nothing about the work directory."""
-        try:
-            return os.getxattr(self._upper_fd, _MARK)
-        except OSError as error:
-            return None if error.errno == errno.ENODATA else b"?"
+        for name in _MARKS:
+            try:
+                return name, os.getxattr(self._upper_fd, name)
+            except OSError as error:
+                if error.errno not in _NO_MARK or (error.errno != errno.ENODATA and name == _MARKS[-1]):
+                    return name, b"?"
+        return _MARKS[-1], None
 
     def _own(self, fd: int) -> int:
         own = os.dup(fd)

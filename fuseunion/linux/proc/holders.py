@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fuseunion.linux import mountinfo, processes
+from fuseunion.linux import mountinfo
+from fuseunion.linux.proc import processes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from fuseunion.linux import processes
+from fuseunion.linux.proc import processes
 
 
 def holders(st: os.stat_result) -> list[int]:

@@ -1,0 +1,1 @@
+"""What /proc says of processes: which there are, what they hold, what they lock."""
