@@ -91,7 +91,8 @@ async def test_a_number_is_stale_until_the_kernel_knows(tmp_path: Path, monkeypa
     with in_process(
         [tmp_path / "lower"], tmp_path / "upper", tmp_path / "work", store=OverrideName.CONTAINERS
     ) as inside:
-        operations = Operations(Requests(inside.union, own_root=True))
+        requests = Requests(inside.union, own_root=True)
+        operations = Operations(requests)
         entry = await operations.lookup(pyfuse3.ROOT_INODE, b"file", context)
         with trio.fail_after(5):
             await operations.setxattr(entry.st_ino, OVERRIDE.encode(), b"1:2:0600:pipe", context)
@@ -110,4 +111,4 @@ async def test_a_number_is_stale_until_the_kernel_knows(tmp_path: Path, monkeypa
         assert stat.S_ISFIFO((await operations.getattr(entry.st_ino, context)).st_mode)
         await operations.setxattr(entry.st_ino, OVERRIDE.encode(), b"1:2:0600:file", context)
         await operations.forget([(entry.st_ino, 2)])
-        assert not operations._retyped
+        assert not requests._retyped

@@ -12,11 +12,12 @@ from typing import Any
 import pyfuse3
 import pytest
 import trio
-from fuseunion.engines.fuse.serving.operations import Operations
 
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
+from fuseunion.engines.fuse.pyfuse.operations import Operations
+from fuseunion.engines.fuse.serving.requests import Requests
 from tests.support.inprocess import in_process
 
 CALLER: Any = SimpleNamespace(uid=0, gid=0, pid=1, umask=0)
@@ -68,7 +69,7 @@ def test_after_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: s
             return real(self, inode)
 
         monkeypatch.setattr(Union, "stat", failing)
-        operations = Operations(union.union)
+        operations = Operations(Requests(union.union))
         call = CHANGES[change](operations, file)
         if failures == 1:
             seen = trio.run(call)

@@ -42,6 +42,7 @@ class Job:
     """A copy-up that notes its steps in the union's list, and fails where it is told to."""
 
     size = 0
+    source = -1
 
     def __init__(self, union: FakeUnion, file: FakeFile, change: Change | None, *, quick: bool) -> None:
         self.quick = quick
@@ -87,6 +88,9 @@ class FakeUnion:
     def fail(self, step: str) -> None:
         if self.failures and self.failures[0][0] == step:
             raise self.failures.pop(0)[1]
+
+    def is_copied_quickly(self, file: FakeFile) -> bool:
+        return self._quick or file.ino == SPECIAL
 
     def copy_job(self, file: FakeFile, change: Change | None = None) -> Job | None:
         self.note("job", file)

@@ -97,7 +97,7 @@ def _extension() -> Finding:
     from fuseunion.engines.finding import Finding
 
     if find_spec("fuseunion.engines.fuse.wire._device") is None:
-        remedy = "install a C compiler, then install fuseunion again"
+        remedy = "install a C compiler, then this package once more"
         return Finding("extension module", None, "was not built: mounts are slower", remedy)
     if os.environ.get("FUSEUNION_WIRE") == "0":
         return Finding("extension module", None, "switched off by FUSEUNION_WIRE=0: mounts are slower")
