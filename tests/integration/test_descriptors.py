@@ -16,6 +16,7 @@ from tests.support import processes
 from tests.support.arena import Arena
 from tests.support.layers import Dir, File, Name, Node
 from tests.support.mounts import FuseunionMount
+from tests.support.product import WITH_EXTENSION
 
 pytestmark = pytest.mark.actors("user", "userns")
 
@@ -83,7 +84,10 @@ def _step(fd: int, name: str) -> int:
 
 
 def test_open_files_leave_room_for_the_rest(arena: Arena) -> None:
-    """Opens beyond what the daemon can hold answer ENFILE; names, attributes and changes go on meanwhile."""
+    """Opens beyond what the daemon can hold answer ENFILE; names, attributes and changes go on meanwhile.
+
+    With the extension module an open file needs no descriptor of the daemon.
+    """
     lower = arena.lower({f"d{number % 50}/{number}": File(b"x") for number in range(400)})
     _limit(256)
     with arena.mount(lower) as mount:
@@ -106,7 +110,8 @@ def _open_all(merged: Path) -> int:
         if error.errno != errno.ENFILE or len(held) < 64:
             return 2
     else:
-        return 3
+        if not WITH_EXTENSION:
+            return 3
     if len(list(merged.rglob("*"))) != 450:
         return 4
     (merged / "d0" / "0").chmod(0o600)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fuseunion.engines.fuse.wire.device import device
 from tests.support.interpreter import Interpreter
 
 PROGRAM_VARIABLE = "FUSEUNION_PROGRAM"
+
+WITH_EXTENSION = device is not None
+"""Whether mounts of this run read their requests directly; not so with FUSEUNION_WIRE=0."""
 
 
 def substitute() -> Path | None:

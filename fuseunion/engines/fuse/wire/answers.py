@@ -41,6 +41,14 @@ T = TypeVar("T")
 Answer = bytes | int | Later[bytes | int]
 
 _DESCRIPTORS = 128
+_CHANGES = (
+    layouts.FATTR_MODE
+    | layouts.FATTR_UID
+    | layouts.FATTR_GID
+    | layouts.FATTR_SIZE
+    | layouts.FATTR_ATIME
+    | layouts.FATTR_MTIME
+)
 _NAMES_AT_ONCE = 16
 _DIRECTORY = stat.S_IFDIR >> 12
 _MOST_AT_ONCE = 64 << 20
@@ -72,6 +80,9 @@ class Answers:
         self._entries = Entries(self._union, timeout)
         self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
         self._listings = Listings(self._union)
+        # Before a write the kernel takes a capability away, and then sends a SETATTR of nothing (fs/inode.c
+        # __remove_privs, fs/fuse/dir.c fuse_setattr), which is no chown(2).
+        self._lost_capability = -1
         requests.count_open = lambda: len(self._open_files)
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
@@ -155,6 +166,9 @@ class Answers:
         mtime_ns: int,
     ) -> Answer:
         target = self._requests.inode(number)
+        if not valid & _CHANGES and number == self._lost_capability:
+            self._lost_capability = -1
+            return self._entries.attributes(target)
         sets_owner = valid & (layouts.FATTR_UID | layouts.FATTR_GID)
         change = Change(
             mode=mode if valid & layouts.FATTR_MODE else None,
@@ -164,7 +178,7 @@ class Answers:
             atime_ns=atime_ns if valid & layouts.FATTR_ATIME else None,
             mtime_ns=mtime_ns if valid & layouts.FATTR_MTIME else None,
             # chown(2) with -1 for both ids asks for nothing but a new time of change (fs/open.c chown_common).
-            touch=not valid & 0x3F,
+            touch=not valid & _CHANGES,
         )
         if isinstance(target, File):
             if valid & layouts.FATTR_MODE or sets_owner or change.touch:
@@ -454,6 +468,8 @@ class Answers:
                 raise os_error(errno.EEXIST)
 
     def _removexattr(self, number: int, name: bytes) -> Answer:
+        if name == xattr_names.CAPABILITY:
+            self._lost_capability = number
         self._open_files.changed(number)
         return _done(self._requests.removexattr(number, name))
 

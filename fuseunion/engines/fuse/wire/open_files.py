@@ -12,6 +12,7 @@ and `_unshare` the only place that takes it back: when it is closed, and when ow
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -32,14 +33,17 @@ class OpenFile:
     """A file with a descriptor.
 
     Attributes:
+        readable: the descriptor can be read from.
         plain: has no set-ID bits and no capability that a write would have to take away.
         uses: what the descriptor is shared for.
     """
 
-    __slots__ = ("_closing", "_users", "handle", "plain", "uses")
+    __slots__ = ("_closing", "_users", "handle", "plain", "readable", "uses")
 
     def __init__(self, handle: FileHandle) -> None:
         self.handle = handle
+        # A file that its owner may only write to can be opened for that alone (Union.open).
+        self.readable = not handle.writable or fcntl.fcntl(handle.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY
         self.plain = False
         self.uses = 0
         self._users = 0
@@ -81,7 +85,7 @@ class OpenFiles:
     def reading(self, file: File) -> OpenFile:
         """A file to read from. Raises as Union.open."""
         known = self._files.get(file.ino)
-        if known is not None:
+        if known is not None and known.readable:
             self._files.move_to_end(file.ino)
             return known
         return self._open(file, os.O_RDONLY)
@@ -95,7 +99,7 @@ class OpenFiles:
         if known is not None and known.handle.writable:
             self._files.move_to_end(file.ino)
             return known
-        return self._open(file, os.O_RDWR)
+        return self._open(file, os.O_WRONLY)
 
     def _open(self, file: File, flags: int) -> OpenFile:
         return self.keep(self.retried(lambda: self._union.open(file, flags)))
@@ -132,7 +136,7 @@ class OpenFiles:
     def share_for_writing(self, opened: OpenFile) -> None:
         """Let writes to a file, which was copied up, be repeated, if there is nothing that they take away."""
         if opened.plain:
-            self._share(opened, _device().READS | _device().WRITES)
+            self._share(opened, _device().WRITES | (_device().READS if opened.readable else 0))
 
     def _share(self, opened: OpenFile, uses: int) -> None:
         handle = opened.handle
