@@ -13,10 +13,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 
 from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
@@ -382,10 +383,12 @@ class Union:
         if wants_write:
             self.state.writable()
         with self.state.descriptors.taken_for_file():
-            if not wants_write or not file.in_upper:
+            if not file.in_upper:
                 fd = file.open(os.O_RDONLY)
+            elif not wants_write:
+                fd = _open_closed(file, lambda: file.open(os.O_RDONLY))
             else:
-                fd = _open_for_writing(file, flags & os.O_ACCMODE)
+                fd = _open_closed(file, lambda: _open_for_writing(file, flags & os.O_ACCMODE))
         return FileHandle(file, fd, writable=wants_write)
 
     def release_file(self, handle: FileHandle) -> None:
@@ -531,6 +534,17 @@ class Union:
     def removexattr(self, inode: Inode, name: bytes) -> None:
         """Remove an attribute. Precondition: `xattr_is_there`, then a file was copied up."""
         xattrs.removexattr(self.state, inode, name)
+
+
+def _open_closed(file: File, opened: Callable[[], int]) -> int:
+    """Open an upper file for somebody who may (the kernel has checked that), though its owner has closed it since."""
+    try:
+        return opened()
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+    with file.grasp() as held:
+        return as_owner_of(held, opened)
 
 
 def _open_for_writing(file: File, access: int) -> int:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
+from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
 from fuseunion.core.ownership.facts import Facts
@@ -134,7 +135,7 @@ def apply(state: State, inode: Inode, change: Change) -> None:
                 _chmod(state, held, inode, change.mode)
             st = held.stat() if change.atime_ns is not None or change.mtime_ns is not None else None
             if change.size is not None:
-                _truncate(inode, change.size)
+                _truncate(held, inode, change.size)
             if st is not None:
                 atime_ns = st.st_atime_ns if change.atime_ns is None else change.atime_ns
                 mtime_ns = st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
@@ -234,13 +235,13 @@ def _chmod(state: State, held: RealObject, inode: Inode, mode: int) -> None:
     inode.stale()
 
 
-def _truncate(inode: File | Directory, size: int) -> None:
+def _truncate(held: RealObject, inode: File | Directory, size: int) -> None:
     assert isinstance(inode, File)
     for handle in inode.handles:
         if handle.writable:
             os.ftruncate(handle.fd, size)
             return
-    fd = inode.open(os.O_WRONLY)
+    fd = as_owner_of(held, lambda: inode.open(os.O_WRONLY))
     try:
         os.ftruncate(fd, size)
     finally:

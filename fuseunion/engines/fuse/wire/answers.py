@@ -80,9 +80,7 @@ class Answers:
         self._entries = Entries(self._union, timeout)
         self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
         self._listings = Listings(self._union)
-        # Before a write the kernel takes a capability away, and then sends a SETATTR of nothing (fs/inode.c
-        # __remove_privs, fs/fuse/dir.c fuse_setattr), which is no chown(2).
-        self._lost_capability = -1
+        self._lost_capability = -1  # the inode of which the kernel took one away last
         requests.count_open = lambda: len(self._open_files)
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
@@ -166,8 +164,7 @@ class Answers:
         mtime_ns: int,
     ) -> Answer:
         target = self._requests.inode(number)
-        if not valid & _CHANGES and number == self._lost_capability:
-            self._lost_capability = -1
+        if not valid & _CHANGES and self._is_before_write(target, uid):
             return self._entries.attributes(target)
         sets_owner = valid & (layouts.FATTR_UID | layouts.FATTR_GID)
         change = Change(
@@ -194,6 +191,18 @@ class Answers:
             return self._when_changed(result, target)
         return self._requests.look_after_change(target, self._entries)
 
+    def _is_before_write(self, target: Inode, uid: int) -> bool:
+        """Whether a SETATTR of nothing is no chown(2) with -1 for both ids, but what the kernel sends before a write.
+
+        It takes set-ID bits and capabilities away, and says nothing of them (fs/inode.c __remove_privs, fs/fuse/dir.c
+        fuse_setattr); the WRITE then says it. The caller may be anybody, but a chown(2) that takes set-ID bits away
+        is the owner's. Where it is the owner's write, to take them away now does no harm.
+        """
+        if target.ino == self._lost_capability:
+            self._lost_capability = -1
+            return True
+        return isinstance(target, File) and uid not in (0, self._owner(target)) and not self._requests.own_root
+
     async def _when_changed(self, result: Later[None], target: Inode) -> bytes:
         await result
         return self._requests.look_after_change(target, self._entries)
@@ -210,10 +219,15 @@ class Answers:
             return change
         outsider = setgid_is_at_risk(mode) and self._callers.is_outsider(file, caller)
         left = without_privileges(mode, outsider=outsider)
-        return change if left == stat.S_IMODE(mode) else change._replace(mode=left)
+        if left == stat.S_IMODE(mode):
+            return change
+        return change._replace(mode=left)
 
     def _mode(self, inode: Inode) -> int:
         return layouts.ENTRY.unpack(self._entries.attributes(inode))[layouts.MODE]  # type: ignore[no-any-return]
+
+    def _owner(self, inode: Inode) -> int:
+        return layouts.ENTRY.unpack(self._entries.attributes(inode))[layouts.UID]  # type: ignore[no-any-return]
 
     def _readlink(self, number: int) -> bytes:
         return self._union.readlink(self._requests.file(number))

@@ -52,8 +52,8 @@ FATTR_ATIME = 1 << 4
 FATTR_MTIME = 1 << 5
 FATTR_KILL_SUIDGID = 1 << 11
 
-MODE = 15
-"""Which member of ENTRY the mode is."""
+MODE, UID = 15, 17
+"""Which members of ENTRY mode and owner are."""
 
 WRITE_KILL_SUIDGID = 1 << 2
 
