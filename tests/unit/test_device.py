@@ -111,7 +111,7 @@ REQUESTS: dict[str, tuple[int, bytes, tuple[Any, ...]]] = {
     "times before 1970": (
         layouts.SETATTR,
         struct.pack("=IIQQQqqQIIIIIIII", 0x30, 0, 0, 0, 0, -1, -(1 << 62), 0, 5, 0, 0, 0, 0, 0, 0, 0),
-        (NODE, *CALLER, 0x30, 0, 0, 0, 0, -999_999_995, -(1 << 63)),
+        (NODE, *CALLER, 0x30, 0, 0, 0, 0, -999_999_995, -(1 << 62) * 1_000_000_000),
     ),
     "readlink": (layouts.READLINK, b"", (NODE,)),
     "symlink": (layouts.SYMLINK, b"name\0target\0", (NODE, *CALLER, b"name", b"target")),

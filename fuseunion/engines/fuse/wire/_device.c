@@ -455,13 +455,22 @@ static void put_caller(arguments *a, const request *r)
     put(a, number(r->header->pid));
 }
 
-static int64_t nanoseconds(uint64_t seconds, uint32_t nsec)
+/* A time in nanoseconds, of which 64 bits hold those from 1678 to 2262. */
+static PyObject *nanoseconds(uint64_t seconds, uint32_t nsec)
 {
     int64_t result;
-    if (__builtin_mul_overflow((int64_t)seconds, (int64_t)1000000000, &result) ||
-        __builtin_add_overflow(result, (int64_t)nsec, &result))
-        return (int64_t)seconds < 0 ? INT64_MIN : INT64_MAX;
-    return result;
+    if (!__builtin_mul_overflow((int64_t)seconds, (int64_t)1000000000, &result) &&
+        !__builtin_add_overflow(result, (int64_t)nsec, &result))
+        return PyLong_FromLongLong(result);
+    PyObject *whole = PyLong_FromLongLong((int64_t)seconds), *second = PyLong_FromLong(1000000000);
+    PyObject *rest = PyLong_FromLong((long)nsec);
+    PyObject *product = whole && second ? PyNumber_Multiply(whole, second) : NULL;
+    PyObject *sum = product && rest ? PyNumber_Add(product, rest) : NULL;
+    Py_XDECREF(whole);
+    Py_XDECREF(second);
+    Py_XDECREF(rest);
+    Py_XDECREF(product);
+    return sum;
 }
 
 static bool too_short(const request *r, size_t wanted, arguments *a)
@@ -495,8 +504,8 @@ static void read_arguments(const request *r, arguments *a, uint32_t *room)
         put(a, number(in->uid));
         put(a, number(in->gid));
         put(a, number(in->size));
-        put(a, PyLong_FromLongLong(nanoseconds(in->atime, in->atimensec)));
-        put(a, PyLong_FromLongLong(nanoseconds(in->mtime, in->mtimensec)));
+        put(a, nanoseconds(in->atime, in->atimensec));
+        put(a, nanoseconds(in->mtime, in->mtimensec));
         break;
     }
     case FUSE_SYMLINK:

@@ -81,7 +81,6 @@ class Answers:
         self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
         self._listings = Listings(self._union)
         self._lost_capability = -1  # the inode of which the kernel took one away last
-        requests.count_open = lambda: len(self._open_files)
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
         """The handlers by opcode; that of FORGET gives no answer."""
