@@ -71,7 +71,7 @@ def test_the_mount_does_not_wait(arena: Arena, act: str) -> None:
 
 
 def test_who_does_not_want_to_wait(arena: Arena) -> None:
-    """open(2), O_NONBLOCK: EWOULDBLOCK. With the extension module the daemon does not hear of it, and open(2) succeeds."""
+    """open(2), O_NONBLOCK: EWOULDBLOCK. With the extension module the daemon does not hear of it, and it succeeds."""
     lower = arena.lower({})
     build(arena.upper, {"upper": File(b"upper")})
     refused = contextlib.nullcontext() if WITH_EXTENSION else pytest.raises(BlockingIOError)

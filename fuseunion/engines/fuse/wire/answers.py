@@ -293,6 +293,7 @@ class Answers:
             if error.errno == errno.ESTALE:
                 # Nobody opens a directory here, where ESTALE would make the kernel look its path up again. It does so
                 # when it asks for attributes.
+                directory.stale()
                 self._requests.attributes_changed(directory)
             raise
 
