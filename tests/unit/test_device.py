@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import random
 import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -339,20 +342,58 @@ def test_numbers_that_share_a_place(kernel: Kernel, shared: int) -> None:
 # -- anything at all ---------------------------------------------------------------------------------------------------
 
 
-def test_random_messages() -> None:
-    """In a process of its own: whatever comes, the module does not crash, and answers what has to be answered."""
+def test_random_messages(tmp_path: Path) -> None:
+    """In a process of its own, with a module that watches its memory: whatever comes, it does not crash nor go astray,
+    and answers what has to be answered."""
     seed = random.randrange(1 << 32)
-    code = f"from tests.unit.test_device import feed; feed({seed})"
+    module = tmp_path / "_device.so"
+    include = sysconfig.get_paths()["include"]
+    source = PROJECT / "fuseunion/engines/fuse/wire/_device.c"
+    watching = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = [
+        "gcc",
+        "-std=gnu11",
+        "-O1",
+        *watching,
+        "-fPIC",
+        "-shared",
+        f"-I{include}",
+        str(source),
+        "-o",
+        str(module),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    preload = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True).stdout
+    code = f"from tests.unit.test_device import feed; feed({seed}, {str(module)!r})"
+    environment = {**os.environ, "LD_PRELOAD": preload.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "fed\n"), f"seed {seed}: {done.stderr[-2000:]}"
 
 
-def feed(seed: int) -> None:
-    """Send 4,000 requests with random bodies, and wrong lengths, to handlers that answer at random."""
+def _loaded(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_device", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def feed(seed: int, module: str) -> None:
+    """Send 4,000 requests with random bodies, and wrong lengths, to handlers that answer at random.
+
+    :param module: the path of an extension module
+    """
     dice = random.Random(seed)
     kernel = Kernel()
+    kernel.device = _loaded(module)
     kernel.attach(*(opcode for opcode, _, _ in REQUESTS.values()))
     kernel.ours.setblocking(False)
     answers = [0, errno.EPERM, b"", b"x" * 128, b"x" * 70000, OSError(errno.EIO, "x"), ValueError("y"), object()]
