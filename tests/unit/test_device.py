@@ -394,11 +394,14 @@ def feed(seed: int, module: str) -> None:
     dice = random.Random(seed)
     kernel = Kernel()
     kernel.device = _loaded(module)
+    shared = os.memfd_create("shared")
     kernel.attach(*(opcode for opcode, _, _ in REQUESTS.values()))
     kernel.ours.setblocking(False)
     answers = [0, errno.EPERM, b"", b"x" * 128, b"x" * 70000, OSError(errno.EIO, "x"), ValueError("y"), object()]
     for _ in range(4000):
         kernel.answer = dice.choice(answers)
+        if not dice.randrange(10):
+            kernel.device.share(NODE, shared, dice.randrange(8))
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])
         opcode = dice.choice([dice.randrange(64), dice.randrange(1 << 32)])
