@@ -14,8 +14,9 @@ at the next mount. 1 is the root of the mount (FUSE_ROOT_ID) and is given to not
 
 from __future__ import annotations
 
-import hashlib
 from typing import NewType
+
+from fuseunion.core.format.digest import blake2b
 
 Ino = NewType("Ino", int)
 
@@ -50,5 +51,5 @@ class Numbers:
     def hashed(self, index: int, ino: int, attempt: int) -> Ino:
         """A number from the table range; another `attempt` gives another number, when one is taken."""
         text = b"%d %d %d" % (index, ino, attempt)
-        digest = hashlib.blake2b(text, digest_size=8).digest()
+        digest = blake2b(text, digest_size=8).digest()
         return Ino(_HASHED | int.from_bytes(digest, "big") >> 2)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuseunion.engines.engine import Engine, Progress
@@ -117,6 +115,9 @@ def _device() -> Finding:
 
 
 def _fusermount() -> Finding:
+    import shutil
+    from pathlib import Path
+
     from fuseunion.engines.finding import Finding
 
     path = shutil.which("fusermount3") or shutil.which("fusermount")
