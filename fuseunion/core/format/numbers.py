@@ -34,19 +34,24 @@ class Numbers:
         devices: st_dev of the layers, the bottom lower first, the upper last.
     """
 
-    __slots__ = ("_index",)
+    __slots__ = ("_devices", "_index")
 
     def __init__(self, devices: list[int]) -> None:
         self._index: dict[int, int] = {}
+        self._devices: dict[int, int] = {}
         for device in devices:
             self._index.setdefault(device, len(self._index))
+
+    def device(self, device: int) -> int:
+        """The same st_dev, as one object for all who keep it: each lstat makes another, of 32 bytes."""
+        return self._devices.setdefault(device, device)
 
     def number(self, device: int, ino: int) -> Ino:
         """The number of an object. A device first met here (a btrfs subvolume inside a layer) gets the next index."""
         index = self._index.setdefault(device, len(self._index))
         if ino >> _INDEX_SHIFT or index >= _INDEX_LIMIT or ino <= ROOT:
             return self.hashed(index, ino, 0)
-        return Ino(index << _INDEX_SHIFT | ino)
+        return Ino(index << _INDEX_SHIFT | ino if index else ino)  # the same object: 32 bytes less for each inode
 
     def hashed(self, index: int, ino: int, attempt: int) -> Ino:
         """A number from the table range; another `attempt` gives another number, when one is taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 from collections.abc import Iterator
@@ -39,6 +40,16 @@ class FuseEngine(Engine):
     def start(self, options: Options, progress: Progress) -> ExitCode:
         """See Engine. What the caller left open by mistake is noted before anything of ours is opened."""
         inherited = processes.own_descriptors()
+        # Nothing of what start-up makes is garbage: looking for some would take 8 ms now, and time at every later look.
+        gc.disable()
+        try:
+            return self._start(options, inherited)
+        except UserError:
+            gc.enable()  # another engine may follow
+            raise
+
+    @staticmethod
+    def _start(options: Options, inherited: frozenset[int]) -> ExitCode:
         from fuseunion.mounting.prepare import prepare
 
         prepared = prepare(options)
