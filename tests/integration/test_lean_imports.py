@@ -121,7 +121,8 @@ def test_a_missing_trio_is_an_import_error() -> None:
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'trio'"
 
 
-def test_a_mount_imports_no_idle_module_and_nothing_once_it_is_there(arena: Arena) -> None:
+@pytest.mark.parametrize("ended_by", ["umount", "signal"])
+def test_a_mount_imports_no_idle_module_and_nothing_once_it_is_there(arena: Arena, ended_by: str) -> None:
     """A module that was read while the mount covers Python's own directory would be a request to the reader."""
     lower = arena.lower({"f": File(b"x" * 100_000), "g": File(b"y"), "d/h": File(b"z")})
     merged = arena.directory("merged")
@@ -135,6 +136,9 @@ def test_a_mount_imports_no_idle_module_and_nothing_once_it_is_there(arena: Aren
             wait_until(lambda: mount_at(merged) or daemon.poll() is not None, "the mount")
             _use(merged)
             assert arena.place.fuseunion("sync", str(merged)).returncode == 0
+            if ended_by == "signal":
+                daemon.terminate()
+                daemon.wait(20)
         finally:
             arena.place.fuseunion("umount", str(merged))
         assert daemon.wait() == 0, stderr.read_text()

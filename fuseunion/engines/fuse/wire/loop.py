@@ -45,7 +45,7 @@ class _Instead:
     """A module with some names that mean something else.
 
     Args:
-        module: it has all the others (as attributes: lean_imports.py may not have put them in its dictionary yet).
+        module: it has all the others, as attributes (pyfuse/lean_imports.py does not put all in its dictionary).
     """
 
     def __init__(self, module: ModuleType, **names: object) -> None:
