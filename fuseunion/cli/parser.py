@@ -12,6 +12,11 @@ import argparse
 from fuseunion.errors import UserError
 
 
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Needs no width: nothing is printed with it. To find one argparse would import shutil at each start."""
+    return argparse.HelpFormatter(prog, width=80)
+
+
 class Arguments(argparse.Namespace):
     """What was given: each option under its long name.
 
@@ -33,7 +38,9 @@ class CommandParser:
     def __init__(self, command: str, text: str) -> None:
         self._text = text
         self._remedy = f"see fuseunion {command} --help"
-        self._parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        self._parser = argparse.ArgumentParser(
+            add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_formatter
+        )
         self._with_value: set[str] = set()
         self.flag("-h", "--help")
 

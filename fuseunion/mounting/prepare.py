@@ -131,7 +131,7 @@ def _prepare_upper(
     default_work = options.work is None
     work = work_place(survey, upper, options.work)
     placement.check(lowers, upper, work, merged)
-    if not for_ranch and os.path.lexists(ranches.beside(upper.path)):
+    if not for_ranch and ranches.may_stand_on(upper.path):
         ranches.refuse(upper.path)
 
     upper_fd = _open_or_make(prepared, upper, 0o755)

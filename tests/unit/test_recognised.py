@@ -94,7 +94,7 @@ def test_a_lower_that_numbers_its_objects_anew(layers: Path, union: InProcess) -
     file = union.find("lower")
     assert isinstance(file, File) and file.st is not None
     device, number = file.place.disk_id
-    file._place = file.place._replace(disk_id=(device, number + 1))  # type: ignore[union-attr]
+    file._place = file.place._replace(number=number + 1)  # type: ignore[union-attr]
     assert union.read("lower") == b"lower"
     assert file.place.disk_id == (device, number)
 

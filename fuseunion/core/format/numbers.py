@@ -14,8 +14,9 @@ at the next mount. 1 is the root of the mount (FUSE_ROOT_ID) and is given to not
 
 from __future__ import annotations
 
-import hashlib
 from typing import NewType
+
+from fuseunion.core.format.digest import blake2b
 
 Ino = NewType("Ino", int)
 
@@ -33,22 +34,27 @@ class Numbers:
         devices: st_dev of the layers, the bottom lower first, the upper last.
     """
 
-    __slots__ = ("_index",)
+    __slots__ = ("_devices", "_index")
 
     def __init__(self, devices: list[int]) -> None:
         self._index: dict[int, int] = {}
+        self._devices: dict[int, int] = {}
         for device in devices:
             self._index.setdefault(device, len(self._index))
+
+    def device(self, device: int) -> int:
+        """The same st_dev, as one object for all who keep it: each lstat makes another, of 32 bytes."""
+        return self._devices.setdefault(device, device)
 
     def number(self, device: int, ino: int) -> Ino:
         """The number of an object. A device first met here (a btrfs subvolume inside a layer) gets the next index."""
         index = self._index.setdefault(device, len(self._index))
         if ino >> _INDEX_SHIFT or index >= _INDEX_LIMIT or ino <= ROOT:
             return self.hashed(index, ino, 0)
-        return Ino(index << _INDEX_SHIFT | ino)
+        return Ino(index << _INDEX_SHIFT | ino if index else ino)  # the same object: 32 bytes less for each inode
 
     def hashed(self, index: int, ino: int, attempt: int) -> Ino:
         """A number from the table range; another `attempt` gives another number, when one is taken."""
         text = b"%d %d %d" % (index, ino, attempt)
-        digest = hashlib.blake2b(text, digest_size=8).digest()
+        digest = blake2b(text, digest_size=8).digest()
         return Ino(_HASHED | int.from_bytes(digest, "big") >> 2)

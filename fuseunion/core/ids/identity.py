@@ -32,7 +32,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
-from pathlib import Path
 from typing import NamedTuple, NewType
 
 from fuseunion.linux.os_error import os_error
@@ -72,7 +71,8 @@ def overflow_id(kind: str) -> int:
         kind: "uid" or "gid".
     """
     try:
-        return int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
+        with open(f"/proc/sys/kernel/overflow{kind}") as file:
+            return int(file.read())
     except OSError:
         # No /proc here: the kernel's default (include/linux/highuid.h) is right unless somebody changed it.
         return _OVERFLOW_DEFAULT

@@ -27,7 +27,6 @@ lower file at a remount.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -36,6 +35,7 @@ from contextlib import contextmanager
 
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.format.digest import blake2b
 from fuseunion.core.format.numbers import Ino
 from fuseunion.linux import owned
 from fuseunion.linux.real_object import RealObject
@@ -68,7 +68,7 @@ def key_of_number(number: Ino) -> bytes:
 
 def token_of(directory: Ino, name: bytes) -> bytes:
     """The name of the mark for one lower name, `directory` being the number of the lower directory that holds it."""
-    return _COVERED + hashlib.blake2b(b"%d/%s" % (directory, name), digest_size=12).hexdigest().encode()
+    return _COVERED + blake2b(b"%d/%s" % (directory, name), digest_size=12).hexdigest().encode()
 
 
 class LinkGroup:

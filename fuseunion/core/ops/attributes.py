@@ -25,7 +25,7 @@ from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.inode import Inode
+from fuseunion.core.tree.inode import NONE_ABSENT, Inode
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
@@ -179,7 +179,7 @@ def _chown(state: State, held: RealObject, inode: File | Directory, change: Chan
         if change.changes_owner:
             _store_owner(state, ownership, held, inode, uid, gid)
         held.chown(KEEP, KEEP)  # makes ctime true, and clears what a real chown clears
-    inode.absent_xattrs = frozenset()
+    inode.absent_xattrs = NONE_ABSENT
 
 
 def _store_owner(

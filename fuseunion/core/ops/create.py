@@ -181,7 +181,7 @@ def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
     if stat.S_ISDIR(st.st_mode):
         inode = Directory(ino, place.directory, place.name, place.upper.child(place.name, st), ())
     else:
-        where = InUpper(place.upper, place.name, (st.st_dev, st.st_ino))
+        where = InUpper(place.upper, place.name, state.numbers.device(st.st_dev), st.st_ino)
         inode = file = File(ino, stat.S_IFMT(shown.st_mode), where)
         file.add_name(place.directory, place.name)
     inode.st = shown

@@ -20,13 +20,17 @@ from fuseunion.core.ops.attributes import stat_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ownership.stored_names import STORED
 from fuseunion.core.tree.directory import Directory
-from fuseunion.core.tree.inode import Inode
+from fuseunion.core.tree.inode import NONE_ABSENT, Inode
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
 
 # Asked for again and again by the kernel; nobody sets them behind our back.
 _REMEMBERED = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
+
+_ABSENT: dict[frozenset[bytes], frozenset[bytes]] = {}
+"""The subsets of these that inodes lack, shared by all who lack the same."""
+
 _PERMISSIONS = 0o777
 _ACLS = frozenset({xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
 
@@ -54,7 +58,8 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
         # fuse_get_acl).
         none = error.errno == errno.ENODATA or (error.errno == errno.EOPNOTSUPP and name in _ACLS)
         if none and name in _REMEMBERED:
-            inode.absent_xattrs |= {name}
+            absent = inode.absent_xattrs | {name}
+            inode.absent_xattrs = _ABSENT.setdefault(absent, absent)
         if none or error.errno == errno.EPERM:
             raise os_error(errno.ENODATA) from error
         raise
@@ -117,7 +122,7 @@ def _prepare(state: State, inode: Inode) -> None:
     state.writable()
     if isinstance(inode, Directory):
         copy_up_directory(state, inode)
-    inode.absent_xattrs = frozenset()
+    inode.absent_xattrs = NONE_ABSENT
     inode.stale()
 
 

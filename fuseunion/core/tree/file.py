@@ -21,7 +21,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks.link_index import LinkGroup
 from fuseunion.core.tree.directory import Directory
-from fuseunion.core.tree.inode import Inode
+from fuseunion.core.tree.inode import NONE_ABSENT, Inode
 from fuseunion.core.tree.place import Held, InLower, InUpper, Location, Place
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
@@ -68,7 +68,7 @@ class File(Inode):
         handles: the users who have it open.
     """
 
-    __slots__ = ("_first_name", "_more_names", "_pin", "_place", "group", "handles", "lower_links")
+    __slots__ = ("_directory", "_more_names", "_name", "_pin", "_place", "group", "handles", "lower_links")
 
     def __init__(self, ino: Ino, kind: int, place: Place) -> None:
         super().__init__(ino, kind)
@@ -77,7 +77,8 @@ class File(Inode):
         self.lower_links: LowerLinks | None = None
         self.group: LinkGroup | None = None
         self.handles: set[OpenFile] | frozenset[OpenFile] = _NONE_OPEN
-        self._first_name: tuple[Directory, bytes] | None = None
+        self._directory: Directory | None = None  # of its first name; a pair of both would take 56 bytes
+        self._name = b""
         self._more_names: set[tuple[Directory, bytes]] | None = None
 
     # -- who has it open -----------------------------------------------------------------------------------------
@@ -103,31 +104,29 @@ class File(Inode):
 
     @property
     def removed(self) -> bool:
-        return self._first_name is None
+        return self._directory is None
 
     def names(self) -> Iterator[tuple[Directory, bytes]]:
-        if self._first_name is not None:
-            yield self._first_name
+        if self._directory is not None:
+            yield self._directory, self._name
         if self._more_names:
             yield from tuple(self._more_names)
 
     def add_name(self, directory: Directory, name: bytes) -> None:
         """A name of the file is known."""
-        found = (directory, name)
-        if self._first_name is None:
-            self._first_name = found
-        elif self._first_name != found:
+        if self._directory is None:
+            self._directory, self._name = directory, name
+        elif self._directory is not directory or self._name != name:
             if self._more_names is None:
                 self._more_names = set()
-            self._more_names.add(found)
+            self._more_names.add((directory, name))
 
     def remove_name(self, directory: Directory, name: bytes) -> None:
         """A name of the file is gone."""
-        gone = (directory, name)
-        if self._first_name == gone:
-            self._first_name = self._more_names.pop() if self._more_names else None
+        if self._directory is directory and self._name == name:
+            self._directory, self._name = self._more_names.pop() if self._more_names else (None, b"")
         elif self._more_names:
-            self._more_names.discard(gone)
+            self._more_names.discard((directory, name))
 
     # -- where it lies -----------------------------------------------------------------------------------------------
 
@@ -157,21 +156,21 @@ class File(Inode):
             location: a name of it there; None when it has none.
             pin: a descriptor of the copy, which belongs to the file from now on; -1 when none is needed.
         """
-        self._place = Held(disk_id) if location is None else InUpper(*location, disk_id)
+        self._place = Held(disk_id) if location is None else InUpper(*location, *disk_id)
         self._pin = pin
-        self.absent_xattrs = frozenset()
+        self.absent_xattrs = NONE_ABSENT
         self.stale()
 
     def leads_to(self, real: RealDir, name: bytes) -> None:
         """A name leads to the file, where it lies already."""
         where = InLower if isinstance(self._place, InLower) else InUpper
-        self._place = where(real, name, self._place.disk_id)
+        self._place = where(real, name, *self._place.disk_id)
         self._unpin()
 
     def renamed(self, old: Location, new: Location) -> None:
         """A name in the upper is another."""
         if isinstance(self._place, InUpper) and self._place.location == old:
-            self._place = InUpper(*new, self._place.disk_id)
+            self._place = InUpper(*new, *self._place.disk_id)
         self.stale()
 
     def is_at(self, real: RealDir, name: bytes) -> bool:
@@ -260,7 +259,7 @@ class File(Inode):
         if id_of(st) == place.disk_id and self._may_be_of(stat.S_IFMT(st.st_mode)):
             return
         if isinstance(place, InLower) and self._is_as_shown(place, st):
-            self._place = place._replace(disk_id=id_of(st))
+            self._place = InLower(place.real, place.name, *id_of(st))
             return
         self._lose_names()
         raise os_error(errno.ESTALE, None if isinstance(place, Held) else place.name)
@@ -269,7 +268,7 @@ class File(Inode):
         for directory, name in self.names():
             if directory.children.get(name) is self:
                 del directory.children[name]
-        self._first_name = self._more_names = None
+        self._directory = self._more_names = None
         self.stale()
 
     def _may_be_of(self, kind: int) -> bool:

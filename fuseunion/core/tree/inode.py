@@ -12,6 +12,7 @@ Cached attributes (`st`, `reply`) are valid until `stale()`: nobody but this dae
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -21,6 +22,23 @@ from fuseunion.linux.real_object import RealObject
 
 _NOBODY: frozenset[object] = frozenset()
 
+NONE_ABSENT: frozenset[bytes] = frozenset()
+"""Of an inode that was asked for no attribute that it lacks. One for all: an empty set takes 216 bytes."""
+
+_KINDS = {
+    kind: kind
+    for kind in (
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+    )
+}
+"""Each a number that all inodes share, where every S_IFMT makes another one of 32 bytes."""
+
 
 class Inode:
     """What files and directories share."""
@@ -29,11 +47,11 @@ class Inode:
 
     def __init__(self, ino: Ino, kind: int) -> None:
         self.ino = ino
-        self.kind = kind  # S_IFMT bits
+        self.kind = _KINDS.get(kind, kind)  # S_IFMT bits
         self.nlookup = 0
         self.st: os.stat_result | None = None
         self.reply: object | None = None  # the adapter's ready-made answer
-        self.absent_xattrs: frozenset[bytes] = frozenset()
+        self.absent_xattrs = NONE_ABSENT
         self._keepers: set[object] | frozenset[object] = _NOBODY
 
     def stale(self) -> None:

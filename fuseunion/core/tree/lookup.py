@@ -314,7 +314,7 @@ def _marked_number(state: State, parent: Directory, name: bytes, st: os.stat_res
 
 def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) -> File:
     st = found.st
-    disk_id = (st.st_dev, st.st_ino)
+    disk_id = (state.numbers.device(st.st_dev), st.st_ino)
     if st.st_nlink > 1:
         known = state.table.find_upper(disk_id)
         if known is not None:
@@ -325,7 +325,7 @@ def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     group = state.writable().links.by_copy.get(st.st_ino)
     ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
     shown = found.real.shown(name, st)
-    place = InUpper(found.real, name, disk_id)
+    place = InUpper(found.real, name, *disk_id)
     file = _new_file(state, parent, name, ino, shown, place)
     file.group = group
     if st.st_nlink > 1:
@@ -355,9 +355,9 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
             known.add_name(parent, name)
             return known
     shown = found.real.shown(name, st)
-    place: Place = InLower(found.real, name, (st.st_dev, st.st_ino) if links is None else links.lower_id)
+    place: Place = InLower(found.real, name, state.numbers.device(st.st_dev), st.st_ino)
     if group is not None and group.copy_ino is not None:
-        place = InUpper(group.directory, INODE, _copy_id(state, group.copy_ino))
+        place = InUpper(group.directory, INODE, *_copy_id(state, group.copy_ino))
     file = _new_file(state, parent, name, ino, shown, place)
     if file.in_upper:
         file.stale()

@@ -24,7 +24,13 @@ Location: TypeAlias = tuple[RealDir, bytes]
 class _ByName(NamedTuple):
     real: RealDir
     name: bytes
-    disk_id: DiskId
+    device: int
+    number: int
+
+    @property
+    def disk_id(self) -> DiskId:
+        """Of the object. It is asked for when a name is used again, and a pair kept for each file takes 56 bytes."""
+        return self.device, self.number
 
     @property
     def location(self) -> Location:

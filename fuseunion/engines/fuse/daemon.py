@@ -113,12 +113,13 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
     """Build, mount and serve until unmounted; undoes everything on failure."""
     with ExitStack() as last, ExitStack() as stack:
         stack.callback(prepared.close)
-        # Nothing of what start-up makes is garbage: looking for some would take 5 ms now, and time at every later look.
-        gc.disable()
         try:
             # Only now, when the user can be refused nothing any more: this imports pyfuse3 and trio.
             # What is beneath pyfuse3 has to be there first.
-            from fuseunion.engines.fuse.wire import device  # noqa: F401, I001
+            from fuseunion.engines.fuse.pyfuse.lean_imports import import_lean
+            from fuseunion.engines.fuse.wire import device  # noqa: F401
+
+            import_lean()
             from fuseunion.engines.fuse import session
             from fuseunion.engines.fuse.serving.requests import Requests
         except ImportError as error:
@@ -152,7 +153,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             announce(layers, prepared)
 
         gc.freeze()
-        gc.enable()
+        gc.enable()  # off since FuseEngine.start
         # What a request leaves is found while it is young. To look at every inode that is known would make everybody
         # wait, 0.2 s for 200,000 of them, and find nothing: they hold no cycles when they go.
         gc.set_threshold(*gc.get_threshold()[:2], _NEVER)

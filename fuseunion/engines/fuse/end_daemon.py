@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -158,6 +157,8 @@ def _daemon_pid_as_owner(path: str, entry: Mount) -> str | None:
     uid, gid = entry.option("user_id"), entry.option("group_id")
     if os.geteuid() != 0 or uid is None or gid is None:
         return None
+    import subprocess
+
     done = subprocess.run(
         [
             sys.executable,

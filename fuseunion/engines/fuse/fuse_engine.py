@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import shutil
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuseunion.engines.engine import Engine, Progress
@@ -41,6 +40,16 @@ class FuseEngine(Engine):
     def start(self, options: Options, progress: Progress) -> ExitCode:
         """See Engine. What the caller left open by mistake is noted before anything of ours is opened."""
         inherited = processes.own_descriptors()
+        # Nothing of what start-up makes is garbage: looking for some would take 8 ms now, and time at every later look.
+        gc.disable()
+        try:
+            return self._start(options, inherited)
+        except UserError:
+            gc.enable()  # another engine may follow
+            raise
+
+    @staticmethod
+    def _start(options: Options, inherited: frozenset[int]) -> ExitCode:
         from fuseunion.mounting.prepare import prepare
 
         prepared = prepare(options)
@@ -117,6 +126,9 @@ def _device() -> Finding:
 
 
 def _fusermount() -> Finding:
+    import shutil
+    from pathlib import Path
+
     from fuseunion.engines.finding import Finding
 
     path = shutil.which("fusermount3") or shutil.which("fusermount")

@@ -24,10 +24,7 @@ import contextlib
 import errno
 import os
 import re
-import shutil
-import socket
 import stat
-import subprocess
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
@@ -146,6 +143,8 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     try:
         syscalls.umount2(os.fsencode(path), syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
     except PermissionError:
+        import subprocess  # only users who are not root need it
+
         command = [_helper(), "-u", *(["-z"] if lazy else []), "--", path]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -206,6 +205,9 @@ def _mount_through_helper(target: str, flags: MountFlags, *, own_root: bool) -> 
         options.append("noexec")
     if flags.allow_other:
         options.append("allow_other")
+    import socket
+    import subprocess
+
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = subprocess.run(
@@ -242,6 +244,8 @@ def _refused(target: str, said: str) -> UserError:
 
 
 def _helper() -> str:
+    import shutil
+
     for name in ("fusermount3", "fusermount"):
         found = shutil.which(name)
         if found:

@@ -5,14 +5,13 @@ As fuser(1) does it, by looking through /proc; an ordinary user sees only the ow
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fuseunion.linux import mountinfo
 from fuseunion.linux.proc import processes
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A process and one reason why it keeps the mount busy."""
 
     pid: int

@@ -4,15 +4,19 @@ What a ranch keeps beside UPPER is described in engines/ranch/record/record.py. 
 believed only where nobody else can have written it (linux/owned.py).
 """
 
+from __future__ import annotations
+
 import errno
 import logging
 import os
 from collections.abc import Collection
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _log = logging.getLogger("fuseunion.ranch")
 
@@ -25,7 +29,18 @@ _LIMIT = 1 << 22
 
 def beside(upper: str) -> Path:
     """Where the state of a ranch with this upper directory lies; without one, MERGED takes its place."""
-    return Path(os.path.dirname(upper), f".{os.path.basename(upper)}.fuseunion-ranch")
+    from pathlib import Path  # a mount that has nothing to do with ranches need not wait for it
+
+    return Path(_name_beside(upper))
+
+
+def may_stand_on(upper: str) -> bool:
+    """Whether there is something where the state of a ranch with this upper directory would be."""
+    return os.path.lexists(_name_beside(upper))
+
+
+def _name_beside(upper: str) -> str:
+    return os.path.join(os.path.dirname(upper), f".{os.path.basename(upper)}.fuseunion-ranch")
 
 
 def open_state(path: Path) -> int | None:

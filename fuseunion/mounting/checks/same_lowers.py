@@ -20,12 +20,12 @@ Root in the first user namespace sees both marks and keeps both true; others see
 """
 
 import errno
-import hashlib
 import logging
 import os
 from collections.abc import Iterable
 
 from fuseunion.core.format import xattr_names
+from fuseunion.core.format.digest import blake2b
 from fuseunion.linux import syscalls
 from fuseunion.linux.real_object import RealObject
 
@@ -54,7 +54,7 @@ _LASTING = frozenset((
 
 def identity(lower_fds: Iterable[int]) -> bytes:
     """What the mark holds for these lowers, topmost first."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest = blake2b(digest_size=8)
     for fd in lower_fds:
         digest.update(b"%s;" % _of_root(fd))
     return _VERSION + digest.digest()

@@ -13,6 +13,7 @@ from fuseunion.core.ops.attributes import Change, facts_after, stat_of, times_af
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import NONE_ABSENT
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
@@ -57,7 +58,7 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
     except BaseException:
         work.remove_tree(temporary)
         raise
-    directory.absent_xattrs = frozenset()
+    directory.absent_xattrs = NONE_ABSENT
     # The number and what is shown stay; only the place where they are read changes.
     directory.stale()
     if directory.parent is not None:

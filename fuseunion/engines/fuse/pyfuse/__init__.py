@@ -1,1 +1,1 @@
-"""Requests that come through pyfuse3."""
+"""Requests that come through pyfuse3, and how it is imported."""

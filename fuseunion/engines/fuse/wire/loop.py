@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import types
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pyfuse3
@@ -39,6 +39,21 @@ _REFUSALS = {
     layouts.FLUSH: errno.ENOSYS,
 }
 """ENOSYS is not asked for again: files need no opening, and nothing is buffered here (fs/fuse/file.c, dir.c)."""
+
+
+class _Instead:
+    """A module with some names that mean something else.
+
+    Args:
+        module: it has all the others, as attributes (pyfuse/lean_imports.py does not put all in its dictionary).
+    """
+
+    def __init__(self, module: ModuleType, **names: object) -> None:
+        self._module = module
+        self.__dict__.update(names)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._module, name)
 
 
 class WireLoop:
@@ -80,11 +95,8 @@ class WireLoop:
             self._wanted,
             layouts.ATOMIC_O_TRUNC,
         )
-        lowlevel = types.SimpleNamespace(**vars(trio.lowlevel))
-        lowlevel.wait_readable = self._wait_readable
-        substitute = types.SimpleNamespace(**vars(trio))
-        substitute.lowlevel = lowlevel
-        vars(pyfuse3)["trio"] = substitute
+        lowlevel = _Instead(trio.lowlevel, wait_readable=self._wait_readable)
+        vars(pyfuse3)["trio"] = _Instead(trio, lowlevel=lowlevel)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests that take longer, until cancelled."""
