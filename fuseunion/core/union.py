@@ -336,7 +336,7 @@ class Union:
         Raises:
             OSError: of the layers; EACCES for a directory that may not be read.
         """
-        return candidates(directory)
+        return candidates(self.state, directory)
 
     def lower_stat(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """lstat of what the lowers show under a name, or would show without the upper (entries.lower_stat)."""
@@ -446,7 +446,7 @@ class Union:
     def names(self, handle: DirectoryHandle, *, again: bool) -> Steps[Sequence[bytes]]:
         """The names of an open directory: a snapshot, made on the first call and when `again` is asked for."""
         if handle.names is None or again:
-            handle.names = yield from listing(handle.directory)
+            handle.names = yield from listing(self.state, handle.directory)
         return handle.names
 
     def release_directory(self, handle: DirectoryHandle) -> None:

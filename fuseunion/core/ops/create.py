@@ -28,7 +28,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.lookup import resolve
+from fuseunion.core.tree.lookup import resolve_in
 from fuseunion.core.tree.place import InUpper
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
@@ -72,7 +72,7 @@ def _place(state: State, directory: Directory, name: bytes) -> _Place:
     state.writable()
     if directory.removed:
         raise os_error(errno.ENOENT, name)
-    if name in directory.children or resolve(state, directory.layers(), name) is not None:
+    if name in directory.children or resolve_in(state, directory, name) is not None:
         raise os_error(errno.EEXIST, name)
     upper = copy_up_directory(state, directory)
     device = upper.stat(name) is not None

@@ -14,6 +14,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.numbers import ROOT, Numbers
 from fuseunion.core.ids.identity import IDENTITY, Identity
+from fuseunion.core.marks.holders import RememberedHolders
 from fuseunion.core.marks.link_index import LinkIndex
 from fuseunion.core.marks.origin_mark import OriginReader
 from fuseunion.core.marks.whiteout_writer import WhiteoutWriter
@@ -75,6 +76,7 @@ class State:
     __slots__ = (
         "descriptors",
         "gid",
+        "holders",
         "log",
         "lowers",
         "numbers",
@@ -99,6 +101,7 @@ class State:
         if upper is not None:
             devices.append(upper.layer.st_dev)
         self.numbers = Numbers(devices)
+        self.holders = RememberedHolders()
         roots: tuple[RealDir, ...] = tuple(layer.root for layer in self.lowers)
         self.origins = OriginReader(roots, self.numbers)
         upper_root = upper.layer.root if upper is not None else None
