@@ -114,6 +114,9 @@ class RealObject(NamedTuple):
 
     def chmod(self, mode: int) -> None:
         """chmod(2); EOPNOTSUPP for a symbolic link. By a descriptor, since there is no lchmod(2)."""
+        if not self.name:
+            os.chmod(b"/proc/self/fd/%d" % self.fd, mode)
+            return
         with self._held() as fd:
             os.chmod(b"/proc/self/fd/%d" % fd, mode)
 
