@@ -62,8 +62,13 @@ class Change(NamedTuple):
         return self.changes_owner or self.clear_capability
 
 
+NO_CHANGE = Change()
+
+
 def facts_after(facts: Facts, change: Change) -> Facts:
     """Owner and mode after a change to an object that has not got any others yet."""
+    if change is NO_CHANGE:
+        return facts
     mode = facts.mode
     if change.mode is not None:
         mode = stat.S_IMODE(change.mode)
@@ -144,10 +149,18 @@ def apply(state: State, inode: Inode, change: Change) -> None:
             if atime_ns is not None and mtime_ns is not None:
                 held.utime(atime_ns, mtime_ns)
             if state.writable().layer.ownership is None:
-                shown = held.stat()
+                shown = _seen(held)
     finally:
         inode.stale()
     inode.st = shown
+
+
+def _seen(held: RealObject) -> os.stat_result | None:
+    """lstat of an object after a change to it; None where that fails: the change was made, who asks next is told."""
+    try:
+        return held.stat()
+    except OSError:
+        return None
 
 
 def _restored_on_failure(state: State, held: RealObject, change: Change) -> AbstractContextManager[None]:

@@ -136,7 +136,7 @@ def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _M
     )
     try:
         with work.tmp.held(temporary) as new:
-            metadata.give_owner(new, facts, upper.layer, state.settings.identity)
+            metadata.give_owner(new, new.stat(), facts, upper.layer, state.settings.identity)
             # Marks before ACL and mode, which may deny the daemon, as the plain owner, to write them.
             if kind == stat.S_IFDIR and place.hidden:
                 upper.whiteouts.make_opaque(new)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fuseunion.core.copying.copy_data import Unshared
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
@@ -53,13 +54,14 @@ class Settings(NamedTuple):
 class Upper:
     """The writable side: the upper layer, its work directory and the writers that belong to them."""
 
-    __slots__ = ("layer", "links", "whiteouts", "work")
+    __slots__ = ("layer", "links", "unshared", "whiteouts", "work")
 
     def __init__(self, layer: Layer, work: WorkDirectory) -> None:
         self.layer = layer
         self.work = work
         self.links = LinkIndex(work)
         self.whiteouts = WhiteoutWriter(work)
+        self.unshared = Unshared()
 
     def close(self) -> None:
         """Leave index and work directory in order."""
