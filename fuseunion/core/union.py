@@ -341,7 +341,7 @@ class Union:
         Raises:
             OSError: of the layers; EACCES for a directory that may not be read.
         """
-        return candidates(directory)
+        return candidates(self.state, directory)
 
     def lower_stat(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """lstat of what the lowers show under a name, or would show without the upper (entries.lower_stat)."""
@@ -453,7 +453,7 @@ class Union:
     def names(self, handle: DirectoryHandle, *, again: bool) -> Steps[Sequence[bytes]]:
         """The names of an open directory: a snapshot, made on the first call and when `again` is asked for."""
         if handle.names is None or again:
-            handle.names = yield from listing(handle.directory)
+            handle.names = yield from listing(self.state, handle.directory)
         return handle.names
 
     def names_of(self, directory: Directory) -> Steps[Sequence[bytes]]:
@@ -463,7 +463,7 @@ class Union:
             OSError: as `opendir`; of the layers.
         """
         directory.check()
-        return listing(directory)
+        return listing(self.state, directory)
 
     def release_directory(self, handle: DirectoryHandle) -> None:
         """The last user of a directory handle closed it."""

@@ -2,6 +2,7 @@
 
     RealObject(fd)          what a descriptor holds, O_PATH or not
     RealObject(fd, name)    one name in the directory that the descriptor holds; a link is the link itself
+    OpenObject(fd)          what a descriptor holds that is not O_PATH
 
 Many calls take no descriptor of kind O_PATH, and before Linux 6.13 the calls for extended attributes take no directory
 descriptor. They are given a path through /proc/self/fd (proc(5)): to the descriptor itself, which is a magic link that
@@ -38,8 +39,8 @@ class RealObject(NamedTuple):
     fd: int
     name: bytes = b""
 
-    def _reach(self) -> tuple[bytes, bool]:
-        """A path, and whether it has to be followed."""
+    def _reach(self) -> tuple[bytes | int, bool]:
+        """A path, and whether it has to be followed; or a descriptor that the calls take themselves."""
         if self.name:
             return b"/proc/self/fd/%d/%s" % (self.fd, self.name), False
         return b"/proc/self/fd/%d" % self.fd, True
@@ -114,6 +115,9 @@ class RealObject(NamedTuple):
 
     def chmod(self, mode: int) -> None:
         """chmod(2); EOPNOTSUPP for a symbolic link. By a descriptor, since there is no lchmod(2)."""
+        if not self.name:
+            os.chmod(b"/proc/self/fd/%d" % self.fd, mode)
+            return
         with self._held() as fd:
             os.chmod(b"/proc/self/fd/%d" % fd, mode)
 
@@ -173,6 +177,18 @@ class RealObject(NamedTuple):
         return syscalls.birth_time_ns(self.fd, self.name, 0 if self.name else syscalls.AT_EMPTY_PATH)
 
 
+class OpenObject(RealObject):
+    """An object that is open for reading or writing: the calls are made on the descriptor, without a path."""
+
+    __slots__ = ()
+
+    def _reach(self) -> tuple[bytes | int, bool]:
+        return self.fd, True
+
+    def chmod(self, mode: int) -> None:
+        os.fchmod(self.fd, mode)
+
+
 class MountPoint(RealObject):
     """A directory over which something is mounted: what is mounted is not entered, what lies below is not reached.
 
@@ -184,7 +200,7 @@ class MountPoint(RealObject):
 
     __slots__ = ()
 
-    def _reach(self) -> tuple[bytes, bool]:
+    def _reach(self) -> tuple[bytes | int, bool]:
         raise os_error(errno.EXDEV, self.name)
 
     def chmod(self, mode: int) -> None:

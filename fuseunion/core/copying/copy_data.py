@@ -9,12 +9,40 @@ from collections.abc import Iterator
 from fuseunion.linux import syscalls
 
 _CHUNK = 1 << 20
+_SMALL = 1 << 16
+
+# What FICLONE answers where a filesystem, or a pair of them, cannot (ioctl_ficlonerange(2)). EINVAL can be the file's.
+_NEVER_SHARED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS})
 # copy_file_range(2) refuses across some filesystems, for some special files, and where seccomp forbids it.
 _NOT_HERE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 
 
-def copy(source: int, target: int, size: int, source_size: int) -> bool:
-    """Copy the first `size` bytes of a file of `source_size` bytes.
+class Unshared:
+    """The devices whose files cannot share blocks with the target's: what was refused once is not asked for again.
+
+    Used by several threads: a device is looked for, or added, and stays.
+    """
+
+    __slots__ = ("_devices",)
+
+    def __init__(self) -> None:
+        self._devices: set[int] = set()
+
+    def __contains__(self, device: int) -> bool:
+        return device in self._devices
+
+    def learn(self, device: int, code: int) -> None:
+        """Sharing with a file of a device answered an errno, which may be about the filesystem, or the file alone."""
+        if code in _NEVER_SHARED:
+            self._devices.add(device)
+
+
+def copy(source: int, target: int, size: int, st: os.stat_result, unshared: Unshared) -> bool:
+    """Copy the first `size` bytes of a file.
+
+    Args:
+        st: fstat of the source.
+        unshared: of the target's filesystem.
 
     Returns:
         True when the blocks are shared and nothing needs to be flushed.
@@ -24,17 +52,26 @@ def copy(source: int, target: int, size: int, source_size: int) -> bool:
     """
     if size == 0:
         return False
-    if size == source_size:
+    if size == st.st_size and st.st_dev not in unshared:
         try:
             syscalls.ficlone(target, source)
             return True
         except OSError as error:
             if error.errno not in _NOT_HERE and error.errno != errno.ENOTTY:
                 raise
-    for start, end in data_segments(source, size):
+            unshared.learn(st.st_dev, error.errno)
+    copied = 0
+    for start, end in ((0, size),) if _is_dense(st) else data_segments(source, size):
         _copy_range(source, target, start, end)
-    os.ftruncate(target, size)
+        copied = end
+    if copied < size:
+        os.ftruncate(target, size)
     return False
+
+
+def _is_dense(st: os.stat_result) -> bool:
+    """True for a small file with as many blocks as bytes: reading a hole, if there is one, costs less than looking."""
+    return st.st_size <= _SMALL and st.st_blocks * 512 >= st.st_size
 
 
 def data_segments(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -130,11 +130,18 @@ def chown(held: RealObject, uid: int, gid: int, identity: Identity, *, optional:
 
 
 def give_owner(
-    held: RealObject, facts: Facts, upper: LayerAccess, identity: Identity, *, optional: bool = False
+    held: RealObject,
+    real: os.stat_result,
+    facts: Facts,
+    upper: LayerAccess,
+    identity: Identity,
+    *,
+    optional: bool = False,
 ) -> Facts:
     """Give an object that is still in work its owner; with stored ownership, all of the facts.
 
     Args:
+        real: its lstat.
         facts: as they are to be shown; KEEP as uid or gid leaves the daemon's own.
         optional: give as much of the owner as can be given.
 
@@ -142,9 +149,10 @@ def give_owner(
         The facts with the mode that the object may have with the owner that it got.
     """
     if upper.ownership is None:
+        if (real.st_uid, real.st_gid) == (facts.uid, facts.gid):
+            return facts
         chown(held, facts.uid, facts.gid, identity, optional=optional)
         return facts._replace(mode=mode_kept(facts, held.stat())) if optional else facts
-    real = held.stat()
     uid = real.st_uid if facts.uid == KEEP else facts.uid
     gid = real.st_gid if facts.gid == KEEP else facts.gid
     upper.ownership.store(held, real, facts._replace(uid=uid, gid=gid))

@@ -59,8 +59,31 @@ _NO_DEVICE = 0
 # What stat(2) answers when a name is not there, cannot be there, or when its directory is a mount point.
 _ABSENT = frozenset({errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EXDEV})
 
+# What calls answer that the daemon, as the owner of the upper, or with fewer cached descriptors, may repeat.
+_HINDERED = frozenset({errno.EACCES, errno.EMFILE, errno.ENFILE})
+
 # What opening a directory answers when its name leads to nothing, to something else, or to a link.
 _NO_DIRECTORY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+
+class HeldObject:
+    """An object in a directory, held by a descriptor for the length of a block (RealDir.held).
+
+    A class of its own, because a generator would cost as much as a system call.
+    """
+
+    __slots__ = ("_fd", "_name", "_real")
+
+    def __init__(self, real: RealDir, name: bytes) -> None:
+        self._real = real
+        self._name = name
+
+    def __enter__(self) -> RealObject:
+        self._fd = self._real.hold(self._name)
+        return RealObject(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 class RealDir:
@@ -291,8 +314,13 @@ class RealDir:
             OSError: as openat(2), but not EACCES in the upper; EOPNOTSUPP for the name that the union is mounted over;
                 EXDEV for a directory that something else is mounted over.
         """
-        if self.is_covered(name):
+        if self._trail and self.is_covered(name):
             raise os_error(errno.EOPNOTSUPP, name)
+        try:
+            return self._hold(name)
+        except OSError as error:
+            if error.errno not in _HINDERED:
+                raise
         return self._as_owner(lambda: self.layer.descriptors.retried(lambda: self._hold(name)))
 
     def _hold(self, name: bytes) -> int:
@@ -306,14 +334,9 @@ class RealDir:
                 raise
         return os.open(name, _HOLD, dir_fd=self.fd())
 
-    @contextmanager
-    def held(self, name: bytes) -> Iterator[RealObject]:
+    def held(self, name: bytes) -> HeldObject:
         """`hold` for the length of a block."""
-        fd = self.hold(name)
-        try:
-            yield RealObject(fd)
-        finally:
-            os.close(fd)
+        return HeldObject(self, name)
 
     def shown(self, name: bytes, st: os.stat_result) -> os.stat_result:
         """What to show for a name whose lstat is `st`: the same, but for a layer with stored ownership.
@@ -344,6 +367,14 @@ class RealDir:
         return self._open(name, flags, RealObject.wait_open_regular)
 
     def _open(self, name: bytes, flags: int, how: Callable[[RealObject, int], T]) -> T:
+        if self.layer.noatime:
+            try:
+                return how(RealObject(self.fd(), name), flags | os.O_NOATIME)
+            except PermissionError:
+                pass
+            except OSError as error:
+                if error.errno not in _HINDERED:
+                    raise
         try:
             return self._read_quietly(lambda flags: how(self.object(name), flags), flags)
         except PermissionError as error:

@@ -19,6 +19,11 @@ def is_reserved(name: bytes) -> bool:
     return name.startswith(PREFIX)
 
 
+def name_hidden_by(name: bytes) -> bytes | None:
+    """The name that a `.wh.` file hides in the layers below; None for one that hides no single name."""
+    return None if name.startswith(_OWN) else name[len(PREFIX) :]
+
+
 class WhFiles:
     """What the `.wh.` files of one directory say.
 
@@ -40,5 +45,7 @@ class WhFiles:
         """A name was written or removed."""
         if name == OPAQUE:
             self.opaque = present
-        elif name.startswith(PREFIX) and not name.startswith(_OWN):
-            (self.hidden.add if present else self.hidden.discard)(name[len(PREFIX) :])
+        elif is_reserved(name):
+            hidden = name_hidden_by(name)
+            if hidden is not None:
+                (self.hidden.add if present else self.hidden.discard)(hidden)

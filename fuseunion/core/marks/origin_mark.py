@@ -49,16 +49,17 @@ def path_of(real: RealDir, name: bytes) -> bytes:
     return b"/".join(reversed(names))
 
 
-def write(held: RealObject, prefix: bytes, number: Ino, ctime_ns: int) -> None:
+def write(held: RealObject, prefix: bytes, upper_ino: int, number: Ino, ctime_ns: int) -> None:
     """Set the mark of a new copy.
 
     Args:
+        upper_ino: real inode number of the copy.
         number: of the lower object.
         ctime_ns: its time of change.
     """
     if not -(1 << 63) <= ctime_ns < 1 << 63:
         return  # a time beyond the year 2262 cannot be told; the number is then not kept
-    rewrite(held, prefix, _HEADER.pack(_VERSION, held.stat().st_ino, number, ctime_ns))
+    rewrite(held, prefix, _HEADER.pack(_VERSION, upper_ino, number, ctime_ns))
 
 
 def rewrite(held: RealObject, prefix: bytes, value: bytes) -> bool:

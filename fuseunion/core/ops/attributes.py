@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
@@ -31,6 +31,7 @@ from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
 
 _LINK, _DIRECTORY = stat.S_IFLNK, stat.S_IFDIR
+_NOTHING_TO_RESTORE = nullcontext()
 _CLOCK_REALTIME_COARSE = 5  # include/uapi/linux/time.h
 
 
@@ -62,8 +63,13 @@ class Change(NamedTuple):
         return self.changes_owner or self.clear_capability
 
 
+NO_CHANGE = Change()
+
+
 def facts_after(facts: Facts, change: Change) -> Facts:
     """Owner and mode after a change to an object that has not got any others yet."""
+    if change is NO_CHANGE:
+        return facts
     mode = facts.mode
     if change.mode is not None:
         mode = stat.S_IMODE(change.mode)
@@ -125,6 +131,7 @@ def apply(state: State, inode: Inode, change: Change) -> None:
         OSError: as chown(2), chmod(2), truncate(2), utimensat(2).
     """
     assert isinstance(inode, (File, Directory))
+    shown: os.stat_result | None = None
     try:
         with inode.grasp() as held, _restored_on_failure(state, held, change):
             if change.changes_owner or change.touch:
@@ -133,25 +140,41 @@ def apply(state: State, inode: Inode, change: Change) -> None:
                 _remove_capability(state, held)
             if change.mode is not None:
                 _chmod(state, held, inode, change.mode)
-            st = held.stat() if change.atime_ns is not None or change.mtime_ns is not None else None
+            atime_ns, mtime_ns = change.atime_ns, change.mtime_ns
+            if (atime_ns is None) != (mtime_ns is None):
+                st = held.stat()  # before the size changes, and with it the time of modification
+                atime_ns = st.st_atime_ns if atime_ns is None else atime_ns
+                mtime_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
             if change.size is not None:
                 _truncate(held, inode, change.size)
-            if st is not None:
-                atime_ns = st.st_atime_ns if change.atime_ns is None else change.atime_ns
-                mtime_ns = st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
+            if atime_ns is not None and mtime_ns is not None:
                 held.utime(atime_ns, mtime_ns)
+            if state.writable().layer.ownership is None:
+                shown = _seen(held)
     finally:
         inode.stale()
+    inode.st = shown
+
+
+def _seen(held: RealObject) -> os.stat_result | None:
+    """lstat of an object after a change to it; None where that fails: the change was made, who asks next is told."""
+    try:
+        return held.stat()
+    except OSError:
+        return None
+
+
+def _restored_on_failure(state: State, held: RealObject, change: Change) -> AbstractContextManager[None]:
+    """Give an object its owner and mode back when only a part of a change in the block could be made."""
+    one_call = change.mode is None if change.changes_owner else change.size is None or change.mode is None
+    if one_call and state.writable().layer.ownership is None:
+        return _NOTHING_TO_RESTORE
+    return _restored(state, held, change)
 
 
 @contextmanager
-def _restored_on_failure(state: State, held: RealObject, change: Change) -> Iterator[None]:
-    """Give an object its owner and mode back when only a part of a change could be made."""
+def _restored(state: State, held: RealObject, change: Change) -> Iterator[None]:
     ownership = state.writable().layer.ownership
-    one_call = change.mode is None if change.changes_owner else change.size is None or change.mode is None
-    if ownership is None and one_call:
-        yield
-        return
     real = held.stat()
     facts = Facts.of(real if ownership is None else ownership.load(held, real))
     try:

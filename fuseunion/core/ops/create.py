@@ -11,8 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
@@ -28,10 +27,13 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.lookup import resolve
+from fuseunion.core.tree.lookup import resolve_in
 from fuseunion.core.tree.place import InUpper
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
+
+_NEVER_INHERITED = frozenset({xattr_names.CAPABILITY})
+"""What no new object has, and what the kernel asks for before the first write."""
 
 _Make = Callable[[bytes, int, int], int | None]
 """`make(name, dirfd, mode)` does the system call and may return a descriptor."""
@@ -72,20 +74,16 @@ def _place(state: State, directory: Directory, name: bytes) -> _Place:
     state.writable()
     if directory.removed:
         raise os_error(errno.ENOENT, name)
-    if name in directory.children or resolve(state, directory.layers(), name) is not None:
+    if name in directory.children:
         raise os_error(errno.EEXIST, name)
-    upper = copy_up_directory(state, directory)
-    device = upper.stat(name) is not None
+    upper = directory.upper
+    device = upper is not None and upper.stat(name) is not None
+    # Without lowers all has been said, but of what lies there.
+    if (device or directory.lowers) and resolve_in(state, directory, name) is not None:
+        raise os_error(errno.EEXIST, name)
+    if upper is None:
+        upper = copy_up_directory(state, directory)
     return _Place(directory, upper, name, device, device or upper.hides(name))
-
-
-@contextmanager
-def _umask(value: int) -> Iterator[None]:
-    previous = os.umask(value)
-    try:
-        yield
-    finally:
-        os.umask(previous)
 
 
 def default_acl(state: State, directory: Directory) -> bytes:
@@ -111,8 +109,11 @@ def _make(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rde
         and owner.gid == state.gid
         and state.writable().layer.ownership is None
     ):
-        with _umask(owner.umask):
+        before = os.umask(owner.umask)
+        try:
             return make(place.name, place.upper.fd(), mode)
+        finally:
+            os.umask(before)
     return _make_in_work(state, place, mode, owner, make, rdev)
 
 
@@ -135,7 +136,7 @@ def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _M
     )
     try:
         with work.tmp.held(temporary) as new:
-            metadata.give_owner(new, facts, upper.layer, state.settings.identity)
+            metadata.give_owner(new, new.stat(), facts, upper.layer, state.settings.identity)
             # Marks before ACL and mode, which may deny the daemon, as the plain owner, to write them.
             if kind == stat.S_IFDIR and place.hidden:
                 upper.whiteouts.make_opaque(new)
@@ -159,23 +160,22 @@ def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
     """Make the inode of a new object of a type; one that cannot be looked at is taken away again.
 
     Args:
-        fd: of the object, where it is open.
+        fd: of the object, where it is open: if its name leads to another already, the next call finds out.
 
     Raises:
-        OSError: ESTALE when the name leads to another object already.
+        OSError: ESTALE when the name has come to lead to another object.
     """
     try:
-        st = place.upper.stat(place.name)
+        st = place.upper.stat(place.name) if fd < 0 else os.fstat(fd)
         if st is None:
             raise OSError(errno.EIO, "the new object is not there", place.name)
         shown = place.upper.shown(place.name, st)
-        made = st if fd < 0 else os.fstat(fd)
-    except BaseException:
-        _undo(state, place, kind)
+    except BaseException as error:
+        exchanged = isinstance(error, OSError) and error.errno == errno.ESTALE
+        if not exchanged:  # else somebody put another there, which is not ours to remove
+            _undo(state, place, kind)
         place.directory.stale()
         raise
-    if not os.path.samestat(made, st):
-        raise os_error(errno.ESTALE, place.name)  # somebody put another there, which is not ours to remove
     ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
     inode: Inode
     if stat.S_ISDIR(st.st_mode):
@@ -185,6 +185,7 @@ def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
         inode = file = File(ino, stat.S_IFMT(shown.st_mode), where)
         file.add_name(place.directory, place.name)
     inode.st = shown
+    inode.absent_xattrs = _NEVER_INHERITED
     state.table.add(inode)
     place.directory.children[place.name] = inode
     place.directory.stale()
@@ -231,16 +232,19 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
     def make(new: bytes, dirfd: int, new_mode: int) -> int:
         return os.open(new, flags, stat.S_IMODE(new_mode), dir_fd=dirfd)
 
-    with state.descriptors.taken_for_file():
+    state.descriptors.take_for_file()
+    fd: int | None = None
+    try:
         fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
         assert fd is not None
-        try:
-            inode = _register(state, place, stat.S_IFREG, fd)
-            assert isinstance(inode, File)
-            return inode, FileHandle(inode, fd, writable=True)
-        except BaseException:
+        inode = _register(state, place, stat.S_IFREG, fd)
+        assert isinstance(inode, File)
+        return inode, FileHandle(inode, fd, writable=True)
+    except BaseException:
+        if fd is not None:
             os.close(fd)
-            raise
+        state.descriptors.give_back()
+        raise
 
 
 def mkdir(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:

@@ -21,7 +21,7 @@ from fuseunion.core.ops.copy_up.origin_paths import note_path
 from fuseunion.core.ops.remove import holding, name_gone, remove_directory, unlink
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.lookup import FoundFile, existing, lookup, resolve
+from fuseunion.core.tree.lookup import FoundFile, existing, lookup, resolve_below
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import in_one_piece
@@ -127,7 +127,7 @@ def lower_stat(state: State, directory: Directory, name: bytes) -> os.stat_resul
     Raises:
         OSError: of the layers.
     """
-    found = resolve(state, directory.lowers, name) if directory.lowers else None
+    found = resolve_below(state, directory, name)
     if found is None:
         return None
     return found.st if isinstance(found, FoundFile) else found.stats[0]

@@ -90,7 +90,7 @@ def make_independent(state: State, directory: Directory) -> Preparation:
                 note_path(state, current, current.parent, current.name)
             one = _Prepared(current)
             prepared.append(one)
-            names = yield from listing(current)
+            names = yield from listing(state, current)
             for start in range(0, len(names), _AT_ONCE):
                 waiting += yield from _prepare_some(state, one, names[start : start + _AT_ONCE], held)
         if _is_dependent(directory):

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks.link_index import INODE
@@ -28,6 +27,9 @@ from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
 
+_NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
+"""What rmdir(2) answers for a directory that has something in it."""
+
 
 def unlink(state: State, directory: Directory, name: bytes) -> None:
     """Remove a non-directory.
@@ -41,20 +43,36 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
     with state.table.held(file):
         if not isinstance(file, File):
             raise os_error(errno.EISDIR, name)
-        whiteouts = state.writable().whiteouts
         upper = copy_up_directory(state, directory)
-        st = upper.stat(name)
-        if st is None:
+        if not _removed_from_upper(state, file, directory, upper, name):
             with covering_lower_name(state, directory, name):
-                whiteouts.cover(upper, name)
-        else:
-            file.recognise(st)
-            with holding(file, upper, name):
-                if lower_is_positive(state, directory, name):
-                    whiteouts.replace_file(upper, name)
-                else:
-                    upper.unlink(name)
+                state.writable().whiteouts.cover(upper, name)
         name_gone(state, file, directory, name)
+
+
+def _removed_from_upper(state: State, file: File, directory: Directory, upper: RealDir, name: bytes) -> bool:
+    """Remove a name from the upper, with a whiteout in its place where a lower shows something.
+
+    Returns:
+        False when nothing of that name is there.
+
+    Raises:
+        OSError: ESTALE for what was exchanged; nothing has changed then, as with any other error.
+    """
+    try:
+        with holding(file, upper, name) as recognised:
+            if not recognised:
+                st = upper.stat(name)
+                if st is None:
+                    return False
+                file.recognise(st)
+            if lower_is_positive(state, directory, name):
+                state.writable().whiteouts.replace_file(upper, name)
+            else:
+                upper.unlink(name)
+            return True
+    except FileNotFoundError:
+        return False
 
 
 def rmdir(state: State, directory: Directory, name: bytes) -> Steps[None]:
@@ -69,6 +87,13 @@ def rmdir(state: State, directory: Directory, name: bytes) -> Steps[None]:
     with state.table.held(target):
         if not isinstance(target, Directory):
             raise os_error(errno.ENOTDIR, name)
+        if not target.lowers and not target.children:
+            try:
+                yield from remove_directory(state, target, directory, name, if_empty=True)
+                return
+            except OSError as error:
+                if error.errno not in _NOT_EMPTY:
+                    raise
         if not (yield from found_empty(state, target)):
             raise os_error(errno.ENOTEMPTY, name)
         if directory.children.get(name) is not target:
@@ -76,10 +101,15 @@ def rmdir(state: State, directory: Directory, name: bytes) -> Steps[None]:
         yield from remove_directory(state, target, directory, name)
 
 
-def remove_directory(state: State, target: Directory, directory: Directory, name: bytes) -> Steps[None]:
+def remove_directory(
+    state: State, target: Directory, directory: Directory, name: bytes, *, if_empty: bool = False
+) -> Steps[None]:
     """Remove a directory with whatever is in it, visible or not.
 
     Precondition: no inode beneath it is in the table.
+
+    Args:
+        if_empty: refuse one that has anything in it, visible or not, or that needs a whiteout.
 
     Raises:
         OSError: as `rmdir`; nothing has changed then.
@@ -87,6 +117,8 @@ def remove_directory(state: State, target: Directory, directory: Directory, name
     upper = copy_up_directory(state, directory)
     side = state.writable()
     positive = lower_is_positive(state, directory, name)
+    if if_empty and positive:
+        raise os_error(errno.ENOTEMPTY, name)
     garbage: bytes | None = None
     if target.upper is None:
         side.whiteouts.cover(upper, name)
@@ -94,7 +126,7 @@ def remove_directory(state: State, target: Directory, directory: Directory, name
         held = upper.hold(name)
         try:
             target.recognise(os.fstat(held))
-            garbage = _take_out(state, target, upper, name, positive=positive)
+            garbage = _take_out(state, target, upper, name, positive=positive, if_empty=if_empty)
         except BaseException:
             os.close(held)
             raise
@@ -108,7 +140,9 @@ def remove_directory(state: State, target: Directory, directory: Directory, name
             state.log.warning("cannot remove %r from the work directory: %s", garbage, error)
 
 
-def _take_out(state: State, target: Directory, upper: RealDir, name: bytes, *, positive: bool) -> bytes | None:
+def _take_out(
+    state: State, target: Directory, upper: RealDir, name: bytes, *, positive: bool, if_empty: bool
+) -> bytes | None:
     """Remove a directory from the upper.
 
     Returns:
@@ -122,7 +156,7 @@ def _take_out(state: State, target: Directory, upper: RealDir, name: bytes, *, p
             upper.rmdir(name)
             return None
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if if_empty or error.errno not in _NOT_EMPTY:
                 raise
         removed = side.work.take(upper, name)  # whiteouts are in it
     try:
@@ -143,11 +177,12 @@ def _put_back(state: State, taken: bytes, upper: RealDir, name: bytes) -> None:
         state.log.error("%r, which is not what was to be removed, stays in work as %r: %s", name, taken, error)
 
 
-@contextmanager
-def holding(file: File, upper: RealDir, name: bytes) -> Iterator[None]:
-    """Hold a file by a descriptor while, in the block, a name that may be the one that leads to it goes."""
-    with file.holding() if file.is_at(upper, name) else nullcontext():
-        yield
+def holding(file: File, upper: RealDir, name: bytes) -> AbstractContextManager[bool]:
+    """Hold a file by a descriptor while, in the block, a name that may be the one that leads to it goes.
+
+    The block is told whether the name has been recognised for that.
+    """
+    return file.holding() if file.is_at(upper, name) else nullcontext(enter_result=False)
 
 
 def name_gone(state: State, file: File, directory: Directory, name: bytes) -> None:

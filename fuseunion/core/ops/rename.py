@@ -74,7 +74,7 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
     with state.table.held(source, target):
         old = _End(old_dir, old_name, copy_up_directory(state, old_dir))
         new = _End(new_dir, new_name, copy_up_directory(state, new_dir))
-        if isinstance(source, File):
+        if isinstance(source, File) and not source.is_at(old.upper, old_name):
             link_name(state, source, old_dir, old_name)  # where it was copied up under another name
         if not flags & syscalls.RENAME_EXCHANGE:
             _replace(state, source, old, target, new, whiteout=bool(flags & syscalls.RENAME_WHITEOUT))
@@ -208,9 +208,7 @@ def _move(state: State, source: Inode, old: _End, new: _End, *, whiteout: bool) 
         whiteout: the old name needs one.
     """
     side = state.writable()
-    in_the_way = new.upper.stat(new.name)
-    over_whiteout = in_the_way is not None and is_whiteout(new.upper, new.name, in_the_way)
-    if isinstance(source, Directory) and over_whiteout:
+    if isinstance(source, Directory) and _is_whiteout_at(new):
         if side.work.capabilities.exchange:
             # The whiteout goes to the old name, where it may be needed.
             old.upper.rename(old.name, new.upper, new.name, syscalls.RENAME_EXCHANGE)
@@ -222,6 +220,12 @@ def _move(state: State, source: Inode, old: _End, new: _End, *, whiteout: bool) 
         side.whiteouts.move_away(old.upper, old.name, new.upper, new.name)
     else:
         old.upper.rename(old.name, new.upper, new.name)
+
+
+def _is_whiteout_at(end: _End) -> bool:
+    """Whether a whiteout lies there: a file replaces it like any other file, a directory cannot."""
+    st = end.upper.stat(end.name)
+    return st is not None and is_whiteout(end.upper, end.name, st)
 
 
 def _drop_useless(state: State, end: _End) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.numbers import Ino
+from fuseunion.core.marks.holders import Holders
 from fuseunion.core.tree.inode import Inode
 from fuseunion.linux.real_object import RealObject
 
@@ -27,9 +28,21 @@ class Directory(Inode):
 
     Attributes:
         changes: goes up with every change of the directory, and so of the names in it.
+        holders: which of the lowers hold a name, where many take part; None before they were asked.
     """
 
-    __slots__ = ("_names", "_removed", "changes", "children", "default_acl", "lowers", "name", "parent", "upper")
+    __slots__ = (
+        "_names",
+        "_removed",
+        "changes",
+        "children",
+        "default_acl",
+        "holders",
+        "lowers",
+        "name",
+        "parent",
+        "upper",
+    )
 
     def __init__(
         self,
@@ -48,6 +61,7 @@ class Directory(Inode):
         self.default_acl: bytes | None = None  # b"" when there is none, None when not yet asked
         self._removed = False
         self.changes = 0
+        self.holders: Holders | None = None
         self._names: weakref.ref[Names] | None = None
 
     def stale(self) -> None:
@@ -75,7 +89,10 @@ class Directory(Inode):
 
     @property
     def exchanged(self) -> bool:
-        return any(real.exchanged for real in self.layers())
+        for real in self.lowers:  # asked before each lookup, of perhaps hundreds
+            if real.exchanged:
+                return True
+        return self.upper is not None and self.upper.exchanged
 
     def recognise(self, st: os.stat_result) -> None:
         self.top.recognise(st)

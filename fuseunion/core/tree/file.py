@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from fuseunion.core.disk.realdir import RealDir
@@ -57,6 +57,40 @@ class LowerLinks:
     def __init__(self, lower_id: DiskId, key: bytes) -> None:
         self.lower_id = lower_id
         self.key = key
+
+
+class Grasp:
+    """A file's object, held for the length of a block (File.grasp). No generator: most operations need it."""
+
+    __slots__ = ("_fd", "_file", "_owned")
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def __enter__(self) -> RealObject:
+        self._fd, self._owned = self._file.grasped()
+        return RealObject(self._fd)
+
+    def __exit__(self, *_: object) -> None:
+        if self._owned:
+            os.close(self._fd)
+
+
+class Holding:
+    """A file that is held while the name that leads to it goes (File.holding)."""
+
+    __slots__ = ("_file", "_new")
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+
+    def __enter__(self) -> bool:
+        self._new = self._file.hold()
+        return self._new
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._new:
+            self._file.unhold()
 
 
 class File(Inode):
@@ -165,7 +199,7 @@ class File(Inode):
         """A name leads to the file, where it lies already."""
         where = InLower if isinstance(self._place, InLower) else InUpper
         self._place = where(real, name, *self._place.disk_id)
-        self._unpin()
+        self.unhold()
 
     def renamed(self, old: Location, new: Location) -> None:
         """A name in the upper is another."""
@@ -203,42 +237,34 @@ class File(Inode):
             OSError: it cannot be held; then nothing changes.
         """
         if isinstance(self._place, InUpper):
-            self._hold()
+            self.hold()
             self._place = Held(self._place.disk_id)
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """Hold the file by a descriptor while, in the block, the name that leads to it goes."""
-        pinned = self._pin >= 0
-        self._hold()
-        try:
-            yield
-        except BaseException:
-            if not pinned:
-                self._unpin()
-            raise
+    def holding(self) -> AbstractContextManager[bool]:
+        """Hold the file by a descriptor while, in the block, the name that leads to it goes.
 
-    def _hold(self) -> None:
+        The block is told whether the name has been recognised for that.
+        """
+        return Holding(self)
+
+    def hold(self) -> bool:
+        """Hold the file by a descriptor, if nothing does; True when that is new. Raises as `grasp`."""
         if self._pin >= 0 or (self.handles and self.in_upper):
-            return  # a descriptor of who has it open serves as well
-        location = self._place.location
-        if location is not None:
-            pin = location[0].hold(location[1])
-            try:
-                self.recognise(os.fstat(pin))
-            except BaseException:
-                os.close(pin)
-                raise
-            self._pin = pin
+            return False  # a descriptor of who has it open serves as well
+        if self._place.location is None:
+            return False
+        self._pin, _ = self.grasped()
+        return True
 
-    def _unpin(self) -> None:
+    def unhold(self) -> None:
+        """Close the descriptor that the file has for itself."""
         if self._pin >= 0:
             os.close(self._pin)
             self._pin = -1
 
     def drop(self) -> None:
         """Nobody needs the file any more."""
-        self._unpin()
+        self.unhold()
 
     # -- the object on disk ------------------------------------------------------------------------------------------
 
@@ -299,20 +325,26 @@ class File(Inode):
             return handle.fd
         raise os_error(errno.ESTALE)
 
-    @contextmanager
-    def grasp(self) -> Iterator[RealObject]:
+    def grasp(self) -> AbstractContextManager[RealObject]:
         """As Inode.grasp.
 
         Raises:
             OSError: ENOENT when it vanished behind our back, ESTALE when it is another now; EACCES in a lower.
         """
+        return Grasp(self)
+
+    def grasped(self) -> tuple[int, bool]:
+        """A descriptor of the object, and whether it belongs to the caller. Raises as `grasp`."""
         location = self._place.location
         if location is None:
-            yield RealObject(self._descriptor())
-            return
-        with location[0].held(location[1]) as held:
-            self.recognise(held.stat())
-            yield held
+            return self._descriptor(), False
+        fd = location[0].hold(location[1])
+        try:
+            self.recognise(os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, True
 
     def real_stat(self) -> os.stat_result:
         """lstat of the object on disk.

@@ -14,15 +14,16 @@ from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format.xattr_names import MalformedError
+from fuseunion.core.marks.holders import DEEP, Holders
 from fuseunion.core.tree.directory import Directory, Names
-from fuseunion.core.tree.lookup import resolve
+from fuseunion.core.tree.lookup import resolve_in
 from fuseunion.core.tree.state import State
 from fuseunion.steps import Steps, in_one_piece
 
 _AT_ONCE = 16
 
 
-def listing(directory: Directory) -> Steps[Names]:
+def listing(state: State, directory: Directory) -> Steps[Names]:
     """Every name that may be visible in the directory, each once; what a whiteout hides may be among them.
 
     A name that comes or goes between two steps may be among them or not; every other one is.
@@ -34,6 +35,8 @@ def listing(directory: Directory) -> Steps[Names]:
     if shared is not None:
         return shared
     changes = directory.changes
+    lowers = directory.lowers
+    holders = Holders(lowers) if len(lowers) >= DEEP else None
     # Lowest layer first, as overlayfs lists (fs/overlayfs/readdir.c ovl_dir_read_merged).
     merged: dict[bytes, None] = {}
     marks: dict[RealDir, list[bytes]] = {}
@@ -45,29 +48,33 @@ def listing(directory: Directory) -> Steps[Names]:
                     found.append(name)
                 else:
                     merged[name] = None
+            if holders is not None and not real.layer.writable:
+                holders.note(lowers.index(real), names)
             yield
     result = Names(merged)
     if directory.changes == changes:
         directory.share(result)
         for real, found in marks.items():
             real.learn_wh_files(found)
+    if holders is not None and lowers is directory.lowers and not directory.removed:
+        directory.holders = holders
+        state.holders.keep(holders)
     return result
 
 
-def candidates(directory: Directory) -> Names:
+def candidates(state: State, directory: Directory) -> Names:
     """As `listing`, in one piece."""
-    return in_one_piece(listing(directory))
+    return in_one_piece(listing(state, directory))
 
 
 def found_empty(state: State, directory: Directory) -> Steps[bool]:
     """True when nothing is visible in the directory: when this ends, whatever happened in between."""
     while True:
         changes = directory.changes
-        layers = directory.layers()
-        names = yield from listing(directory)
+        names = yield from listing(state, directory)
         for start in range(0, len(names), _AT_ONCE):
             with opened(directory.upper):
-                if any(_is_visible(state, directory, layers, name) for name in names[start : start + _AT_ONCE]):
+                if any(_is_visible(state, directory, name) for name in names[start : start + _AT_ONCE]):
                     return False
             if start + _AT_ONCE < len(names):
                 yield
@@ -80,8 +87,8 @@ def is_empty(state: State, directory: Directory) -> bool:
     return in_one_piece(found_empty(state, directory))
 
 
-def _is_visible(state: State, directory: Directory, layers: tuple[RealDir, ...], name: bytes) -> bool:
+def _is_visible(state: State, directory: Directory, name: bytes) -> bool:
     try:
-        return name in directory.children or resolve(state, layers, name) is not None
+        return name in directory.children or resolve_in(state, directory, name) is not None
     except MalformedError:
         return True  # listed, and so in the way, whatever it is

@@ -29,6 +29,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.numbers import Ino
+from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of
 from fuseunion.core.marks.marks import is_opaque, is_whiteout, marks_of
 from fuseunion.core.tree.directory import Directory
@@ -61,8 +62,38 @@ class FoundDirectory(NamedTuple):
     marks: dict[bytes, bytes]
 
 
-def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | FoundDirectory | None:
+def resolve_in(state: State, directory: Directory, name: bytes) -> FoundFile | FoundDirectory | None:
+    """Find `name` in the stack of a directory. Raises as `resolve`."""
+    upper = directory.upper
+    if len(directory.lowers) < DEEP:
+        return resolve(state, directory.layers(), name)
+    lowers = lowers_with(state, directory, name)
+    return resolve(state, directory.layers(), name, lowers if upper is None else (upper, *lowers))
+
+
+def resolve_below(state: State, directory: Directory, name: bytes) -> FoundFile | FoundDirectory | None:
+    """Find what `name` would be without the upper. Raises as `resolve`."""
+    return resolve(state, directory.lowers, name, lowers_with(state, directory, name))
+
+
+def lowers_with(state: State, directory: Directory, name: bytes) -> tuple[RealDir, ...]:
+    """The lowers of a directory that may hold a name, or hide it from those below, topmost first (holders.py)."""
+    lowers = directory.lowers
+    if len(lowers) < DEEP:
+        return lowers
+    holders = directory.holders
+    if holders is None or holders.stack is not lowers:
+        holders = directory.holders = state.holders.learn(lowers)
+    return holders.of(name)
+
+
+def resolve(
+    state: State, stack: Sequence[RealDir], name: bytes, asked: Sequence[RealDir] | None = None
+) -> FoundFile | FoundDirectory | None:
     """Find `name` in a stack of real directories.
+
+    Args:
+        asked: those of the stack that may hold the name, or hide it; None for all.
 
     Raises:
         OSError: EPERM for a file whose data lies elsewhere (metacopy, which we do not read), EINVAL for a malformed
@@ -72,12 +103,14 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
     stats: list[os.stat_result] = []
     top_marks: dict[bytes, bytes] = {}
     last_marks: dict[bytes, bytes] = {}
-    end = len(stack)
+    last = stack[-1] if stack else None
+    if asked is None:
+        asked = stack
     index = 0
-    while index < end:
-        real = stack[index]
+    while index < len(asked):
+        real = asked[index]
         index += 1
-        below = index < end
+        below = real is not last
         st = real.stat(name)
         if st is not None:
             if not stat.S_ISDIR(st.st_mode):
@@ -104,6 +137,7 @@ def resolve(state: State, stack: Sequence[RealDir], name: bytes) -> FoundFile | 
                     _follow(state, real, path, directories, stats)
                     break
                 (name,) = path
+                asked, index = stack, stack.index(real) + 1
                 continue  # a `.wh.` file beside it hides the name that it has here
         if below and real.hides(name):
             break
@@ -209,7 +243,7 @@ def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tu
 def lower_is_positive(state: State, directory: Directory, name: bytes) -> bool:
     """True when a lower shows something under `name`, so that removing the upper's object needs a whiteout
     (fs/overlayfs/namei.c ovl_lower_positive)."""
-    for real in directory.lowers:
+    for real in lowers_with(state, directory, name):
         st = real.stat(name)
         if st is not None:
             return not is_whiteout(real, name, st)
@@ -270,7 +304,7 @@ def existing(state: State, directory: Directory, name: bytes) -> Inode:
 
 
 def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
-    found = resolve(state, directory.layers(), name)
+    found = resolve_in(state, directory, name)
     if found is None:
         return None
     inode: Inode
@@ -306,7 +340,7 @@ def _marked_number(state: State, parent: Directory, name: bytes, st: os.stat_res
     if value is not None:
         # What one of several names says of the lower beside it is not what the others would say.
         several = st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode)
-        number = state.origins.number(value, st.st_ino, () if several else parent.lowers, name)
+        number = state.origins.number(value, st.st_ino, () if several else lowers_with(state, parent, name), name)
         if number is not None:
             return number
     return state.numbers.number(st.st_dev, st.st_ino)
@@ -382,7 +416,7 @@ def _known_lower_file(state: State, lower_id: DiskId, group: LinkGroup | None) -
 
 def lower_name(state: State, directory: Directory, name: bytes) -> tuple[RealDir, os.stat_result] | None:
     """The lower non-directory that `name` shows or would show without the upper, with the directory it lies in."""
-    found = resolve(state, directory.lowers, name) if directory.lowers else None
+    found = resolve_below(state, directory, name)
     if isinstance(found, FoundFile):
         return found.real, found.st
     return None

@@ -8,12 +8,14 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fuseunion.core.copying.copy_data import Unshared
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.numbers import ROOT, Numbers
 from fuseunion.core.ids.identity import IDENTITY, Identity
+from fuseunion.core.marks.holders import RememberedHolders
 from fuseunion.core.marks.link_index import LinkIndex
 from fuseunion.core.marks.origin_mark import OriginReader
 from fuseunion.core.marks.whiteout_writer import WhiteoutWriter
@@ -52,13 +54,14 @@ class Settings(NamedTuple):
 class Upper:
     """The writable side: the upper layer, its work directory and the writers that belong to them."""
 
-    __slots__ = ("layer", "links", "whiteouts", "work")
+    __slots__ = ("layer", "links", "unshared", "whiteouts", "work")
 
     def __init__(self, layer: Layer, work: WorkDirectory) -> None:
         self.layer = layer
         self.work = work
         self.links = LinkIndex(work)
         self.whiteouts = WhiteoutWriter(work)
+        self.unshared = Unshared()
 
     def close(self) -> None:
         """Leave index and work directory in order."""
@@ -75,6 +78,7 @@ class State:
     __slots__ = (
         "descriptors",
         "gid",
+        "holders",
         "log",
         "lowers",
         "numbers",
@@ -99,6 +103,7 @@ class State:
         if upper is not None:
             devices.append(upper.layer.st_dev)
         self.numbers = Numbers(devices)
+        self.holders = RememberedHolders()
         roots: tuple[RealDir, ...] = tuple(layer.root for layer in self.lowers)
         self.origins = OriginReader(roots, self.numbers)
         upper_root = upper.layer.root if upper is not None else None

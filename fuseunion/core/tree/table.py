@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from fuseunion.core.format.numbers import ROOT, Ino, Numbers
 from fuseunion.core.ownership.store import OwnershipStore
@@ -18,6 +16,27 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.linux.recognition import DiskId
 
 log = logging.getLogger("fuseunion.inode")
+
+
+class HeldInodes:
+    """Inodes that stay in the table for the length of a block (InodeTable.held)."""
+
+    __slots__ = ("_inodes", "_table")
+
+    def __init__(self, table: InodeTable, inodes: tuple[Inode | None, ...]) -> None:
+        self._table = table
+        self._inodes = inodes
+
+    def __enter__(self) -> None:
+        for inode in self._inodes:
+            if inode is not None:
+                inode.keep(self)
+
+    def __exit__(self, *_: object) -> None:
+        for inode in self._inodes:
+            if inode is not None:
+                inode.let_go(self)
+                self._table.drop_if_unused(inode)
 
 
 class InodeTable:
@@ -99,19 +118,9 @@ class InodeTable:
             inode.nlookup = 0
         self.drop_if_unused(inode)
 
-    @contextmanager
-    def held(self, *inodes: Inode | None) -> Iterator[None]:
+    def held(self, *inodes: Inode | None) -> HeldInodes:
         """Keep inodes in the table during an operation that looks up and drops others below or above them."""
-        operation = object()
-        kept = [inode for inode in inodes if inode is not None]
-        for inode in kept:
-            inode.keep(operation)
-        try:
-            yield
-        finally:
-            for inode in kept:
-                inode.let_go(operation)
-                self.drop_if_unused(inode)
+        return HeldInodes(self, inodes)
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Remove an inode that nobody can name any more, and then perhaps its parents."""

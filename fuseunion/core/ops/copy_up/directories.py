@@ -9,7 +9,7 @@ from fuseunion.core.copying import metadata
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks import origin_mark
-from fuseunion.core.ops.attributes import Change, facts_after, stat_of, times_after
+from fuseunion.core.ops.attributes import NO_CHANGE, Change, facts_after, stat_of, times_after
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
@@ -51,7 +51,7 @@ def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Dire
     os.mkdir(temporary, 0o700, dir_fd=work.tmp.fd())
     try:
         with directory.grasp() as source, work.tmp.held(temporary) as target:
-            dress(state, directory, directory.top.layer, source, target, st, Change())
+            dress(state, directory, directory.top.layer, source, target, st, NO_CHANGE)
             made = target.stat()
         with parent.times_kept():
             work.install(temporary, parent, directory.name)
@@ -89,12 +89,13 @@ def dress(
     upper = state.writable()
     facts = facts_after(Facts.of(shown), change)
     settings = state.settings
-    given = metadata.give_owner(target, facts, upper.layer, settings.identity, optional=settings.owner_optional)
+    made = target.stat()
+    given = metadata.give_owner(target, made, facts, upper.layer, settings.identity, optional=settings.owner_optional)
     prefix = upper.work.capabilities.xattr_prefix
     if prefix is not None:
         if isinstance(inode, Directory):
             metadata.mark_merged(target, prefix)
-        origin_mark.write(target, prefix, inode.ino, shown.st_ctime_ns)
+        origin_mark.write(target, prefix, made.st_ino, inode.ino, shown.st_ctime_ns)
     metadata.copy_xattrs(
         source,
         target,

@@ -24,13 +24,13 @@ from contextlib import ExitStack
 from fuseunion.core.copying import copy_data, metadata
 from fuseunion.core.disk.descriptors import PER_COPY
 from fuseunion.core.marks.link_index import key_of
-from fuseunion.core.ops.attributes import Change, stat_of
+from fuseunion.core.ops.attributes import NO_CHANGE, Change, stat_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory, dress
 from fuseunion.core.ops.copy_up.link_names import covering, try_link_name
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower, Location
 from fuseunion.core.tree.state import State, Upper
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.real_object import OpenObject
 
 # Below this a copy without fsync takes less time than handing it to a thread.
 _INLINE_BYTES = 128 * 1024
@@ -61,7 +61,7 @@ class CopyJob:
         self._state = state
         self._upper = state.writable()
         self._file = file
-        self._change = change or Change()
+        self._change = NO_CHANGE if change is None else change
         assert isinstance(file.place, InLower)
         self.source = self._target = -1
         self._name: bytes | None = None
@@ -91,10 +91,10 @@ class CopyJob:
         Raises:
             OSError: ENOSPC, EDQUOT, EIO; EPERM or EINVAL when owner or attributes cannot be kept.
         """
-        shared = copy_data.copy(self.source, self._target, self.size, self._st.st_size)
+        shared = copy_data.copy(self.source, self._target, self.size, self._st, self._upper.unshared)
         if self._change.size is not None:
             os.ftruncate(self._target, self._change.size)
-        source, target = RealObject(self.source), RealObject(self._target)
+        source, target = OpenObject(self.source), OpenObject(self._target)
         dress(self._state, self._file, self._lower, source, target, self._shown, self._change)
         if self.size and not shared and not self._state.settings.volatile:
             os.fsync(self._target)
@@ -204,7 +204,7 @@ def copy_up_special(state: State, file: File, change: Change | None) -> None:
         os.mknod(temporary, metadata.real_kind(file.kind, upper.layer) | 0o600, st.st_rdev, dir_fd=tmp.fd())
     try:
         with file.grasp() as source, tmp.held(temporary) as target:
-            dress(state, file, state.layer_of(file), source, target, st, change or Change())
+            dress(state, file, state.layer_of(file), source, target, st, NO_CHANGE if change is None else change)
         _show(state, file, temporary, st)
     except BaseException:
         upper.work.unlink(temporary)

@@ -12,7 +12,7 @@ from fuseunion.core.format import xattr_names
 from fuseunion.core.marks import origin_mark
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
-from fuseunion.core.tree.lookup import FoundFile, resolve
+from fuseunion.core.tree.lookup import FoundFile, resolve_below
 from fuseunion.core.tree.state import State
 
 
@@ -41,7 +41,7 @@ def note_path(state: State, inode: Inode, directory: Directory, name: bytes) -> 
             return True
         if origin_mark.has_path(value):
             return True
-        found = resolve(state, directory.lowers, name)
+        found = resolve_below(state, directory, name)
         real = found.real if isinstance(found, FoundFile) else found.stack[0].parent if found is not None else None
         if real is None:
             return True  # the lower was changed: the mark is no longer true

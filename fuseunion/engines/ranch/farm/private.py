@@ -111,7 +111,7 @@ def copy_file(source: Reading, target: int, st: os.stat_result, owner: Owner) ->
     Raises:
         OSError: EIO, ENOSPC, EDQUOT.
     """
-    copy_data.copy(source.fd, target, st.st_size, st.st_size)
+    copy_data.copy(source.fd, target, st.st_size, st, copy_data.Unshared())
     dress(RealObject(target), st, owner, source.attributes)
 
 
