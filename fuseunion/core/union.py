@@ -21,7 +21,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops import attributes, create, entries, independence, remove, rename, xattrs
+from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up import link_names
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
@@ -273,14 +273,18 @@ class Union:
     def make_movable(self, inode: Inode) -> Generator[Sequence[File] | None, None, None]:
         """Prepare what is to be renamed, in steps; the caller copies up the files that are yielded.
 
-        A directory becomes independent of the lowers (independence.make_independent).
+        A directory becomes independent of the lowers (independence.make_independent), unless a redirect is to lead to
+        them (redirect.py).
 
         Raises:
             OSError: EROFS; as a copy-up.
         """
         self.state.writable()
         if isinstance(inode, Directory):
-            yield from independence.make_independent(self.state, inode)
+            if inode.lowers:
+                copy_up_directory(self.state, inode)
+            if not inode.lowers or not redirect.serves(self.state, inode):
+                yield from independence.make_independent(self.state, inode)
         elif isinstance(inode, File) and not inode.in_upper:
             yield [inode]
 

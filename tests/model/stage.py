@@ -22,6 +22,18 @@ from tests.support.inprocess import InProcess, in_process
 
 Operation = Callable[[InProcess], None]
 
+
+def _redirecting(operation: Operation) -> Operation:
+    """The operation with redirect_dir=on."""
+
+    def act(union: InProcess) -> None:
+        state = union.union.state
+        state.settings = state.settings._replace(redirect_dir=True)
+        operation(union)
+
+    return act
+
+
 OPERATIONS: dict[str, Operation] = {
     "write to a lower file": lambda u: u.write("/d/file", b"changed"),
     "write to a hard-linked lower file": lambda u: u.write("/link-a", b"changed"),
@@ -55,6 +67,11 @@ OPERATIONS: dict[str, Operation] = {
     "chown of an upper file": lambda u: u.setattr("/upper-only", Change(uid=7, gid=8)),
     "chmod of an upper file": lambda u: u.setattr("/upper-only", Change(mode=0o4700)),
     "mknod": lambda u: u.mknod("/d/fifo", stat.S_IFIFO | 0o640),
+    "redirect of a lower directory": _redirecting(lambda u: u.rename("/d", "/moved")),
+    "redirect into another directory": _redirecting(lambda u: u.rename("/d/sub", "/upper-dir/moved")),
+    "redirect of a merged directory over a whiteout": _redirecting(lambda u: u.rename("/merged", "/deleted-dir")),
+    "redirect over an emptied directory": _redirecting(lambda u: u.rename("/d", "/emptied")),
+    "redirect of two that are exchanged": _redirecting(lambda u: u.rename("/d/sub", "/merged", 2)),
 }
 
 

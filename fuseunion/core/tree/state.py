@@ -38,6 +38,7 @@ class Settings(NamedTuple):
         static_nlink: every directory shows one link (fuse-overlayfs(1)).
         owner_optional: what is copied up gets as much of its owner as the user can give (metadata.chown), and is never
             refused for the rest. For trees whose owner nobody expects to be kept, as a ranch's.
+        redirect_dir: directories of lowers are renamed by a redirect (ops/redirect.py).
     """
 
     volatile: bool = False
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
     identity: Identity = IDENTITY
     static_nlink: bool = False
     owner_optional: bool = False
+    redirect_dir: bool = False
 
 
 class Upper:

@@ -41,7 +41,6 @@ SILENT = frozenset((
 """Words that change nothing here and are accepted without a remark, in both forms, with any value."""
 
 _ONLY: dict[str, tuple[str, ...]] = {
-    "redirect_dir": ("off", "nofollow"),
     "metacopy": ("off",),
     "nfs_export": ("off",),
     "verity": ("off",),
@@ -184,6 +183,8 @@ class OptionsBuilder:
                 return change(xattr_permissions=parse_xattr_permissions(value, name))
             case "timeout":
                 return change(timeout=parse_timeout(value, name))
+            case "redirect_dir" if value in ("on", "follow", "nofollow", "off"):
+                return change(redirect_dir=value == "on")  # what there is, is followed always
             case "noxattrs":
                 return change(xattrs=not parse_switch(value, name))
             # 0 and 1 are fuse-overlayfs's, the words those of newer kernels.
