@@ -23,7 +23,8 @@ from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
-from fuseunion.core.ops.copy_up import link_names
+from fuseunion.core.ops.copy_up import data, link_names
+from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, readlink
 from fuseunion.core.ops.create import Owner
@@ -222,8 +223,8 @@ class Union:
 
     # -- copy-up -----------------------------------------------------------------------------------------------------
 
-    def copy_job(self, file: File, change: Change | None = None) -> CopyJob | None:
-        """Begin the copy-up of a file; None when there is nothing left to do.
+    def copy_job(self, file: File, change: Change | None = None) -> CopyJob | FillJob | None:
+        """Begin the copy-up of a file, or of its data; None when there is nothing left to do.
 
         Args:
             change: what the copy-up is for. It is made to the copy before that is shown; so when this call answers None
@@ -235,6 +236,11 @@ class Union:
         self.state.writable()
         if file.in_upper:
             return None
+        if change is not None and data.needs_no_data(self.state, file, change):
+            data.change_without_data(self.state, file, change)
+            return None
+        if file.has_upper:
+            return FillJob(self.state, file, change)
         if stat.S_ISREG(file.kind):
             return CopyJob(self.state, file, change)
         copy_up_special(self.state, file, change)

@@ -238,6 +238,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_opti
         static_nlink=options.static_nlink,
         owner_optional=owner_optional,
         redirect_dir=options.redirect_dir,
+        metacopy=options.metacopy,
     )
     return Union(layers.lowers, layers.upper, layers.work, settings)
 

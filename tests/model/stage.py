@@ -25,13 +25,18 @@ Operation = Callable[[InProcess], None]
 
 def _redirecting(operation: Operation) -> Operation:
     """The operation with redirect_dir=on."""
+    return lambda union: operation(_with(union, redirect_dir=True))
 
-    def act(union: InProcess) -> None:
-        state = union.union.state
-        state.settings = state.settings._replace(redirect_dir=True)
-        operation(union)
 
-    return act
+def _metacopying(operation: Operation) -> Operation:
+    """The operation with metacopy=on."""
+    return lambda union: operation(_with(union, metacopy=True))
+
+
+def _with(union: InProcess, **options: bool) -> InProcess:
+    state = union.union.state
+    state.settings = state.settings._replace(**options)  # type: ignore[arg-type]
+    return union
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -71,6 +76,14 @@ OPERATIONS: dict[str, Operation] = {
     "redirect into another directory": _redirecting(lambda u: u.rename("/d/sub", "/upper-dir/moved")),
     "redirect of a merged directory over a whiteout": _redirecting(lambda u: u.rename("/merged", "/deleted-dir")),
     "redirect over an emptied directory": _redirecting(lambda u: u.rename("/d", "/emptied")),
+    "chmod of a lower file without its data": _metacopying(lambda u: u.setattr("/d/file", Change(mode=0o600))),
+    "chmod of a file without data": _metacopying(lambda u: u.setattr("/hollow", Change(mode=0o600))),
+    "write to a file without data": lambda u: u.write("/hollow", b"changed"),
+    "truncate a file without data": lambda u: u.setattr("/hollow", Change(size=4)),
+    "unlink of a file without data": lambda u: u.unlink("/hollow"),
+    "rename of a file without data": lambda u: u.rename("/hollow", "/d/moved"),
+    "link of a file without data": lambda u: u.link("/hollow", "/d/second"),
+    "rename over a file without data": lambda u: u.rename("/upper-only", "/hollow"),
     "redirect of two that are exchanged": _redirecting(lambda u: u.rename("/d/sub", "/merged", 2)),
 }
 
@@ -110,7 +123,7 @@ def make_layers(base: Path, stored: Stored) -> None:
     (lower / "d/symlink").symlink_to("file")
     (lower / "link-a").write_bytes(b"one file")
     os.link(lower / "link-a", lower / "d/link-b")
-    for name in ("both", "deleted", "merged/low", "emptied/gone"):
+    for name in ("both", "deleted", "merged/low", "emptied/gone", "hollow"):
         (lower / name).write_bytes(name.encode())
     (base / "upper").mkdir()
     (base / "work").mkdir()
@@ -119,6 +132,8 @@ def make_layers(base: Path, stored: Stored) -> None:
     with opened(base, stored) as union:
         union.write("/both", b"upper content")
         union.create("/upper-only", b"mine")
+        _with(union, metacopy=True).setattr("/hollow", Change(mode=0o640))
+        _with(union, metacopy=False)
         union.mkdir("/upper-dir")
         union.create("/upper-dir/x", b"x")
         union.create("/merged/up", b"up")

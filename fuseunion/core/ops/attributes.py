@@ -111,8 +111,8 @@ def nlink_of(state: State, inode: Inode, st: os.stat_result) -> int:
         return 1 if inode.is_merged or state.settings.static_nlink else st.st_nlink
     assert isinstance(inode, File)
     if inode.group is not None:
-        return inode.group.nlink(st.st_nlink if inode.in_upper else None)
-    if inode.in_upper or inode.lower_links is not None:
+        return inode.group.nlink(st.st_nlink if inode.has_upper else None)
+    if inode.has_upper or inode.lower_links is not None:
         return st.st_nlink
     return 0 if inode.removed else 1
 
