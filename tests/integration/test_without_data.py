@@ -68,3 +68,19 @@ def test_of_another_owner(arena: Arena) -> None:
         with arena.mount(lower, options=options) as mount:
             st = (mount / "d/big").stat()
             assert (st.st_uid, st.st_gid, (mount / "d/big").read_bytes()) == (7, 8, BIG)
+
+
+@pytest.mark.actors("user", "userns")
+def test_what_others_may_write_is_not_believed_without_the_option(arena: Arena) -> None:
+    """Somebody of the group could have marked the file, and so read the lower as the one who mounts."""
+    lower = arena.lower(LOWER)
+    with arena.mount(lower, options=OPTIONS) as mount:
+        (mount / "d/big").chmod(0o620)
+        (mount / "e/big").chmod(0o600)
+    with arena.mount(lower, tolerated="refused") as mount:
+        assert sorted(os.listdir(mount / "d")) == ["big", "small"]
+        with pytest.raises(PermissionError):
+            (mount / "d/big").read_bytes()
+        assert (mount / "e/big").read_bytes() == BIG
+    with arena.mount(lower, options=OPTIONS) as mount:
+        assert (mount / "d/big").read_bytes() == BIG
