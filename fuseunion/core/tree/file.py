@@ -345,9 +345,15 @@ class File(Inode):
 
     def _data_stat(self, data: InLower) -> os.stat_result:
         st = data.real.stat(data.name)
-        if st is None or id_of(st) != data.disk_id:
-            raise os_error(errno.ESTALE, data.name)
+        self._recognise_data(data, st)
+        assert st is not None, "it is recognised"
         return st
+
+    def _recognise_data(self, data: InLower, st: os.stat_result | None) -> None:
+        """As `recognise`, of the data."""
+        if st is None or id_of(st) != data.disk_id:
+            self._lose_names()
+            raise os_error(errno.ESTALE, data.name)
 
     def _real_stat(self) -> os.stat_result:
         location = self._place.location
@@ -384,9 +390,11 @@ class File(Inode):
     def _open_data(self, data: InLower, flags: int) -> int:
         assert flags & os.O_ACCMODE == os.O_RDONLY, "a lower is never written"
         fd, st = data.real.open_regular(data.name, flags)
-        if id_of(st) != data.disk_id:
+        try:
+            self._recognise_data(data, st)
+        except BaseException:
             os.close(fd)
-            raise os_error(errno.ESTALE, data.name)
+            raise
         return fd
 
 

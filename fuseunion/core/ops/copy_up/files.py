@@ -66,11 +66,12 @@ class CopyJob:
             self._st = os.fstat(self.source)
             self._shown = stat_of(state, file)
             self._lower = state.layer_of(file)
+            size = self._st.st_size
             if file.data is not None:
                 self._attributes = file.place.real.hold(file.place.name)
                 file.recognise(os.fstat(self._attributes))
+                size = min(size, self._shown.st_size)
             wanted = self._change.size
-            size = min(self._st.st_size, self._shown.st_size)
             self.size = size if wanted is None else min(wanted, size)
             self._name = self._upper.work.new_name()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
