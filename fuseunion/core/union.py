@@ -22,9 +22,10 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops import attributes, create, entries, independence, remove, rename, xattrs
+from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
-from fuseunion.core.ops.copy_up import link_names
+from fuseunion.core.ops.copy_up import data, link_names
+from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
 from fuseunion.core.ops.create import Owner
@@ -223,8 +224,8 @@ class Union:
 
     # -- copy-up -----------------------------------------------------------------------------------------------------
 
-    def copy_job(self, file: File, change: Change | None = None) -> CopyJob | None:
-        """Begin the copy-up of a file; None when there is nothing left to do.
+    def copy_job(self, file: File, change: Change | None = None) -> CopyJob | FillJob | None:
+        """Begin the copy-up of a file, or of its data; None when there is nothing left to do.
 
         Args:
             change: what the copy-up is for. It is made to the copy before that is shown; so when this call answers None
@@ -236,6 +237,11 @@ class Union:
         self.state.writable()
         if file.in_upper:
             return None
+        if change is not None and data.needs_no_data(self.state, file, change):
+            data.change_without_data(self.state, file, change)
+            return None
+        if file.has_upper:
+            return FillJob(self.state, file, change)
         if stat.S_ISREG(file.kind):
             return CopyJob(self.state, file, change)
         copy_up_special(self.state, file, change)
@@ -278,14 +284,18 @@ class Union:
     def make_movable(self, inode: Inode) -> Generator[Sequence[File] | None, None, None]:
         """Prepare what is to be renamed, in steps; the caller copies up the files that are yielded.
 
-        A directory becomes independent of the lowers (independence.make_independent).
+        A directory becomes independent of the lowers (independence.make_independent), unless a redirect is to lead to
+        them (redirect.py).
 
         Raises:
             OSError: EROFS; as a copy-up.
         """
         self.state.writable()
         if isinstance(inode, Directory):
-            yield from independence.make_independent(self.state, inode)
+            if inode.lowers:
+                copy_up_directory(self.state, inode)
+            if not inode.lowers or not redirect.serves(self.state, inode):
+                yield from independence.make_independent(self.state, inode)
         elif isinstance(inode, File) and not inode.in_upper:
             yield [inode]
 

@@ -237,6 +237,8 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_opti
         identity=identity(options),
         static_nlink=options.static_nlink,
         owner_optional=owner_optional,
+        redirect_dir=options.redirect_dir,
+        metacopy=options.metacopy,
     )
     return Union(layers.lowers, layers.upper, layers.work, settings)
 

@@ -65,7 +65,7 @@ def test_the_help_of_the_mount_has_the_options_that_are_parsed() -> None:
 def test_the_words_that_are_accepted_in_silence_are_documented() -> None:
     listed = OPTIONS.read_text().partition("Accepted in silence")[2].partition("\n## ")[0]
     words = {word.partition("=")[0] for code in re.findall(r"`([^`]+)`", listed) for word in code.split()}
-    values = {"redirect_dir", "metacopy", "nfs_export", "verity"}  # of which one value only
+    values = {"nfs_export", "verity"}  # of which one value only
     no_wish = {f"no{word}" for word in ("atime", "diratime", "relatime", "strictatime", "lazytime")}
     assert words - values - no_wish - {"x-*"} == SILENT
 

@@ -147,3 +147,45 @@ def test_an_upper_on_a_filesystem_that_cannot_serve(arena: Arena) -> None:
     assert said.count("\n") == 1 and "fuse.fuseunion" in said
     assert os.listdir(merged) == ["file"]
     run(arena, "umount", merged)
+
+
+def test_directories_are_renamed_by_redirects(arena: Arena) -> None:
+    """redirect_dir=on: one engine goes on with what the other renamed. In a user namespace overlayfs has no redirects,
+    so the option and what it wrote are refused."""
+    lower, merged = arena.lower({"d/f": File(b"f"), "d/sub/g": File(b"g")}), arena.directory("merged")
+    native = not arena.actor.in_namespace
+    given = ["-o", "redirect_dir=on", lower, arena.upper, merged]
+    if not native:
+        assert "user namespace" in _kernel(arena, *given, code=5)
+    for number, engine in enumerate(("fuse", "kernel", "fuse", "kernel") if native else ("fuse",)):
+        run(arena, "--engine", engine, *given)
+        (merged / ("d" if not number else f"d{number}")).rename(merged / f"d{number + 1}")
+        (merged / f"d{number + 1}/sub").rename(merged / "sub")
+        (merged / "sub").rename(merged / f"d{number + 1}/sub")
+        run(arena, "umount", merged)
+        assert not [path for path in arena.upper.rglob("*") if path.is_file()], "nothing was copied up"
+    if not native:
+        assert "overlay.redirect" in _kernel(arena, lower, arena.upper, merged, code=5)
+        return
+    run(arena, "--engine", "kernel", lower, arena.upper, merged)
+    assert (merged / "d4/sub/g").read_bytes() == b"g" and sorted(os.listdir(merged / "d4")) == ["f", "sub"]
+    run(arena, "umount", merged)
+
+
+def test_files_without_data(arena: Arena) -> None:
+    """metacopy=on: one engine reads what the other left; in a user namespace option and files are refused, and a ranch
+    refuses the files anywhere."""
+    lower, merged = arena.lower({"d/f": File(bytes(range(256)) * 400)}), arena.directory("merged")
+    native = not arena.actor.in_namespace
+    given = ["-o", "metacopy=on", lower, arena.upper, merged]
+    if not native:
+        assert "user namespace" in _kernel(arena, *given, code=5)
+    for number, engine in enumerate(("fuse", "kernel", "fuse") if native else ("fuse",)):
+        run(arena, "--engine", engine, *given)
+        (merged / "d/f").chmod(0o600 + number)
+        assert (merged / "d/f").read_bytes() == (lower / "d/f").read_bytes()
+        run(arena, "umount", merged)
+        assert (arena.upper / "d/f").stat().st_blocks <= 16, "nothing was copied up"
+    assert "metacopy" in run(arena, "--engine", "ranch", lower, arena.upper, merged, code=5)
+    if not native:
+        assert "overlay.metacopy" in _kernel(arena, lower, arena.upper, merged, code=5)

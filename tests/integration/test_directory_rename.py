@@ -103,6 +103,27 @@ def test_the_kernel_sees_the_renamed_directory(arena: Arena) -> None:
         tree.assert_same(expected, tree.snapshot(merged.merged), "the kernel's view of the renamed directory")
 
 
+def test_redirects_like_a_plain_directory(arena: Arena) -> None:
+    """With redirect_dir=on: the same, and nothing that was not written is in the upper."""
+    top, bottom = arena.lower(LOWER), arena.lower(BELOW)
+    with arena.mount(top, bottom, options=("redirect_dir=on",)) as mount:
+        twin = Twin(arena, mount)
+        twin.both(lambda root: (root / "d").rename(root / "moved"))
+        twin.remount()
+        twin.both(lambda root: (root / "d").mkdir())
+        twin.both(lambda root: (root / "moved/sub").rename(root / "d/sub"))
+        twin.both(lambda root: (root / "moved").rename(root / "other"))  # not empty
+        twin.both(lambda root: (root / "moved").rename(root / "empty"))
+        twin.remount()
+        twin.both(lambda root: (root / "empty/below").write_bytes(b"changed"))
+        twin.both(lambda root: (root / "empty").rename(root / "d/sub/deep/inner"))
+        twin.both(lambda root: (root / "d").rename(root / "d/sub/into-itself"))
+        twin.both(lambda root: _exchange(root, "d/sub/deep", "other"))
+        twin.remount()
+    written = [path for path in arena.upper.rglob("*") if path.is_file() and path.stat().st_size]
+    assert [path.name for path in written] == ["below"]
+
+
 def test_rename_of_a_large_directory(arena: Arena) -> None:
     """A directory of a thousand files moves as one: both names never show together, and nothing is lost."""
     lower = arena.lower({f"d/{number // 100}/{number}": File(b"%d" % number) for number in range(1000)})

@@ -22,6 +22,23 @@ from tests.support.inprocess import InProcess, in_process
 
 Operation = Callable[[InProcess], None]
 
+
+def _redirecting(operation: Operation) -> Operation:
+    """The operation with redirect_dir=on."""
+    return lambda union: operation(_with(union, redirect_dir=True))
+
+
+def _metacopying(operation: Operation) -> Operation:
+    """The operation with metacopy=on."""
+    return lambda union: operation(_with(union, metacopy=True))
+
+
+def _with(union: InProcess, **options: bool) -> InProcess:
+    state = union.union.state
+    state.settings = state.settings._replace(**options)  # type: ignore[arg-type]
+    return union
+
+
 OPERATIONS: dict[str, Operation] = {
     "write to a lower file": lambda u: u.write("/d/file", b"changed"),
     "write to a hard-linked lower file": lambda u: u.write("/link-a", b"changed"),
@@ -55,6 +72,19 @@ OPERATIONS: dict[str, Operation] = {
     "chown of an upper file": lambda u: u.setattr("/upper-only", Change(uid=7, gid=8)),
     "chmod of an upper file": lambda u: u.setattr("/upper-only", Change(mode=0o4700)),
     "mknod": lambda u: u.mknod("/d/fifo", stat.S_IFIFO | 0o640),
+    "redirect of a lower directory": _redirecting(lambda u: u.rename("/d", "/moved")),
+    "redirect into another directory": _redirecting(lambda u: u.rename("/d/sub", "/upper-dir/moved")),
+    "redirect of a merged directory over a whiteout": _redirecting(lambda u: u.rename("/merged", "/deleted-dir")),
+    "redirect over an emptied directory": _redirecting(lambda u: u.rename("/d", "/emptied")),
+    "chmod of a lower file without its data": _metacopying(lambda u: u.setattr("/d/file", Change(mode=0o600))),
+    "chmod of a file without data": _metacopying(lambda u: u.setattr("/hollow", Change(mode=0o600))),
+    "write to a file without data": lambda u: u.write("/hollow", b"changed"),
+    "truncate a file without data": lambda u: u.setattr("/hollow", Change(size=4)),
+    "unlink of a file without data": lambda u: u.unlink("/hollow"),
+    "rename of a file without data": lambda u: u.rename("/hollow", "/d/moved"),
+    "link of a file without data": lambda u: u.link("/hollow", "/d/second"),
+    "rename over a file without data": lambda u: u.rename("/upper-only", "/hollow"),
+    "redirect of two that are exchanged": _redirecting(lambda u: u.rename("/d/sub", "/merged", 2)),
 }
 
 
@@ -93,7 +123,7 @@ def make_layers(base: Path, stored: Stored) -> None:
     (lower / "d/symlink").symlink_to("file")
     (lower / "link-a").write_bytes(b"one file")
     os.link(lower / "link-a", lower / "d/link-b")
-    for name in ("both", "deleted", "merged/low", "emptied/gone"):
+    for name in ("both", "deleted", "merged/low", "emptied/gone", "hollow"):
         (lower / name).write_bytes(name.encode())
     (base / "upper").mkdir()
     (base / "work").mkdir()
@@ -102,6 +132,8 @@ def make_layers(base: Path, stored: Stored) -> None:
     with opened(base, stored) as union:
         union.write("/both", b"upper content")
         union.create("/upper-only", b"mine")
+        _with(union, metacopy=True).setattr("/hollow", Change(mode=0o640))
+        _with(union, metacopy=False)
         union.mkdir("/upper-dir")
         union.create("/upper-dir/x", b"x")
         union.create("/merged/up", b"up")

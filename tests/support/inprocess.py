@@ -204,6 +204,8 @@ def in_process(
     store: OverrideName | None = None,
     identity: Identity = IDENTITY,
     volatile: bool = False,
+    redirect_dir: bool = False,
+    metacopy: bool = False,
 ) -> Iterator[InProcess]:
     """Open a union over existing directories, topmost lower first; closed at the end."""
     descriptors = Descriptors()
@@ -217,7 +219,10 @@ def in_process(
         area = WorkDirectory(_open(work), str(work), allow_devices=allow_devices, descriptors=descriptors)
     if top is not None and area is not None:
         top.ownership = choose(top.root_fd, store, area.layer.root_fd, [layer.root_fd for layer in layers])
-    union = Union(layers, top, area, Settings(umask_pending=True, identity=identity, volatile=volatile))
+    settings = Settings(
+        umask_pending=True, identity=identity, volatile=volatile, redirect_dir=redirect_dir, metacopy=metacopy
+    )
+    union = Union(layers, top, area, settings)
     try:
         yield InProcess(union)
     finally:

@@ -42,7 +42,7 @@ ANSWERS = frozenset({
 
 OPTIONS = (
     "", "", "xattr_permissions=2", "xattr_permissions=1", "volatile", "fsync=0", "noacl", "noxattrs=1", "timeout=0",
-    "squash_to_root", "static_nlink", "uidmapping=0:0:4000000000",
+    "squash_to_root", "static_nlink", "uidmapping=0:0:4000000000", "redirect_dir=on", "metacopy=on",
 )  # fmt: skip
 
 WARNINGS = r"(?i)malformed|refused|ignored|stored|not believed|cannot|left"

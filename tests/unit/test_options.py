@@ -111,6 +111,12 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ("squash_to_uid=7", "squash_uid", 7),
         ("uidmapping=:0:1:1055:1055:0:1", "uid_map", ((0, 1, 1055), (1055, 0, 1))),
         ("gidmapping=0:1:1::5:6:7", "gid_map", ((0, 1, 1), (5, 6, 7))),
+        ("redirect_dir=on", "redirect_dir", True),
+        ("redirect_dir=on,redirect_dir=follow", "redirect_dir", False),
+        ("redirect_dir=off", "redirect_dir", False),
+        ("metacopy=on", "metacopy", True),
+        ("metacopy=on,metacopy=off", "metacopy", False),
+        ("redirect_dir=nofollow", "redirect_dir", False),
         ("workdir=/w", "work", "/w"),
     ],
 )
@@ -171,7 +177,18 @@ def test_silent_words_are_accepted_with_and_without_a_value(word: str) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["bogus", "bogus=1", "sync", "dirsync", "atime=1", "redirect_dir=on", "metacopy=on", "timeout", "plugins=x", "-x"],
+    [
+        "bogus",
+        "bogus=1",
+        "sync",
+        "dirsync",
+        "atime=1",
+        "redirect_dir=maybe",
+        "metacopy=maybe",
+        "timeout",
+        "plugins=x",
+        "-x",
+    ],
 )
 def test_what_is_not_understood(word: str) -> None:
     assert mount_program(f"lowerdir=/l,{word},noacl").ignored == (word,)

@@ -118,8 +118,8 @@ def nlink_of(state: State, inode: Inode, st: os.stat_result) -> int:
         return 1 if inode.is_merged or state.settings.static_nlink else st.st_nlink
     assert isinstance(inode, File)
     if inode.group is not None:
-        return inode.group.nlink(st.st_nlink if inode.in_upper else None)
-    if inode.in_upper or inode.lower_links is not None:
+        return inode.group.nlink(st.st_nlink if inode.has_upper else None)
+    if inode.has_upper or inode.lower_links is not None:
         return st.st_nlink
     return 0 if inode.removed else 1
 
@@ -149,7 +149,7 @@ def apply(state: State, inode: Inode, change: Change) -> None:
                 _truncate(held, inode, change.size)
             if atime_ns is not None and mtime_ns is not None:
                 held.utime(atime_ns, mtime_ns)
-            if state.writable().layer.ownership is None:
+            if state.writable().layer.ownership is None and not (isinstance(inode, File) and inode.data is not None):
                 shown = _seen(held)
     finally:
         inode.stale()

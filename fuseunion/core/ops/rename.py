@@ -1,8 +1,9 @@
 """rename(2), of directories of every kind too.
 
-Overlayfs answers EXDEV for a directory that a lower takes part in. Here its tree is made independent of the lowers
-first, in place (independence.py, driven by the caller because it may take long), which changes nothing that is seen;
-then it is renamed like any other. A crash leaves a copied-up tree.
+Overlayfs answers EXDEV for a directory that a lower takes part in, unless it may write redirects. Here one is written
+where that was asked for (redirect.py). Else its tree is made independent of the lowers first, in place
+(independence.py, driven by the caller because it may take long), which changes nothing that is seen; then it is renamed
+like any other. A crash leaves a copied-up tree.
 
 Whether the old name needs a whiteout depends on the lowers of the old parent alone; whether a moved directory has to be
 opaque, on those of the new one. Publishing is one rename wherever renameat2 has the flags (whiteout_writer.py).
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.marks.marks import is_whiteout
+from fuseunion.core.ops import redirect
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_name
 from fuseunion.core.ops.copy_up.origin_paths import note_path
@@ -58,7 +60,8 @@ class _End(NamedTuple):
 def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes, flags: int) -> None:
     """Rename, replace or exchange.
 
-    Precondition: the source (and with RENAME_EXCHANGE the target) was copied up, a directory made independent.
+    Precondition: the source (and with RENAME_EXCHANGE the target) was copied up, a directory made independent unless a
+    redirect serves.
 
     Raises:
         OSError: ENOENT, EEXIST, ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EROFS, ENAMETOOLONG, ENOSPC, EACCES; ESTALE for
@@ -192,10 +195,18 @@ def _make_independent(state: State, source: Inode, old: _End, new: _End) -> None
     note_path(state, source, old.directory, old.name)
     if not isinstance(source, Directory):
         return
-    assert source.upper is not None and not source.lowers, "it is independent already"
-    if lower_is_positive(state, new.directory, new.name):
+    assert source.upper is not None, "it is copied up"
+    if source.lowers:
+        redirect.write(state, source, leaves_parent=old.directory is not new.directory)
+    elif new.directory.lowers and _may_meet_lowers(state, source, new):
         with source.grasp() as held:
             state.writable().whiteouts.make_opaque(held, source.upper)
+
+
+def _may_meet_lowers(state: State, source: Directory, new: _End) -> bool:
+    """Whether a directory without lowers would get some by going there: a redirect that leads to nothing where it lies
+    could lead to something beside its new name."""
+    return lower_is_positive(state, new.directory, new.name) or redirect.mark_of(source) is not None
 
 
 # -- the move ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,10 @@ It lies in one place at a time (place.py). `File` is the only one that changes i
     leads_to         Held -> InUpper, when a name of it was found; InUpper and InLower by another name
     lost_name        InUpper -> InUpper by another name, or Held
     unlinked         InUpper -> Held
+
+The data of a file without data of its own (metacopy) lies in a lower, at `File.data`, until
+
+    filled           its data is where the file lies
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, cast
 
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.numbers import Ino
@@ -100,13 +104,15 @@ class File(Inode):
         lower_links: for a lower file with several names, and for its copy.
         group: its entry in the link index, if it has one.
         handles: the users who have it open.
+        data: where the data lies, when it is not where the file lies (marks/metacopy.py). Handles then refer to it.
     """
 
-    __slots__ = ("_directory", "_more_names", "_name", "_pin", "_place", "group", "handles", "lower_links")
+    __slots__ = ("_directory", "_more_names", "_name", "_pin", "_place", "data", "group", "handles", "lower_links")
 
-    def __init__(self, ino: Ino, kind: int, place: Place) -> None:
+    def __init__(self, ino: Ino, kind: int, place: Place, data: InLower | None = None) -> None:
         super().__init__(ino, kind)
         self._place = place
+        self.data = data
         self._pin = -1  # a descriptor of its own, once no name leads to it, or the last one is about to go
         self.lower_links: LowerLinks | None = None
         self.group: LinkGroup | None = None
@@ -172,6 +178,11 @@ class File(Inode):
     @property
     def in_upper(self) -> bool:
         """True when the data is the upper's (or was, before the file was deleted)."""
+        return self.data is None and not isinstance(self._place, InLower)
+
+    @property
+    def has_upper(self) -> bool:
+        """True when the upper gives the attributes, whether it has the data or not."""
         return not isinstance(self._place, InLower)
 
     @property
@@ -183,16 +194,23 @@ class File(Inode):
         """The name that leads to the file, or None when only a descriptor does."""
         return self._place.location
 
-    def copied_up(self, location: Location | None, disk_id: DiskId, pin: int) -> None:
+    def copied_up(self, location: Location | None, disk_id: DiskId, pin: int, data: InLower | None = None) -> None:
         """The file is in the upper from now on.
 
         Args:
             location: a name of it there; None when it has none.
             pin: a descriptor of the copy, which belongs to the file from now on; -1 when none is needed.
+            data: where the data stayed.
         """
+        self.data = data
         self._place = Held(disk_id) if location is None else InUpper(*location, *disk_id)
         self._pin = pin
         self.absent_xattrs = NONE_ABSENT
+        self.stale()
+
+    def filled(self) -> None:
+        """The data is where the file lies."""
+        self.data = None
         self.stale()
 
     def leads_to(self, real: RealDir, name: bytes) -> None:
@@ -347,11 +365,28 @@ class File(Inode):
         return fd, True
 
     def real_stat(self) -> os.stat_result:
-        """lstat of the object on disk.
+        """lstat of the object on disk; with the blocks of the data, where that lies elsewhere (fs/overlayfs/inode.c
+        ovl_getattr).
 
         Raises:
             OSError: ENOENT when it vanished behind our back; ESTALE when it is another now.
         """
+        st = self._real_stat()
+        return st if self.data is None else _with_blocks(st, self._data_stat(self.data).st_blocks)
+
+    def _data_stat(self, data: InLower) -> os.stat_result:
+        st = data.real.stat(data.name)
+        self._recognise_data(data, st)
+        assert st is not None, "it is recognised"
+        return st
+
+    def _recognise_data(self, data: InLower, st: os.stat_result | None) -> None:
+        """As `recognise`, of the data."""
+        if st is None or id_of(st) != data.disk_id:
+            self._lose_names()
+            raise os_error(errno.ESTALE, data.name)
+
+    def _real_stat(self) -> os.stat_result:
         location = self._place.location
         if location is None:
             return os.fstat(self._descriptor())
@@ -362,12 +397,16 @@ class File(Inode):
         return st
 
     def open(self, flags: int) -> int:
-        """A descriptor of the object, which is a regular file on disk; owned by the caller.
+        """A descriptor of the data, which is a regular file on disk; owned by the caller.
+
+        Precondition: for writing, the data is where the file lies.
 
         Raises:
             OSError: as open(2); ESTALE when its name leads to another object now; EAGAIN while somebody has a lease on
                 it (RealObject.open_regular).
         """
+        if self.data is not None:
+            return self._open_data(self.data, flags)
         location = self._place.location
         if location is None:
             return RealObject(self._descriptor()).open_regular(flags)[0]
@@ -378,3 +417,19 @@ class File(Inode):
             os.close(fd)
             raise
         return fd
+
+    def _open_data(self, data: InLower, flags: int) -> int:
+        assert flags & os.O_ACCMODE == os.O_RDONLY, "a lower is never written"
+        fd, st = data.real.open_regular(data.name, flags)
+        try:
+            self._recognise_data(data, st)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+def _with_blocks(st: os.stat_result, blocks: int) -> os.stat_result:
+    # Blocks and nanoseconds are not in the sequence, but in the dictionary that pickling uses.
+    _, (fields, extra) = cast(tuple[object, tuple[tuple[int, ...], dict[str, object]]], st.__reduce__())
+    return os.stat_result(fields, extra | {"st_blocks": blocks})

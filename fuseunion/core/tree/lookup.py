@@ -29,6 +29,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.numbers import Ino
+from fuseunion.core.marks import metacopy
 from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of
 from fuseunion.core.marks.marks import is_opaque, is_whiteout, marks_of
@@ -38,7 +39,7 @@ from fuseunion.core.tree.inode import Inode, Unreadable
 from fuseunion.core.tree.place import Held, InLower, InUpper, Place
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.recognition import DiskId
+from fuseunion.linux.recognition import DiskId, id_of
 
 log = logging.getLogger("fuseunion.lookup")
 
@@ -47,11 +48,13 @@ _PATH_MAX = 4096
 
 
 class FoundFile(NamedTuple):
-    """A non-directory: where, its lstat, and the marks on it if it was read from a layer that can have some."""
+    """A non-directory: where, its lstat, and the marks on it if it was read from a layer that can have some; and where
+    its data is, if not there (metacopy)."""
 
     real: RealDir
     st: os.stat_result
     marks: dict[bytes, bytes]
+    data: InLower | None = None
 
 
 class FoundDirectory(NamedTuple):
@@ -96,8 +99,8 @@ def resolve(
         asked: those of the stack that may hold the name, or hide it; None for all.
 
     Raises:
-        OSError: EPERM for a file whose data lies elsewhere (metacopy, which we do not read), EINVAL for a malformed
-            redirect, EIO and the like from the layers.
+        OSError: EPERM for a file whose data lies elsewhere (metacopy) if that is not believed, EIO if the data is
+            missing; EINVAL for a malformed redirect; EIO and the like from the layers.
     """
     directories: list[RealDir] = []
     stats: list[os.stat_result] = []
@@ -117,10 +120,8 @@ def resolve(
                 if is_whiteout(real, name, st) or directories:
                     break
                 marks = marks_of(real, name, st) if below or real.layer.writable else {}
-                if xattr_names.METACOPY in marks:
-                    log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
-                    raise xattr_names.malformed(errno.EPERM)
-                return FoundFile(real, st, marks)
+                data = _data_of(state, real, name, st, stack[index:]) if xattr_names.METACOPY in marks else None
+                return FoundFile(real, st, marks, data)
             if directories and is_opaque(directories[-1], last_marks):
                 break
             child = real.child(name, st)
@@ -217,6 +218,53 @@ def _follow(
             stats.append(found)
         if ended:
             return
+
+
+def _data_of(state: State, real: RealDir, name: bytes, st: os.stat_result, below: Sequence[RealDir]) -> InLower:
+    """Where the data of a file lies that has none of its own (fs/overlayfs/namei.c ovl_lookup, `uppermetacopy`).
+
+    Args:
+        below: the rest of the stack of its directory.
+
+    Raises:
+        MalformedError: EPERM where a mark is not believed, EIO where there is no data; EINVAL for a malformed redirect.
+    """
+    while True:
+        with real.held(name) as held:
+            if not os.path.samestat(held.stat(), st):
+                raise os_error(errno.ESTALE, name)
+            try:
+                redirect = metacopy.redirect_of(held, real.layer, asked=state.settings.metacopy)
+            except xattr_names.MalformedError:
+                log.error("%r in %s holds no data (metacopy); refused", name, real.layer.label)
+                raise
+        if redirect is not None:
+            *parents, name = _redirect_path(redirect)
+            if redirect.startswith(b"/"):
+                below = _stack_at(state, real, parents)
+        found = None
+        while below and found is None:
+            next_real, *below = below
+            found = next_real.stat(name)
+            if found is None and next_real.hides(name):
+                break
+        marks = {} if found is None or _is_lowest(state, next_real) else marks_of(next_real, name, found)
+        if found is None or not stat.S_ISREG(found.st_mode) or xattr_names.WHITEOUT in marks:
+            log.error("the data of %r in %s is missing (metacopy); refused", name, real.layer.label)
+            raise xattr_names.malformed(errno.EIO)
+        if xattr_names.METACOPY not in marks:
+            return InLower(next_real, name, *id_of(found))
+        real, st = next_real, found
+
+
+def _stack_at(state: State, above: RealDir, path: list[bytes]) -> Sequence[RealDir]:
+    """The directories that the layers below that of `above` have at a path from their roots."""
+    if path:
+        directories: list[RealDir] = []
+        _follow(state, above, path, directories, [])
+        return directories
+    layers = [root.layer for root in state.root.lowers]
+    return state.root.lowers[0 if above.layer.writable else layers.index(above.layer) + 1 :]
 
 
 def unreadable(state: State, directory: Directory, name: bytes, code: int) -> tuple[Unreadable, os.stat_result]:
@@ -360,16 +408,24 @@ def _upper_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
     ino = group.number if group is not None else _marked_number(state, parent, name, st, found.marks)
     shown = found.real.shown(name, st)
     place = InUpper(found.real, name, *disk_id)
-    file = _new_file(state, parent, name, ino, shown, place)
+    file = _new_file(state, parent, name, ino, shown, place, found.data)
     file.group = group
     if st.st_nlink > 1:
         state.table.note_names(file)
     return file
 
 
-def _new_file(state: State, parent: Directory, name: bytes, ino: Ino, shown: os.stat_result, place: Place) -> File:
-    file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place)
-    file.st = shown
+def _new_file(
+    state: State,
+    parent: Directory,
+    name: bytes,
+    ino: Ino,
+    shown: os.stat_result,
+    place: Place,
+    data: InLower | None = None,
+) -> File:
+    file = File(state.table.free_number(ino), stat.S_IFMT(shown.st_mode), place, data)
+    file.st = shown if data is None else None
     file.add_name(parent, name)
     state.table.add(file)
     return file
@@ -389,10 +445,15 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
             known.add_name(parent, name)
             return known
     shown = found.real.shown(name, st)
-    place: Place = InLower(found.real, name, state.numbers.device(st.st_dev), st.st_ino)
+    place: Place
+    if links is None:
+        place = InLower(found.real, name, state.numbers.device(st.st_dev), st.st_ino)
+    else:
+        place = InLower(found.real, name, *links.lower_id)
+    data = found.data
     if group is not None and group.copy_ino is not None:
-        place = InUpper(group.directory, INODE, *_copy_id(state, group.copy_ino))
-    file = _new_file(state, parent, name, ino, shown, place)
+        place, data = InUpper(group.directory, INODE, *_copy_id(state, group.copy_ino)), None
+    file = _new_file(state, parent, name, ino, shown, place, data)
     if file.in_upper:
         file.stale()
     file.lower_links = links

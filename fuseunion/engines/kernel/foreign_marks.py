@@ -20,6 +20,9 @@ from fuseunion.mounting.prepared import Opened
 _MEANING = frozenset((xattr_names.OPAQUE, xattr_names.WHITEOUT, xattr_names.REDIRECT, xattr_names.METACOPY))
 """Marks that change what is shown."""
 
+_ROOTS_OWN = frozenset((xattr_names.REDIRECT, xattr_names.METACOPY))
+"""Those that the kernel takes as trusted.overlay. alone."""
+
 
 def foreign_mark(opened: Opened, prefix: bytes) -> tuple[str, str] | None:
     """Look through a whole layer for something that the kernel would show otherwise than the other engines.
@@ -50,11 +53,16 @@ def _foreign_mark(root: RealDir, prefix: bytes) -> tuple[bytes, str] | None:
     for entry in walk(root):
         if is_reserved(entry.name):
             return entry.path, "the whiteout of another format"
-        if entry.is_directory or (stat.S_ISREG(entry.st.st_mode) and entry.st.st_size == 0):
+        if entry.is_directory or (stat.S_ISREG(entry.st.st_mode) and _may_be_marked(entry.st)):
             mark = _mark_on(entry.directory.object(entry.name), prefix)
             if mark is not None:
                 return entry.path, mark
     return None
+
+
+def _may_be_marked(st: os.stat_result) -> bool:
+    """Whether a regular file can be a whiteout, which is empty, or one without data, which is a hole (metacopy)."""
+    return st.st_size == 0 or st.st_blocks * 512 < st.st_size
 
 
 def _mark_on(what: RealObject, prefix: bytes) -> str | None:
@@ -67,6 +75,6 @@ def _mark_on(what: RealObject, prefix: bytes) -> str | None:
             suffix = name[len(candidate) :]
             if not name.startswith(candidate) or suffix not in _MEANING:
                 continue
-            if candidate != prefix or (suffix == xattr_names.REDIRECT and prefix == b"user.overlay."):
+            if candidate != prefix or (suffix in _ROOTS_OWN and prefix == b"user.overlay."):
                 return f"the attribute {name.decode()}"
     return None

@@ -71,6 +71,11 @@ def show(options: Options) -> None:
             work_mark.put(prepared.work.fd, prepared.upper.fd)
         if prefix == _PREFIX_OF_OTHERS:
             words.append("userxattr")
+        asked = [f"{name}=on" for name in ("redirect_dir", "metacopy") if getattr(options, name)]
+        if asked and prepared.full is None and (prepared.upper is not None or options.ephemeral):
+            if prefix == _PREFIX_OF_OTHERS:
+                raise _cannot(f"it has no {' and no '.join(asked)} in a user namespace")
+            words += asked
         if options.volatile and not options.ephemeral:
             words.append("volatile")
         _refuse_marks(prepared, prefix)

@@ -42,8 +42,6 @@ SILENT = frozenset((
 """Words that change nothing here and are accepted without a remark, in both forms, with any value."""
 
 _ONLY: dict[str, tuple[str, ...]] = {
-    "redirect_dir": ("off", "nofollow"),
-    "metacopy": ("off",),
     "nfs_export": ("off",),
     "verity": ("off",),
 }
@@ -187,6 +185,10 @@ class OptionsBuilder:
                 return change(timeout=parse_timeout(value, name))
             case "spin":
                 return change(spin=parse_spin(value, name))
+            case "redirect_dir" if value in ("on", "follow", "nofollow", "off"):
+                return change(redirect_dir=value == "on")  # what there is, is followed always
+            case "metacopy" if value in ("on", "off"):
+                return change(metacopy=value == "on")
             case "noxattrs":
                 return change(xattrs=not parse_switch(value, name))
             # 0 and 1 are fuse-overlayfs's, the words those of newer kernels.

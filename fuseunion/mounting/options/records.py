@@ -116,6 +116,8 @@ class Options(NamedTuple):
     squash_uid: int | None = None
     squash_gid: int | None = None
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
+    redirect_dir: bool = False
+    metacopy: bool = False
     ignored: tuple[str, ...] = ()
     """Words of the mount-program form that were not understood, to be reported one line each."""
 

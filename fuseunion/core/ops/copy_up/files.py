@@ -63,7 +63,7 @@ class CopyJob:
         self._file = file
         self._change = NO_CHANGE if change is None else change
         assert isinstance(file.place, InLower)
-        self.source = self._target = -1
+        self.source = self._target = self._attributes = -1
         self._name: bytes | None = None
         state.descriptors.take_for_copy()
         try:
@@ -71,8 +71,13 @@ class CopyJob:
             self._st = os.fstat(self.source)
             self._shown = stat_of(state, file)
             self._lower = state.layer_of(file)
+            size = self._st.st_size
+            if file.data is not None:
+                self._attributes = file.place.real.hold(file.place.name)
+                file.recognise(os.fstat(self._attributes))
+                size = min(size, self._shown.st_size)
             wanted = self._change.size
-            self.size = self._st.st_size if wanted is None else min(wanted, self._st.st_size)
+            self.size = size if wanted is None else min(wanted, size)
             self._name = self._upper.work.new_name()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._target = os.open(self._name, flags, 0o600, dir_fd=self._upper.work.tmp.fd())
@@ -94,7 +99,8 @@ class CopyJob:
         shared = copy_data.copy(self.source, self._target, self.size, self._st, self._upper.unshared)
         if self._change.size is not None:
             os.ftruncate(self._target, self._change.size)
-        source, target = OpenObject(self.source), OpenObject(self._target)
+        source = OpenObject(self.source if self._attributes < 0 else self._attributes)
+        target = OpenObject(self._target)
         dress(self._state, self._file, self._lower, source, target, self._shown, self._change)
         if self.size and not shared and not self._state.settings.volatile:
             os.fsync(self._target)
@@ -108,7 +114,7 @@ class CopyJob:
             OSError: nothing has changed then.
         """
         assert self._name is not None
-        _show(self._state, self._file, self._name, self._st)
+        show(self._state, self._file, self._name, self._st)
         self._name = None
         for handle in self._file.handles:
             handle.switch(self._target)
@@ -119,13 +125,16 @@ class CopyJob:
         if self._name is not None and self._target >= 0:
             self._upper.work.unlink(self._name)
         with ExitStack() as stack:  # close(2) may fail on a network filesystem; the other one is closed all the same
-            for fd in (self.source, self._target):
+            for fd in (self.source, self._target, self._attributes):
                 if fd >= 0:
                     stack.callback(os.close, fd)
 
 
-def _show(state: State, file: File, temporary: bytes, lower_st: os.stat_result) -> None:
+def show(state: State, file: File, temporary: bytes, lower_st: os.stat_result, data: InLower | None = None) -> None:
     """Put a finished copy from work in the place of all the known names of a lower file.
+
+    Args:
+        data: where the data stays; None for a copy that has it.
 
     Raises:
         OSError: nothing has changed then, and the copy is still in work.
@@ -158,7 +167,7 @@ def _show(state: State, file: File, temporary: bytes, lower_st: os.stat_result) 
     if location is None:
         upper.work.unlink(temporary)
     file.group = group
-    file.copied_up(location, (st.st_dev, st.st_ino), pin)
+    file.copied_up(location, (st.st_dev, st.st_ino), pin, data)
     if group is not None:
         state.table.note_names(file)
     for directory, name in names[1:]:
@@ -205,7 +214,7 @@ def copy_up_special(state: State, file: File, change: Change | None) -> None:
     try:
         with file.grasp() as source, tmp.held(temporary) as target:
             dress(state, file, state.layer_of(file), source, target, st, NO_CHANGE if change is None else change)
-        _show(state, file, temporary, st)
+        show(state, file, temporary, st)
     except BaseException:
         upper.work.unlink(temporary)
         raise

@@ -120,6 +120,8 @@ class Builder:
     def _file(self, file: File, farm: RealDir, name: bytes, way: bytes, level: int, leads: dict[int, bytes]) -> None:
         place = file.location()
         assert place is not None, "a name led to it"
+        if file.data is not None:
+            raise UserError(f"'{os.fsdecode(way)}' has its data in another layer (metacopy)", ExitCode.UNAVAILABLE)
         if stat.S_ISLNK(file.kind):
             self._twins.put_symbolic_link(file, farm, name, way)
             return
