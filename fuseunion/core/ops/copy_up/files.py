@@ -30,7 +30,7 @@ from fuseunion.core.ops.copy_up.link_names import covering, try_link_name
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower, Location
 from fuseunion.core.tree.state import State, Upper
-from fuseunion.linux.real_object import OpenObject
+from fuseunion.linux.real_object import OpenObject, RealObject
 
 # Below this a copy without fsync takes less time than handing it to a thread.
 _INLINE_BYTES = 128 * 1024
@@ -99,7 +99,7 @@ class CopyJob:
         shared = copy_data.copy(self.source, self._target, self.size, self._st, self._upper.unshared)
         if self._change.size is not None:
             os.ftruncate(self._target, self._change.size)
-        source = OpenObject(self.source if self._attributes < 0 else self._attributes)
+        source = OpenObject(self.source) if self._attributes < 0 else RealObject(self._attributes)
         target = OpenObject(self._target)
         dress(self._state, self._file, self._lower, source, target, self._shown, self._change)
         if self.size and not shared and not self._state.settings.volatile:
