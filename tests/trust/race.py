@@ -63,7 +63,7 @@ STEPS_OF: tuple[Step, ...] = (
 
 
 GONE = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.EIO})
-"""What a mount answers whose daemon was killed; EIO for a page that was to be read (mm/filemap.c filemap_read_folio)."""
+"""What a mount answers whose daemon was killed; EIO where a page was to be read (mm/filemap.c, filemap_read_folio)."""
 
 
 def race(
