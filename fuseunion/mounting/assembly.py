@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import IDENTITY, Identity, IdMap, IdRange
 from fuseunion.core.ownership import belief
 from fuseunion.core.ownership.facts import Facts
@@ -227,7 +228,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_opti
         owner_optional: copies get as much of their owner as can be given.
     Raises:
         OSError: a layer cannot be read.
-        UserError: USAGE, for id maps that are none.
+        UserError: USAGE, for id maps that are none; LAYERS, when what is stored of the owner of the root means nothing.
     """
     settings = Settings(
         volatile=_never_syncs(options),
@@ -240,7 +241,18 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_opti
         redirect_dir=options.redirect_dir,
         metacopy=options.metacopy,
     )
-    return Union(layers.lowers, layers.upper, layers.work, settings)
+    union = Union(layers.lowers, layers.upper, layers.work, settings)
+    try:
+        union.stat(union.root)
+    except MalformedError:
+        union.close()
+        top = (layers.upper or layers.lowers[0]).label
+        raise UserError(
+            f"owner and mode that are stored in an attribute of '{top}' itself are malformed; remove the attribute, or "
+            "mount without stored ownership",
+            ExitCode.LAYERS,
+        ) from None
+    return union
 
 
 def _never_syncs(options: Options) -> bool:
