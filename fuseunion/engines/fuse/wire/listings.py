@@ -10,6 +10,7 @@ listing comes to it.
 
 from __future__ import annotations
 
+from binascii import crc32
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +23,7 @@ DOT, DOT_DOT = 1, 2
 
 _FIRST = 3
 _BITS = 62
-_MASK = (1 << _BITS) - 1
+_OTHER = 0x9E3779B9
 _KEPT = 16
 _AT_ONCE = 1024
 """Names between two stops."""
@@ -45,7 +46,8 @@ class Listing:
     def add(self, names: Sequence[bytes]) -> None:
         """Some more names."""
         for name in names:
-            position = hash(name) & _MASK
+            # Python's own hash differs from process to process, and listings of one tree should not.
+            position = crc32(name) << 30 | crc32(name, _OTHER) >> 2
             self._compartments[position >> self._shift].append((position, name))
 
     def after(self, position: int) -> Iterator[tuple[int, bytes]]:
