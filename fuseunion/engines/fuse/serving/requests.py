@@ -303,6 +303,9 @@ class Requests:
         """fsync(2) of a file through a descriptor of it."""
         if not file.in_upper or self.union.settings.volatile:
             return None
+        if self.reader.never_waits(fd) and not self.union.stores_ownership:
+            os.fsync(fd)  # takes no longer than asking a thread for it
+            return None
         return self._fsync(fd, data_only=data_only)
 
     async def _fsync(self, fd: int, *, data_only: bool) -> None:
