@@ -220,23 +220,20 @@ class Requests:
         old = self.union.directory(parent)
         new = self.union.directory(new_parent)
         preparation = self._ready_to_rename(old, name, new, new_name, flags)
+
+        def move() -> None:
+            # The kernel holds both parents locked, so the names still mean what they meant.
+            self.union.rename(old, name, new, new_name, flags)
+
         pace = Pace()
         for files in preparation:
             if files or pace.is_over:
-                return self._rename_later(preparation, files, old, name, new, new_name, flags)
-        # The kernel holds both parents locked, so the names still mean what they meant.
-        self.union.rename(old, name, new, new_name, flags)
+                return self._move_later(preparation, files, move)
+        move()
         return None
 
-    async def _rename_later(
-        self,
-        preparation: Preparation,
-        files: Sequence[File] | None,
-        old: Directory,
-        name: bytes,
-        new: Directory,
-        new_name: bytes,
-        flags: int,
+    async def _move_later(
+        self, preparation: Preparation, files: Sequence[File] | None, move: Callable[[], None]
     ) -> None:
         pace = Pace()
         with self.workers.long_operation():
@@ -245,7 +242,7 @@ class Requests:
                 for more in preparation:
                     await self.copy_ups.all_done(more or ())
                     await pace.pause()
-            self.union.rename(old, name, new, new_name, flags)
+            move()
 
     def _ready_to_rename(self, old: Directory, name: bytes, new: Directory, new_name: bytes, flags: int) -> Preparation:
         if flags & pyfuse3.RENAME_EXCHANGE:

@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import CoroutineType
 from typing import NamedTuple, TypeVar
 
@@ -270,10 +271,14 @@ class Answers:
 
     def _link(self, parent: int, number: int, name: bytes) -> Answer:
         result = self._requests.link(number, parent, name)
-        return self._when_linked(result) if isinstance(result, CoroutineType) else self._told(result)  # type: ignore[arg-type]
+        return self._when_linked(result) if isinstance(result, CoroutineType) else self._linked(result)  # type: ignore[arg-type]
 
     async def _when_linked(self, result: Later[File]) -> bytes:
-        return self._told(await result)
+        return self._linked(await result)
+
+    def _linked(self, file: File) -> bytes:
+        self._requests.look_after_change(file, self._entries)
+        return self._told(file)
 
     def _unlink(self, parent: int, name: bytes) -> int:
         self._requests.unlink(parent, name)
@@ -342,17 +347,12 @@ class Answers:
             return self._read_opened(opened, offset, size)
         result = self._requests.reader.read(opened.handle.fd, offset, size)
         self._open_files.share_for_reading(opened)
-        return self._read_later(opened, result) if isinstance(result, CoroutineType) else bytes(result)  # type: ignore[arg-type]
+        return _while(opened.used(), result) if isinstance(result, CoroutineType) else bytes(result)  # type: ignore[arg-type]
 
     async def _read_opened(self, opening: Later[OpenFile], offset: int, size: int) -> bytes:
         opened = await opening
-        with opened.used() as fd:
-            return bytes(await ended(self._requests.reader.read(fd, offset, size)))
-
-    @staticmethod
-    async def _read_later(opened: OpenFile, result: Later[bytes]) -> bytes:
         with opened.used():
-            return await result
+            return bytes(await ended(self._requests.reader.read(opened.handle.fd, offset, size)))
 
     def _write(self, number: int, uid: int, gid: int, pid: int, flags: int, offset: int, data: bytes) -> Answer:
         file = self._requests.file(number)
@@ -405,13 +405,7 @@ class Answers:
     def _fsync(self, number: int, data_only: bool) -> Answer:
         opened = self._open_files.reading(self._requests.file(number))
         result = self._requests.fsync(opened.handle.file, opened.handle.fd, data_only=data_only)
-        return 0 if result is None else self._synced(opened, result)
-
-    @staticmethod
-    async def _synced(opened: OpenFile, result: Later[None]) -> int:
-        with opened.used():
-            await result
-        return 0
+        return 0 if result is None else _zero(_while(opened.used(), result))
 
     def _fsyncdir(self, number: int, _data_only: bool) -> Answer:
         return _done(self._requests.fsync_directory(self._union.directory(number)))
@@ -445,13 +439,13 @@ class Answers:
     ) -> bytes:
         await self._requests.copy_ups.done(file)
         target = await ended(now_or_patiently(lambda: self._open_files.writing(file)))
-        with target.used() as fd:
+        with target.used():
             origin = await ended(now_or_patiently(lambda: self._open_files.reading(source)))
-            with origin.used() as source_fd:
+            with origin.used():
                 self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
                 file.stale()
                 copied = await self._requests.workers.read(
-                    os.copy_file_range, source_fd, fd, length, offset, target_offset
+                    os.copy_file_range, origin.handle.fd, target.handle.fd, length, offset, target_offset
                 )
                 file.stale()
         return layouts.WRITTEN.pack(copied, 0)
@@ -500,6 +494,12 @@ def _dots(number: int, position: int, name: bytes) -> bytes:
 def _done(result: Later[None] | None) -> int | Later[int]:
     """An answer without a body, once it is done."""
     return 0 if result is None else _zero(result)
+
+
+async def _while(used: ExitStack, result: Later[T]) -> T:
+    """A result for which something is used, which the caller has begun."""
+    with used:
+        return await result
 
 
 async def _zero(result: Later[None]) -> int:

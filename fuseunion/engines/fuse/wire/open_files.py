@@ -15,8 +15,8 @@ import errno
 import fcntl
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import ModuleType
 from typing import TypeVar
 
@@ -56,16 +56,20 @@ class OpenFile:
         else:
             closing(self.handle)
 
-    @contextmanager
-    def used(self) -> Iterator[int]:
-        """The descriptor, which stays open for the length of the block, whatever the loop does meanwhile."""
+    def used(self) -> ExitStack:
+        """Keep the descriptor open from this call to the end of the block, whatever the loop does meanwhile.
+
+        From the call, and not from the beginning of the block: that of a coroutine begins when its task first runs.
+        """
         self._users += 1
-        try:
-            yield self.handle.fd
-        finally:
-            self._users -= 1
-            if not self._users and self._closing is not None:
-                self._closing(self.handle)
+        end = ExitStack()
+        end.callback(self._release)
+        return end
+
+    def _release(self) -> None:
+        self._users -= 1
+        if not self._users and self._closing is not None:
+            self._closing(self.handle)
 
 
 class OpenFiles:

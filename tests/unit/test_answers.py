@@ -1,0 +1,81 @@
+"""Handlers of requests that are read directly, where what takes longer meets what others do meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from types import CoroutineType
+from typing import Any
+
+import pytest
+import trio
+
+from fuseunion.core.tree.inode import Inode
+from fuseunion.core.union import Union
+from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.wire.answers import Answers
+from fuseunion.engines.fuse.wire.layouts import ENTRY
+from tests.support.inprocess import InProcess, in_process
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Path:
+    for name in ("lower", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "upper/file").write_bytes(b"content")
+    return tmp_path
+
+
+def _union(layers: Path) -> Any:
+    return in_process([layers / "lower"], layers / "upper", layers / "work")
+
+
+def _answers(inside: InProcess) -> tuple[Answers, int]:
+    """The handlers, and the number of the file, which the kernel knows."""
+    answers = Answers(Requests(inside.union), 1.0)
+    return answers, ENTRY.unpack(answers._lookup(1, b"file"))[0]
+
+
+@pytest.mark.trio
+@pytest.mark.parametrize("request_name", ["read", "fsync"])
+async def test_a_descriptor_stays_open_until_its_task_runs(
+    layers: Path, monkeypatch: pytest.MonkeyPatch, request_name: str
+) -> None:
+    """Another request may close it after the answer was put off, and its number then be another file's."""
+
+    def cold(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        raise BlockingIOError(errno.EAGAIN, "not cached")
+
+    monkeypatch.setattr(os, "preadv", cold)
+    monkeypatch.setattr("fuseunion.linux.syscalls.is_in_memory", lambda fd: False)
+    with _union(layers) as inside:
+        answers, number = _answers(inside)
+        result: Any = answers._read(number, 0, 100) if request_name == "read" else answers._fsync(number, False)
+        assert isinstance(result, CoroutineType)
+        opened = answers._open_files.reading(inside.union.file(number))
+        answers.close_files()
+        os.fstat(opened.handle.fd)
+        with trio.fail_after(5):
+            assert await result == (b"content" if request_name == "read" else 0)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(opened.handle.fd)
+        answers._forget(number, 1)
+
+
+def test_a_link_that_is_made_is_answered_as_made(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look at it afterwards fails for a moment."""
+    with _union(layers) as inside:
+        answers, number = _answers(inside)
+        real, failures = Union.stat, [OSError(errno.EIO, "no look")]
+
+        def failing(self: Union, inode: Inode) -> tuple[os.stat_result, int]:
+            if (layers / "upper/file").lstat().st_nlink == 2 and failures:
+                raise failures.pop()
+            return real(self, inode)
+
+        monkeypatch.setattr(Union, "stat", failing)
+        entry = answers._link(1, number, b"second")
+        assert isinstance(entry, bytes)
+        assert not failures, "nothing failed"
+        answers._forget(number, 2)
