@@ -28,21 +28,26 @@ def _exchange(root: Path, one: str, two: str) -> None:
     libc.rename(os.fsencode(root / one), os.fsencode(root / two), libc.RenameFlag.EXCHANGE)
 
 
+def _move_about(twin: Twin) -> None:
+    """Renames of lower, merged and new directories, and some that are refused."""
+    twin.both(lambda root: (root / "d").rename(root / "moved"))
+    twin.remount()
+    twin.both(lambda root: (root / "d").mkdir())
+    twin.both(lambda root: (root / "moved/sub").rename(root / "d/sub"))
+    twin.both(lambda root: (root / "moved").rename(root / "other"))  # not empty
+    twin.both(lambda root: (root / "moved").rename(root / "empty"))
+    twin.remount()
+    twin.both(lambda root: (root / "empty/below").write_bytes(b"changed"))
+    twin.both(lambda root: (root / "empty").rename(root / "d/sub/deep/inner"))
+    twin.both(lambda root: (root / "d").rename(root / "d/sub/into-itself"))
+
+
 def test_rename_like_a_plain_directory(arena: Arena) -> None:
     """Lower and merged directories move with all that is in them, and leave nothing behind."""
     top, bottom = arena.lower(LOWER), arena.lower(BELOW)
     with arena.mount(top, bottom) as mount:
         twin = Twin(arena, mount)
-        twin.both(lambda root: (root / "d").rename(root / "moved"))
-        twin.remount()
-        twin.both(lambda root: (root / "d").mkdir())
-        twin.both(lambda root: (root / "moved/sub").rename(root / "d/sub"))
-        twin.both(lambda root: (root / "moved").rename(root / "other"))  # not empty
-        twin.both(lambda root: (root / "moved").rename(root / "empty"))
-        twin.remount()
-        twin.both(lambda root: (root / "empty/below").write_bytes(b"changed"))
-        twin.both(lambda root: (root / "empty").rename(root / "d/sub/deep/inner"))
-        twin.both(lambda root: (root / "d").rename(root / "d/sub/into-itself"))
+        _move_about(twin)
         twin.remount()
 
 
@@ -108,16 +113,7 @@ def test_redirects_like_a_plain_directory(arena: Arena) -> None:
     top, bottom = arena.lower(LOWER), arena.lower(BELOW)
     with arena.mount(top, bottom, options=("redirect_dir=on",)) as mount:
         twin = Twin(arena, mount)
-        twin.both(lambda root: (root / "d").rename(root / "moved"))
-        twin.remount()
-        twin.both(lambda root: (root / "d").mkdir())
-        twin.both(lambda root: (root / "moved/sub").rename(root / "d/sub"))
-        twin.both(lambda root: (root / "moved").rename(root / "other"))  # not empty
-        twin.both(lambda root: (root / "moved").rename(root / "empty"))
-        twin.remount()
-        twin.both(lambda root: (root / "empty/below").write_bytes(b"changed"))
-        twin.both(lambda root: (root / "empty").rename(root / "d/sub/deep/inner"))
-        twin.both(lambda root: (root / "d").rename(root / "d/sub/into-itself"))
+        _move_about(twin)
         twin.both(lambda root: _exchange(root, "d/sub/deep", "other"))
         twin.remount()
     written = [path for path in arena.upper.rglob("*") if path.is_file() and path.stat().st_size]

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,26 +15,12 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks import holders
 from fuseunion.core.tree import listing, lookup
 from fuseunion.core.tree.directory import Directory
+from tests.support.asked import counted
 from tests.support.faults import failing
 from tests.support.inprocess import InProcess, in_process
 from tests.support.layers import Dir, File, Mark, Node, Opacity, Opaque, Whiteout, build
 
 LAYERS = 6
-
-
-@contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """The names that layers are asked for in the block."""
-    asked: list[bytes] = []
-    real = RealDir.stat
-
-    def stat(self: RealDir, name: bytes) -> os.stat_result | None:
-        asked.append(name)
-        return real(self, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RealDir, "stat", stat)
-        yield asked
 
 
 def remembers_from(monkeypatch: pytest.MonkeyPatch, lowers: int) -> None:

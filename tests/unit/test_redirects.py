@@ -5,34 +5,17 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from fuseunion.core.disk.realdir import RealDir
+from tests.support.asked import counted
 from tests.support.inprocess import in_process
 from tests.support.mounts import KernelMount
 
 LAYERS = 12
 REDIRECT = "trusted.overlay.redirect"
 OPAQUE = "trusted.overlay.opaque"
-
-
-@contextmanager
-def _counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """The names that layers are asked for in the block."""
-    asked: list[bytes] = []
-    real = RealDir.stat
-
-    def stat(self: RealDir, name: bytes) -> os.stat_result | None:
-        asked.append(name)
-        return real(self, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RealDir, "stat", stat)
-        yield asked
 
 
 def test_a_nest_of_redirects_costs_one_path_in_each_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +27,7 @@ def test_a_nest_of_redirects_costs_one_path_in_each_layer(tmp_path: Path, monkey
         for path in ("d", "d/d", "d/d/d"):
             os.setxattr(lower / path, REDIRECT, b"/d/d/d")
     with in_process(lowers, None, None) as union:
-        with _counted(monkeypatch) as asked:
+        with counted(monkeypatch) as asked:
             union.find("d")
         # In all but the first layer the path of three names; of a `.wh.` file nobody asks, since each is listed.
         assert len(asked) == 1 + 3 * (LAYERS - 1)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Iterable
 from functools import lru_cache
@@ -225,6 +226,12 @@ class Identity:
 
     def __hash__(self) -> int:
         return hash(self._key())
+
+    def shown_owner(self, st: os.stat_result) -> tuple[int, int]:
+        """User and group to show for an object with this lstat."""
+        if self.trivial:
+            return st.st_uid, st.st_gid
+        return self.shown_uid(DiskUid(st.st_uid)), self.shown_gid(DiskGid(st.st_gid))
 
     def shown_uid(self, disk: DiskUid) -> ShownUid:
         """The user to show for a user on disk."""

@@ -16,7 +16,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops.attributes import Change, setgid_is_at_risk
+from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle, Handle
@@ -141,7 +141,7 @@ class Operations(pyfuse3.Operations):
         mode = self._union.stat(file)[0].st_mode
         if wanted is not None:
             mode = stat.S_IFMT(mode) | stat.S_IMODE(wanted)
-        at_risk = setgid_is_at_risk(mode) and self._callers.is_outsider(file, ctx)
+        at_risk = self._callers.endangers_setgid(file, mode, ctx)
         return mode & ~stat.S_ISGID if at_risk else wanted
 
     @answered

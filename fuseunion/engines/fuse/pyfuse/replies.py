@@ -12,7 +12,6 @@ import os
 import pyfuse3
 from pyfuse3 import EntryAttributes
 
-from fuseunion.core.ids.identity import DiskGid, DiskUid
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 
@@ -58,12 +57,7 @@ class Replies:
         entry.attr_timeout = self._timeout
         entry.st_mode = pyfuse3.ModeT(st.st_mode)
         entry.st_nlink = nlink
-        if self._identity.trivial:
-            entry.st_uid = st.st_uid
-            entry.st_gid = st.st_gid
-        else:
-            entry.st_uid = self._identity.shown_uid(DiskUid(st.st_uid))
-            entry.st_gid = self._identity.shown_gid(DiskGid(st.st_gid))
+        entry.st_uid, entry.st_gid = self._identity.shown_owner(st)
         entry.st_rdev = st.st_rdev
         entry.st_size = st.st_size
         entry.st_blksize = st.st_blksize

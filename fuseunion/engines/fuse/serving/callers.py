@@ -8,6 +8,7 @@ from typing import Protocol
 import pyfuse3
 
 from fuseunion.core.ids.identity import DiskGid, ShownGid, ShownUid
+from fuseunion.core.ops.attributes import setgid_is_at_risk
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
@@ -71,6 +72,11 @@ class Callers:
         """True when a file keeps its set-ID bits though the caller changes its data (fs/attr.c
         setattr_should_drop_suidgid: CAP_FSETID in the first user namespace)."""
         return caller.uid == 0 and self._first_namespace
+
+    def endangers_setgid(self, inode: Inode, mode: int, caller: Caller) -> bool:
+        """True when the caller takes the set-group-ID bit from an object with this mode by changing its data, whatever
+        privileges the caller has otherwise (attributes.setgid_is_at_risk)."""
+        return setgid_is_at_risk(mode) and self.is_outsider(inode, caller)
 
     def is_outsider(self, inode: Inode, caller: Caller) -> bool:
         """True when the caller is neither root nor in the group of an object, as far as that can be known."""

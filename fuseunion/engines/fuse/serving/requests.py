@@ -193,13 +193,17 @@ class Requests:
     def link(self, number: int, parent: int, name: bytes) -> File | Later[File]:
         """Give a file one more name."""
         file = self.file(number)
-        if not file.in_upper and self.copy_ups.now(file) is None:
-            return self._link_copy(file, parent, name)
-        return self.union.link(file, self.union.directory(parent), name)
+        return self._copied_up(file, lambda: self.union.link(file, self.union.directory(parent), name))
 
-    async def _link_copy(self, file: File, parent: int, name: bytes) -> File:
-        await self.copy_ups.done(file)
-        return self.union.link(file, self.union.directory(parent), name)
+    def _copied_up(self, target: Inode, call: Callable[[], T]) -> T | Later[T]:
+        """Make a call for an inode, after it was copied up if it is a file."""
+        if isinstance(target, File) and not target.in_upper and self.copy_ups.now(target) is None:
+            return self._copied_up_later(target, call)
+        return call()
+
+    async def _copied_up_later(self, target: File, call: Callable[[], T]) -> T:
+        await self.copy_ups.done(target)
+        return call()
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a non-directory."""
@@ -361,14 +365,7 @@ class Requests:
         restates = self.own_root and name == OWNER_XATTR
         if not restates:
             self.union.check_xattr_name(name)
-        if isinstance(target, File) and not target.in_upper and self.copy_ups.now(target) is None:
-            return self._setxattr_of_copy(target, name, value, caller)
-        self._setxattr(target, name, value, caller)
-        return None
-
-    async def _setxattr_of_copy(self, target: File, name: bytes, value: bytes, caller: Caller) -> None:
-        await self.copy_ups.done(target)
-        self._setxattr(target, name, value, caller)
+        return self._copied_up(target, lambda: self._setxattr(target, name, value, caller))
 
     def _setxattr(self, target: Inode, name: bytes, value: bytes, caller: Caller) -> None:
         if self.own_root and name == OWNER_XATTR:
@@ -403,11 +400,4 @@ class Requests:
         target = self.inode(number)
         if not self.union.xattr_is_there(target, name):
             return None
-        if isinstance(target, File) and not target.in_upper and self.copy_ups.now(target) is None:
-            return self._removexattr_of_copy(target, name)
-        self.union.removexattr(target, name)
-        return None
-
-    async def _removexattr_of_copy(self, target: File, name: bytes) -> None:
-        await self.copy_ups.done(target)
-        self.union.removexattr(target, name)
+        return self._copied_up(target, lambda: self.union.removexattr(target, name))

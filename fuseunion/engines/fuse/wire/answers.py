@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import ShownGid, ShownUid
-from fuseunion.core.ops.attributes import Change, setgid_is_at_risk, without_privileges
+from fuseunion.core.ops.attributes import Change, without_privileges
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
@@ -209,7 +209,7 @@ class Answers:
 
     def _truncation(self, file: File, size: int, valid: int, caller: Sender) -> Change:
         privileged = not valid & layouts.FATTR_KILL_SUIDGID
-        outsider = setgid_is_at_risk(self._mode(file)) and self._callers.is_outsider(file, caller)
+        outsider = self._callers.endangers_setgid(file, self._mode(file), caller)
         return self._union.truncation(file, size, privileged=privileged and not outsider, outsider=outsider)
 
     def _ends_privileges(self, file: File, change: Change, caller: Sender) -> Change:
@@ -217,7 +217,7 @@ class Answers:
         mode = self._mode(file)
         if stat.S_ISLNK(mode) or not mode & (stat.S_ISUID | stat.S_ISGID):
             return change
-        outsider = setgid_is_at_risk(mode) and self._callers.is_outsider(file, caller)
+        outsider = self._callers.endangers_setgid(file, mode, caller)
         left = without_privileges(mode, outsider=outsider)
         if left == stat.S_IMODE(mode):
             return change
@@ -312,8 +312,8 @@ class Answers:
                 left -= len(parts[-1])
         for count, (place, name) in enumerate(listing.after(position)):
             length = len(name)
-            left -= layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
-            if left < 0:
+            room = layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
+            if room > left:
                 return b"".join(parts)
             try:
                 listed = self._requests.listed(directory, name, self._entries)
@@ -322,8 +322,8 @@ class Answers:
                     raise
                 return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
             if listed is None:
-                left += layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
                 continue
+            left -= room
             inode, entry = listed
             parts += (
                 entry,
@@ -385,7 +385,7 @@ class Answers:
         file = opened.handle.file
         mode = self._mode(file)
         if mode & (stat.S_ISUID | stat.S_ISGID):
-            outsider = setgid_is_at_risk(mode) and self._callers.is_outsider(file, caller)
+            outsider = self._callers.endangers_setgid(file, mode, caller)
             left = without_privileges(mode, outsider=outsider) if kills or outsider else stat.S_IMODE(mode)
             if left != stat.S_IMODE(mode):
                 self._union.setattr(file, Change(mode=left, clear_capability=True))

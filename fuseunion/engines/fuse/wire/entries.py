@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from fuseunion.core.ids.identity import DiskGid, DiskUid
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.wire.layouts import ENTRY
@@ -54,11 +53,7 @@ class Entries:
         return self._entry(inode, st, 1, 0, 0)
 
     def _entry(self, inode: Inode, st: os.stat_result, nlink: int, seconds: int, nsec: int) -> bytes:
-        if self._identity.trivial:
-            uid, gid = st.st_uid, st.st_gid
-        else:
-            uid = self._identity.shown_uid(DiskUid(st.st_uid))
-            gid = self._identity.shown_gid(DiskGid(st.st_gid))
+        uid, gid = self._identity.shown_owner(st)
         ino = inode.ino
         atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
         return ENTRY.pack(
