@@ -62,9 +62,18 @@ def failing(number: int, code: int) -> AbstractContextManager[Fault]:
     return interrupted(number, fail)
 
 
+def failing_from(number: int, code: int) -> AbstractContextManager[Fault]:
+    """Let call `number` (from 0) of the block fail with an errno, and all that come after it."""
+
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    return interrupted(number, fail, lasting=True)
+
+
 @contextmanager
-def interrupted(number: int, action: Callable[[], None]) -> Iterator[Fault]:
-    """Do something just before call `number` (from 0) of the block."""
+def interrupted(number: int, action: Callable[[], None], *, lasting: bool = False) -> Iterator[Fault]:
+    """Do something just before call `number` (from 0) of the block; `lasting`: and before each that comes after it."""
     fault = Fault()
     left = number
 
@@ -74,6 +83,7 @@ def interrupted(number: int, action: Callable[[], None]) -> Iterator[Fault]:
             left -= 1
             if left == -1:
                 fault.call = name
+            if left == -1 or (lasting and left < 0):
                 action()
             return function(*args, **kwargs)
 

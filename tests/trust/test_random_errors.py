@@ -341,7 +341,14 @@ def test_random_errors(arena: Arena, timeout: str) -> None:
     rng = random.Random(SEED)
     place = faults.place(arena.place)
     mount = FuseunionMount(
-        place, [lower], arena.upper, arena.directory("merged"), (), ["--timeout", timeout], tolerated=TOLERATED
+        place,
+        [lower],
+        arena.upper,
+        arena.directory("merged"),
+        (),
+        ["--timeout", timeout],
+        tolerated=TOLERATED,
+        faulty=True,
     )
     mount.start()
     programs = _Programs(mount.merged)

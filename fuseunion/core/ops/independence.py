@@ -63,10 +63,7 @@ class _Prepared:
     def detach(self) -> None:
         """The lowers take no part in it any more."""
         self.complete = self.directory.changes == self._changes
-        for real in self.directory.lowers:
-            real.close()
-        self.directory.lowers = ()
-        self.directory.stale()
+        self.directory.detach()
 
 
 def make_independent(state: State, directory: Directory) -> Preparation:

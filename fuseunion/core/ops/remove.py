@@ -146,7 +146,10 @@ def _take_out(
     """Remove a directory from the upper.
 
     Returns:
-        Its name in the work directory; None when nothing is left of it.
+        Its name in the work directory; None when there is nothing left to remove.
+
+    Raises:
+        OSError: nothing has changed then, or it is ESTALE and somebody else's directory stays in work.
     """
     side = state.writable()
     if positive:
@@ -161,20 +164,34 @@ def _take_out(
         removed = side.work.take(upper, name)  # whiteouts are in it
     try:
         target.recognise(side.work.tmp.object(removed).stat())
-    except OSError:
-        _put_back(state, removed, upper, name)
-        raise
+    except OSError as error:
+        if _put_back(state, removed, upper, name, covered=positive) or error.errno == errno.ESTALE:
+            raise
+        return None  # it was recognised just before, and has gone from the tree: only what is in it is left alone
     return removed
 
 
-def _put_back(state: State, taken: bytes, upper: RealDir, name: bytes) -> None:
-    """Give a name back to what somebody had put there just before it was taken, whatever has the name now."""
+def _put_back(state: State, taken: bytes, upper: RealDir, name: bytes, *, covered: bool) -> bool:
+    """Give a name back to what was there just before it was taken, whatever has the name now.
+
+    Args:
+        covered: a whiteout was put there instead.
+
+    Returns:
+        False when it is not possible; that is logged.
+    """
     whiteouts = state.writable().whiteouts
     try:
-        whiteouts.install(taken, upper, name, is_directory=True, occupied=upper.stat(name) is not None)
-        whiteouts.drop_file_mark(upper, name)
+        occupied = upper.stat(name) is not None
+    except OSError:
+        occupied = covered and state.writable().work.capabilities.whiteout_devices
+    try:
+        whiteouts.install(taken, upper, name, is_directory=True, occupied=occupied)
     except OSError as error:
-        state.log.error("%r, which is not what was to be removed, stays in work as %r: %s", name, taken, error)
+        state.log.error("%r, which may not be what was to be removed, stays in work as %r: %s", name, taken, error)
+        return False
+    whiteouts.drop_file_mark(upper, name)
+    return True
 
 
 def holding(file: File, upper: RealDir, name: bytes) -> AbstractContextManager[bool]:

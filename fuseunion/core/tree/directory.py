@@ -82,6 +82,13 @@ class Directory(Inode):
     def removed(self) -> bool:
         return self._removed
 
+    def detach(self) -> None:
+        """The lowers take no part in it any more."""
+        for real in self.lowers:
+            real.close()
+        self.lowers = ()
+        self.stale()
+
     def mark_removed(self) -> None:
         """The directory was deleted; it stays usable for those who have it open."""
         self._removed = True

@@ -135,10 +135,13 @@ class File(Inode):
         """One user closed the file; closes the descriptor, unless nothing else leads to the file."""
         self.let_go(handle)
         self.handles = self.handles - {handle} or _NONE_OPEN
-        if isinstance(self._place, Held) and self._pin < 0 and not self.handles:
-            self._pin = handle.fd
-        else:
-            handle.close()
+        if isinstance(self._place, Held) and self._pin < 0 and not self.handles and (self.nlookup or self.is_kept):
+            try:
+                self._pin = RealObject(handle.fd).open(os.O_PATH)  # the file is not open any more
+            except OSError:
+                self._pin = handle.fd
+                return
+        handle.close()
 
     # -- names -------------------------------------------------------------------------------------------------------
 
