@@ -104,6 +104,12 @@ class Engine(ABC):
             UserError: BUSY where it is used in another mount namespace; FAILURE; what cannot be written, by name.
         """
 
+    def preload(self) -> None:  # noqa: B027 - an engine may have nothing that is worth it
+        """Import what `start` would, for a process that starts several mounts one after another, each in a child.
+
+        Whatever cannot be imported is left for `start` to tell.
+        """
+
     def holders(self, live: LiveMount) -> list[Holder]:
         """The processes that use it, as far as this user may see them."""
         from fuseunion.linux.proc.holders import holders

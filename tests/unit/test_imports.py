@@ -39,6 +39,8 @@ FLOORS = [
     "doctor",
     "offline",
     "cli",
+    "api",
+    "testing",
 ]
 """From the ground up: a module imports from its own floor and from those below (docs/architecture.md)."""
 
@@ -69,6 +71,9 @@ def test_imports_go_downwards(module: str) -> None:
         if name.startswith("fuseunion."):
             assert _floor(name.removeprefix("fuseunion.")) <= own, f"{module} imports {name}"
 
+
+MOST_FLOORS = 15
+"""Of the package itself: each of its rooms is a floor, and the floors are drawn in docs/architecture.md."""
 
 BEHIND_THE_DOOR = ("core.ops", "core.marks", "core.tree")
 """What only `Union` uses on behalf of others."""
@@ -144,13 +149,15 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 @pytest.mark.parametrize("folder", sorted({str(Path(name).parent) for name in MODULES}))
 def test_a_folder_has_fewer_than_ten_rooms(folder: str) -> None:
     rooms = [path for path in (PACKAGE / folder).iterdir() if not path.name.startswith(("__", "py."))]
-    assert len(rooms) < 10, sorted(path.name for path in rooms)
+    assert len(rooms) < (MOST_FLOORS if folder == "." else 10), sorted(path.name for path in rooms)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_pyfuse3_and_trio_stay_in_the_fuse_engine(module: str) -> None:
     if not module.startswith("engines/fuse/"):
-        assert not {name.split(".")[0] for name in _imports(PACKAGE / module)} & {"pyfuse3", "trio"}
+        may_have = {"trio"} if module == "api/trio.py" else set()
+        heavy = {name.split(".")[0] for name in _imports(PACKAGE / module)} & {"pyfuse3", "trio"}
+        assert heavy <= may_have
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -109,21 +109,32 @@ def _child(prepared: Prepared, options: Options, writer: int, detach: Callable[[
     return code
 
 
+def load() -> None:
+    """Import what serves a mount.
+
+    Raises:
+        ImportError: pyfuse3, trio, or a library that they need, is missing.
+    """
+    # What is beneath pyfuse3 has to be there first.
+    from fuseunion.engines.fuse.pyfuse.lean_imports import import_lean
+    from fuseunion.engines.fuse.wire import device  # noqa: F401
+
+    import_lean()
+    from fuseunion.engines.fuse import session  # noqa: F401
+    from fuseunion.engines.fuse.serving import requests  # noqa: F401
+
+
 def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> None:
     """Build, mount and serve until unmounted; undoes everything on failure."""
     with ExitStack() as last, ExitStack() as stack:
         stack.callback(prepared.close)
         try:
             # Only now, when the user can be refused nothing any more: this imports pyfuse3 and trio.
-            # What is beneath pyfuse3 has to be there first.
-            from fuseunion.engines.fuse.pyfuse.lean_imports import import_lean
-            from fuseunion.engines.fuse.wire import device  # noqa: F401
-
-            import_lean()
-            from fuseunion.engines.fuse import session
-            from fuseunion.engines.fuse.serving.requests import Requests
+            load()
         except ImportError as error:
-            raise UserError(f"{error}; install it with: pip install pyfuse3 trio", ExitCode.UNAVAILABLE) from None
+            raise _not_installed(error) from None
+        from fuseunion.engines.fuse import session
+        from fuseunion.engines.fuse.serving.requests import Requests
 
         layers = open_layers(prepared, options)
         os.chdir("/")
@@ -167,6 +178,19 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             allow_root=options.allow_root,
             spin=options.spin / 1e6,
         )
+
+
+def _not_installed(error: ImportError) -> UserError:
+    """What to install: the packages of the extra `fuse`, or the library that pyfuse3 was built for."""
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(
+            f"the Python package {error.name} is not installed; install it with: pip install 'fuseunion[fuse]'",
+            ExitCode.UNAVAILABLE,
+        )
+    return UserError(
+        f"pyfuse3 cannot be loaded ({error}); install libfuse 3 (Debian, Ubuntu: libfuse3-3 or libfuse3-4)",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def _write_out(fd: int, label: str) -> None:

@@ -62,6 +62,16 @@ class FuseEngine(Engine):
             prepared.close()
             raise
 
+    def preload(self) -> None:
+        """See Engine."""
+        import contextlib
+
+        from fuseunion.engines.fuse import daemon, end_daemon  # noqa: F401
+        from fuseunion.mounting import prepare  # noqa: F401
+
+        with contextlib.suppress(ImportError):
+            daemon.load()
+
     def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
         """See Engine."""
         from fuseunion.engines.fuse import mount_point
@@ -94,7 +104,7 @@ class FuseEngine(Engine):
         for package in ("pyfuse3", "trio"):
             found = find_spec(package) is not None
             says = "installed" if found else "missing"
-            yield Finding(f"python package {package}", found, says, f"pip install {package}")
+            yield Finding(f"python package {package}", found, says, "pip install 'fuseunion[fuse]'")
         yield _extension()
         yield _device()
         yield _fusermount()

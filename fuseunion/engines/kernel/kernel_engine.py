@@ -40,6 +40,10 @@ class KernelEngine(Engine):
         overlay.show(options)
         return ExitCode.OK
 
+    def preload(self) -> None:
+        """See Engine."""
+        from fuseunion.engines.kernel import end_overlay, overlay  # noqa: F401
+
     def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
         """See Engine."""
         return LiveMount(given, path, entry) if entry is not None and recognise.is_ours(entry) else None

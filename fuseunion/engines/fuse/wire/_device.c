@@ -39,7 +39,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What older headers do not name. */
+/* What older headers do not name: those of Linux 5.10 lack the first. */
+#ifndef FUSE_COMPAT_SETXATTR_IN_SIZE
+#define FUSE_COMPAT_SETXATTR_IN_SIZE 8
+#endif
 enum {
     OP_SYNCFS = 50,
     OP_TMPFILE = 51,
