@@ -126,6 +126,10 @@ class Mount:
         """Where the union is, so that a mount can be given as a path."""
         return str(self.merged)
 
+    def __truediv__(self, name: AnyPath) -> Path:
+        """A path in the union."""
+        return self.merged / name
+
     def __repr__(self) -> str:
         state = f"at '{self.merged}' by {self.engine}" if self._end.alive else "closed"
         return f"<fuseunion.Mount {state}>"

@@ -1,0 +1,1 @@
+"""For tests: the pytest plugin, which pytest finds by its entry point (docs/pytest.md)."""
