@@ -8,7 +8,7 @@ PYTEST := $(ISOLATED) $(PYTHON) -m pytest
 # Side by side, where each worker can have a mount namespace for itself (tests/conftest.py).
 WORKERS := $(if $(ISOLATED),--numprocesses auto --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo test test-rootfs stress conformance bench bench-waiting lint format clean setup
+.PHONY: demo dist test test-dist test-rootfs stress conformance bench bench-waiting lint format clean setup
 
 setup:
 	@scripts/setup
@@ -20,7 +20,7 @@ demo: setup
 test:
 	@scripts/setup --tests
 	FUSEUNION_WIRE=0 $(PYTEST) $(WORKERS) tests/integration $(ARGS)
-	$(PYTEST) $(WORKERS) tests --ignore=tests/rootfs --ignore=tests/conformance $(ARGS)
+	$(PYTEST) $(WORKERS) tests --ignore=tests/rootfs --ignore=tests/conformance --ignore=tests/bundle $(ARGS)
 
 # A Debian root filesystem under apt-get, chroot and a compiler, compared with what the kernel's overlayfs gives.
 test-rootfs:
@@ -33,6 +33,15 @@ conformance:
 	@scripts/setup --tests
 	@scripts/setup-conformance
 	$(PYTEST) tests/conformance $(ARGS)
+
+# What to give to others: source distribution, wheels, the self-contained directory (docs/install.md). Needs root.
+dist:
+	@packaging/dist
+
+# Builds it, and tries it on a Debian 11 with nothing else.
+test-dist: dist
+	@scripts/setup --tests
+	$(PYTEST) tests/bundle $(ARGS)
 
 # Minutes of random operations, of creating and deleting, of many mounts, of races, of hostile layers, random errors and
 # power cuts, of two users; every errno at every system call. Each prints its seed and counts (docs/guarantees.md).

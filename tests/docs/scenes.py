@@ -11,6 +11,8 @@ from dataclasses import dataclass
 FINISH = "fuseunion umount merged"
 LAYER = "mkdir base; printf '#!/bin/sh\\n' >base/tool; chmod 755 base/tool"
 
+SOFTWARE = "mkdir -p software/toolkit; echo slow >software/toolkit/settings"
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -38,6 +40,12 @@ SCENES = {
         "test -f changes/notes; test $(ls project | wc -l) = 2",
         owned=False,
     ),
+    "python": Scene("mkdir base; printf grey >base/settings", after="test $(cat base/settings) = grey"),
+    "pytest": Scene("mkdir project; echo -n grey >project/settings"),
+    "ci": Scene("mkdir checkout; echo 'echo made >output' >checkout/build.sh"),
+    "ci-nothing": Scene("mkdir checkout; echo 'echo made >output' >checkout/build.sh"),
+    "hpc": Scene(SOFTWARE, owned=False),
+    "hpc-ranch": Scene(SOFTWARE, owned=False),
     "id-map": Scene(
         f"{LAYER}; chown 100033:100044 base/tool; mkdir merged",
         f"""

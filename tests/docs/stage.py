@@ -18,7 +18,7 @@ from tests.docs.examples import Who
 from tests.docs.scenes import Scene
 from tests.support.interpreter import Interpreter
 from tests.support.namespace import Namespace, as_user, login_namespace, root_namespace
-from tests.support.product import make_launcher
+from tests.support.product import make_launcher, make_python
 from tests.support.store import CONTAINERS_CONF
 from tests.support.tiny_base import make_tiny_base
 
@@ -92,6 +92,7 @@ def _install(root: Namespace, place: Path, interpreter: Interpreter) -> None:
         work.mkdir()
         if covered == "/usr/local/bin":
             make_launcher(upper / "fuseunion", interpreter)
+            make_python(upper / "python", interpreter)
         options = f"lowerdir={covered},upperdir={upper},workdir={work}"
         root.run("mount", "-t", "overlay", "-o", options, "overlay", covered)
 

@@ -7,6 +7,7 @@ too may be wrong itself.
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from fuseunion.engines.fuse.wire.device import device
@@ -31,6 +32,20 @@ sys.path[:0] = {path!r}
 from fuseunion.__main__ import main
 sys.exit(main())
 """
+
+
+PYTHON = """\
+#!/bin/sh
+PYTHONPATH={path} exec {executable} -P "$@"
+"""
+
+
+def make_python(path: Path, interpreter: Interpreter) -> None:
+    """Write an executable at `path` that is Python with this checkout's fuseunion, and `pytest` beside it."""
+    path.write_text(PYTHON.format(executable=interpreter.executable, path=shlex.quote(interpreter.python_path)))
+    path.with_name("pytest").write_text(f'#!/bin/sh\nexec {shlex.quote(path.name)} -m pytest "$@"\n')
+    for made in (path, path.with_name("pytest")):
+        made.chmod(0o755)
 
 
 def make_launcher(path: Path, interpreter: Interpreter) -> Path:
