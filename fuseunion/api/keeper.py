@@ -33,8 +33,8 @@ from fuseunion.mounting.options.grammar import escape
 _PREFIX = "fuseunion: "
 
 
-class _Ended(BaseException):
-    """A signal asks the keeper to end."""
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""They end the keeper as the end of the program does: between two requests, so that no mount is left half made."""
 
 
 def main() -> None:
@@ -43,21 +43,16 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    woken, wakes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(wakes)
+    for number in _ENDING:
+        signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the program, which ends the mount if it ends
     keeper = Keeper(line)
     try:
-        with contextlib.suppress(_Ended):
-            keeper.serve()
+        keeper.serve(woken)
     finally:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
         keeper.close()
-
-
-def _end(number: int, frame: object) -> None:
-    raise _Ended
 
 
 class Keeper:
@@ -85,14 +80,19 @@ class Keeper:
             "close": self._take_down,
         }
 
-    def serve(self) -> None:
-        """Answer until the program closes its end, ends, or was never there."""
+    def serve(self, woken: int) -> None:
+        """Answer until the program closes its end, ends, or was never there.
+
+        Args:
+            woken: readable when the keeper is to end for another reason.
+        """
         poll = select.poll()
         poll.register(self._line, select.POLLIN)
+        poll.register(woken, select.POLLIN)
         program: int | None = None
         while True:
             ready = [fd for fd, _ in poll.poll()]
-            if program in ready:
+            if program in ready or woken in ready:
                 return
             request = self._line.hear()
             if request is None:
@@ -107,14 +107,19 @@ class Keeper:
                 self._answer(request)
 
     def _answer(self, request: dict[str, Any]) -> None:
-        call = self._requests[request.pop("do")]
+        name = request.pop("do")
+        call = self._requests[name]
         try:
+            if self._engine is None and name in ("diff", "stats"):
+                raise UserError("a reset has failed, and nothing is mounted; reset it again", ExitCode.FAILURE)
             value = call(**request)
         except UserError as error:
             self._line.say(error=error.message, code=error.exit_code)
         except OSError as error:
             where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
             self._line.say(error=f"{where}{error.strerror or error}", code=ExitCode.FAILURE)
+        except Exception as error:  # noqa: BLE001 - the last line of defence: whatever it is has to reach the program
+            self._line.say(error=f"{type(error).__name__}: {error}", code=ExitCode.FAILURE)
         else:
             self._line.say(value=value)
 
@@ -238,10 +243,12 @@ class Keeper:
         try:
             _command(self._umount())
         except UserError as error:
-            if error.exit_code is not ExitCode.BUSY:
-                raise
-            command, *rest = self._umount()
-            _command([command, "--lazy", *rest])
+            if registry.find(self._merged) is not None:
+                if error.exit_code is not ExitCode.BUSY:
+                    raise
+                command, *rest = self._umount()
+                _command([command, "--lazy", *rest])
+            # Else somebody has taken it away already.
         self._engine = None
 
     def close(self) -> None:
@@ -291,7 +298,7 @@ def _command(arguments: list[str]) -> list[str]:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     said = [line.removeprefix(_PREFIX) for line in text.splitlines()]
     if code:
-        message = said[-1] if said else f"fuseunion ended with status {code}"
+        message = said[-1] if said else f"it ended with status {code}"
         raise UserError(message, ExitCode(code) if code in set(ExitCode) else ExitCode.FAILURE)
     return said
 
@@ -300,9 +307,10 @@ def _be_the_command(arguments: list[str], stderr: int) -> None:
     """Never returns."""
     code = 1
     try:
-        os.dup2(stderr, 2)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.set_wakeup_fd(-1)
+        for number in (*_ENDING, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        os.dup2(stderr, 2)
         code = run(["fuseunion", *arguments])
         sys.stderr.flush()
     finally:

@@ -101,3 +101,16 @@ tell(made[0].reset() or (made[0].merged / "a").exists())
         _told(program)
         program.communicate("", timeout=20)
     assert _is_clean(arena)
+
+
+@pytest.mark.actors("user")
+def test_the_keeper_is_told_to_end(arena: Arena) -> None:
+    """By whoever ends all processes in order, such as a machine that goes down."""
+    arena.lower({"a": File(b"a")})
+    with start(arena, PROGRAM.format(engine="fuse", more="")) as program:
+        own = _told(program)
+        for pid in processes.with_token(arena.place.token):
+            if "fuseunion.api.keeper" in processes.command_line(pid) and pid != own:
+                os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: _is_clean(arena), "the end of the mount")
+        program.communicate("", timeout=20)
