@@ -348,7 +348,7 @@ def test_random_messages(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     module = tmp_path / "_device.so"
     include = sysconfig.get_paths()["include"]
-    source = PROJECT / "fuseunion/engines/fuse/wire/_device.c"
+    sources = sorted(map(str, (PROJECT / "fuseunion/engines/fuse/wire").glob("*.c")))
     watching = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [
         "gcc",
@@ -358,7 +358,7 @@ def test_random_messages(tmp_path: Path) -> None:
         "-fPIC",
         "-shared",
         f"-I{include}",
-        str(source),
+        *sources,
         "-o",
         str(module),
     ]

@@ -20,9 +20,8 @@
  * Layouts: include/uapi/linux/fuse.h. What a request must hold is checked before it is read: a short one is EIO.
  */
 
-#define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
-#include <Python.h>
+#include "plain.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -923,6 +922,7 @@ static PyMethodDef functions[] = {
     {"reply", reply, METH_VARARGS, reply_doc},
     {"share", (PyCFunction)(void (*)(void))share_number, METH_FASTCALL, share_doc},
     {"unshare", unshare_number, METH_O, unshare_doc},
+    {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -17,6 +17,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import islice
 from types import CoroutineType
 from typing import NamedTuple, TypeVar
 
@@ -30,6 +31,7 @@ from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.device import device
 from fuseunion.engines.fuse.wire.entries import Entries
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
@@ -51,6 +53,7 @@ _CHANGES = (
     | layouts.FATTR_MTIME
 )
 _NAMES_AT_ONCE = 16
+_PLAIN_AT_ONCE = 64
 _DIRECTORY = stat.S_IFDIR >> 12
 _MOST_AT_ONCE = 64 << 20
 """Bytes of one copy_file_range: so long as others can wait for the thread."""
@@ -310,33 +313,64 @@ class Answers:
             if position < offset:
                 parts.append(_dots(special.ino, offset, dots))
                 left -= len(parts[-1])
-        for count, (place, name) in enumerate(listing.after(position)):
-            length = len(name)
-            room = layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
-            if room > left:
-                return b"".join(parts)
-            try:
-                listed = self._requests.listed(directory, name, self._entries)
-            except OSError:
-                if not parts:
-                    raise
-                return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
-            if listed is None:
-                continue
-            left -= room
-            inode, entry = listed
-            parts += (
-                entry,
-                layouts.DIRENT.pack(inode.ino, place, length, inode.kind >> 12),
-                name,
-                _PADDING[length & 7],
-            )
-            self._requests.told(inode)
-            if count % _NAMES_AT_ONCE == _NAMES_AT_ONCE - 1:
-                yield
+        names = listing.after(position)
+        at_once = _NAMES_AT_ONCE if self._union.plain_files(directory) is None else _PLAIN_AT_ONCE
+        while batch := list(islice(names, at_once)):
+            done = 0
+            while done < len(batch):
+                packed, count = self._plain(directory, batch, done, left)
+                if count:
+                    parts.append(packed)
+                    left -= len(packed)
+                    done += count
+                    continue
+                place, name = batch[done]
+                room = layouts.ENTRY.size + layouts.DIRENT.size + (len(name) + 7 & ~7)
+                if room > left:
+                    return b"".join(parts)
+                try:
+                    listed = self._requests.listed(directory, name, self._entries)
+                except OSError:
+                    if not parts:
+                        raise
+                    return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
+                done += 1
+                if listed is None:
+                    continue
+                left -= room
+                inode, entry = listed
+                parts += (
+                    entry,
+                    layouts.DIRENT.pack(inode.ino, place, len(name), inode.kind >> 12),
+                    name,
+                    _PADDING[len(name) & 7],
+                )
+                self._requests.told(inode)
+            yield
         if not parts:
             self._listings.forgotten(directory.ino)
         return b"".join(parts)
+
+    def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
+        """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""
+        plain = self._union.plain_files(directory)
+        if plain is None or plain.index is None or plain.is_known(names[first][1]):
+            return b"", 0
+        assert device is not None
+        try:
+            packed, files = device.pack_plain(
+                plain.fd(), names, first, room, plain.device, plain.index, *self._entries.valid
+            )
+        except OSError:
+            return b"", 0  # a lookup says the same
+        end = 0
+        for count, (name, number, real_number, kind, length) in enumerate(files):
+            file = None if plain.is_known(name) else plain.add(name, number, real_number, kind)
+            if file is None:
+                return packed[:end], count
+            self._requests.told(file)
+            end += length
+        return packed, len(files)
 
     # -- data --------------------------------------------------------------------------------------------------------
 
