@@ -22,6 +22,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
+from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up import data, link_names
@@ -174,6 +175,26 @@ class Union:
         """
         if isinstance(inode, File):
             link_names.complete(self.state, inode, directory, name)
+
+    def whole_stack(self, directory: Directory) -> tuple[int, ...] | None:
+        """Descriptors of all real directories that may hold a name of a directory, borrowed as of RealDir.fd.
+
+        Returns:
+            None where one might be added some day, or where a name is not looked for in all of them.
+        """
+        layers = directory.layers()
+        whole = directory.upper is not None or not self.writable
+        if not whole or len(layers) >= DEEP or directory.removed or any(real.holds_the_mount for real in layers):
+            return None
+        return tuple([real.fd() for real in layers])
+
+    def descriptors_to_spare(self, count: int) -> bool:
+        """Take descriptors for good, if there are plenty of them."""
+        descriptors = self.state.descriptors
+        if descriptors.capacity < 4 * count:
+            return False
+        descriptors.take(count)
+        return True
 
     def held(self, *inodes: Inode | None) -> AbstractContextManager[None]:
         """Keep inodes in the table for the length of a block, whatever is looked up and released meanwhile.

@@ -48,10 +48,12 @@ class Kernel:
         self.device: Any = found.device
         self._unique = 0
 
-    def attach(self, *opcodes: int, refusals: dict[int, int] | None = None) -> None:
+    def attach(self, *opcodes: int, refusals: dict[int, int] | None = None, compares: bool = False) -> None:
         """Let `calls` and `answer` be the handler of these."""
         handlers = {opcode: self._handler(opcode) for opcode in (*opcodes, layouts.FORGET)}
-        self.device.attach(self.fd, handlers, refusals or {}, self._later, self._failed, self.wrote.append, 0, 0)
+        self.device.attach(
+            self.fd, handlers, refusals or {}, self._later, self._failed, self.wrote.append, 0, 0, compares
+        )
 
     def _handler(self, opcode: int) -> Callable[..., Any]:
         def handler(*args: Any) -> Any:
@@ -305,7 +307,7 @@ def test_writes_are_told_before_anything_else(kernel: Kernel, shared: int) -> No
         return 0
 
     kernel.device.attach(
-        kernel.fd, {layouts.GETATTR: handler}, {}, kernel._later, kernel._failed, kernel.wrote.append, 0, 0
+        kernel.fd, {layouts.GETATTR: handler}, {}, kernel._later, kernel._failed, kernel.wrote.append, 0, 0, False
     )
     assert kernel.device.serve(3, 0) == kernel.device.TURN
     assert [kernel.reply(number) for number in unique] == [(0, written), (0, written), (0, b"")]
@@ -337,6 +339,166 @@ def test_numbers_that_share_a_place(kernel: Kernel, shared: int) -> None:
         kernel.device.unshare(number)
     kernel.calls.clear()
     assert _read(kernel, 0, 1) == (errno.EPERM, b"")
+
+
+ABSENT = layouts.ENTRY.pack(0, 0, 100, 0, 5, *(0,) * 17)
+
+
+@pytest.fixture
+def layers(kernel: Kernel, tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Two directories, shared as one; what the handler says is an error."""
+    kernel.attach(layouts.LOOKUP)
+    kernel.answer = errno.EPERM
+    fds = []
+    for name, below in (("upper", "new"), ("lower", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / below).write_bytes(b"")
+        fds.append(os.open(tmp_path / name, os.O_PATH))
+    kernel.device.share_directory(NODE, tuple(fds), 100, 5)
+    yield fds[0], fds[1]
+    for fd in fds:
+        os.close(fd)
+    kernel.device.unshare_directories()
+
+
+def test_names_that_are_nowhere(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (0, ABSENT)
+    (tmp_path / "upper/none").symlink_to("nothing")
+    for name in (b"none", b"new", b"old", b".wh.none", b"n" * 256, b"new/none"):
+        assert kernel.ask(layouts.LOOKUP, name + b"\0") == (errno.EPERM, b""), name
+    assert kernel.ask(layouts.LOOKUP, b"unterminated") == (errno.EIO, b"")
+    assert kernel.ask(layouts.LOOKUP, b"none\0", NODE + 1) == (errno.EPERM, b"")
+
+
+def test_an_error_is_no_absence(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
+    """Python decides what an error of a layer means."""
+    (tmp_path / "upper/file").write_bytes(b"")
+    fd = os.open(tmp_path / "upper/file", os.O_PATH)
+    kernel.device.share_directory(NODE, (layers[1], fd), 100, 5)
+    os.close(fd)
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
+
+
+@pytest.mark.parametrize("way", ["forgotten", "unshared", "another in its place"])
+def test_a_directory_is_shared_until(kernel: Kernel, layers: tuple[int, int], way: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    if way == "forgotten":
+        kernel.send(layouts.FORGET, struct.pack("=Q", 1))
+        kernel.serve()
+    elif way == "unshared":
+        kernel.device.unshare_directories()
+    else:
+        for number in range(1000, 1200):
+            kernel.device.share_directory(number, layers, 1, 0)
+        kernel.device.unshare_directories()
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
+    assert len(os.listdir("/proc/self/fd")) == before - 2, "the descriptors are its own"
+
+
+def test_what_is_no_directory_to_share(kernel: Kernel, layers: tuple[int, int]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for fds, error in (
+        ((), ValueError),
+        (layers * 2, ValueError),
+        ((layers[0], 1 << 20), OSError),
+        (("x",), TypeError),
+    ):
+        with pytest.raises(error):
+            kernel.device.share_directory(NODE + 1, fds, 1, 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_comparing(kernel: Kernel, layers: tuple[int, int], shared: int) -> None:
+    """For tests: Python is asked too, and a difference is told as the bug that it is."""
+    kernel.attach(layouts.LOOKUP, layouts.READ, compares=True)
+    kernel.device.share(NODE, shared, kernel.device.READS)
+    kernel.answer = ABSENT
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (0, ABSENT)
+    kernel.answer = b"234"
+    assert _read(kernel, 2, 3) == (0, b"234")
+    assert not kernel.errors
+    assert _read(kernel, 3, 3) == (0, b"234")
+    kernel.answer = errno.EIO
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EIO, b"")
+    assert [type(error) for error in kernel.errors] == [AssertionError, AssertionError]
+
+
+# -- plain files of a listing ------------------------------------------------------------------------------------------
+
+LISTED = [(3, b"file"), (4, b"link"), (5, b"a name that takes more room"), (6, b"directory"), (7, b"file")]
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / "file").write_bytes(b"12345")
+    os.utime(tmp_path / "file", ns=(-1, 1_000_000_007))
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "a name that takes more room").write_bytes(b"x")
+    (tmp_path / "directory").mkdir()
+    fd = os.open(tmp_path, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+def _pack(fd: int, names: list[Any], first: int = 0, room: int = 4096) -> Any:
+    assert found.device is not None
+    return found.device.pack_plain(fd, names, first, room, os.fstat(fd).st_dev, 1 << 48, 100, 5)
+
+
+def test_plain_files(listed: int) -> None:
+    entries, files = _pack(listed, LISTED)
+    at = 0
+    assert len(files) == 3, "the directory is none"
+    for (position, name), (same, number, real, kind, length) in zip(LISTED, files, strict=False):
+        st = os.stat(name, dir_fd=listed, follow_symlinks=False)
+        assert (same, number, real, kind) == (name, 1 << 48 | st.st_ino, st.st_ino, st.st_mode & 0o170000)
+        times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+        assert layouts.ENTRY.unpack_from(entries, at) == (
+            *(number, 0, 100, 100, 5, 5, number, st.st_size, st.st_blocks),
+            *(ns // 10**9 & (1 << 64) - 1 for ns in times),
+            *(ns % 10**9 for ns in times),
+            *(st.st_mode, 1, st.st_uid, st.st_gid, 0, st.st_blksize, 0),
+        )
+        begin = at + layouts.ENTRY.size
+        assert layouts.DIRENT.unpack_from(entries, begin) == (number, position, len(name), kind >> 12)
+        begin += layouts.DIRENT.size
+        assert entries[begin : at + length] == name + bytes(-len(name) % 8)
+        at += length
+    assert at == len(entries)
+    assert _pack(listed, LISTED, 3) == (b"", [])
+    assert [file[0] for file in _pack(listed, LISTED, 4)[1]] == [b"file"]
+    assert _pack(listed, LISTED, 5) == (b"", [])
+
+
+@pytest.mark.parametrize("room", [0, 159, 160, 319, 320, 500])
+def test_room_for_plain_files(listed: int, room: int) -> None:
+    entries, files = _pack(listed, LISTED, 0, room)
+    assert len(entries) == len(files) * 160 <= room < len(entries) + 184
+
+
+@pytest.mark.parametrize("make", ["empty", "two names", "fifo", "missing", "elsewhere"])
+def test_what_is_not_plain(listed: int, tmp_path: Path, make: str) -> None:
+    path = tmp_path / "one"
+    if make == "empty":
+        path.write_bytes(b"")
+    elif make == "two names":
+        path.write_bytes(b"x")
+        path.with_name("two").hardlink_to(path)
+    elif make == "fifo":
+        os.mkfifo(path)
+    elif make == "elsewhere":
+        assert found.device is not None
+        path.write_bytes(b"x")
+        assert found.device.pack_plain(listed, [(3, b"one")], 0, 4096, os.stat("/proc").st_dev, 0, 1, 0) == (b"", [])
+        return
+    assert _pack(listed, [(3, b"one"), (4, b"file")]) == (b"", [])
+
+
+def test_malformed_calls(listed: int) -> None:
+    for names in ([b"file"], [(3, "file")], [(3,)], [("x", b"file")], [(-1, b"file")]):
+        with pytest.raises((TypeError, OverflowError)):
+            _pack(listed, names)
+    assert _pack(listed, LISTED, -1) == (b"", [])
 
 
 # -- anything at all ---------------------------------------------------------------------------------------------------
@@ -395,6 +557,9 @@ def feed(seed: int, module: str) -> None:
     kernel = Kernel()
     kernel.device = _loaded(module)
     shared = os.memfd_create("shared")
+    directory = os.open(PROJECT, os.O_PATH)
+    device = os.fstat(directory).st_dev
+    names = [(number, name) for number, name in enumerate([b"README.md", b"Makefile", b"LICENSE", b"x" * 300])]
     kernel.attach(*(opcode for opcode, _, _ in REQUESTS.values()))
     kernel.ours.setblocking(False)
     answers = [0, errno.EPERM, b"", b"x" * 128, b"x" * 70000, OSError(errno.EIO, "x"), ValueError("y"), object()]
@@ -402,6 +567,8 @@ def feed(seed: int, module: str) -> None:
         kernel.answer = dice.choice(answers)
         if not dice.randrange(10):
             kernel.device.share(NODE, shared, dice.randrange(8))
+            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), 1, 0)
+            kernel.device.pack_plain(directory, names, dice.randrange(4), dice.randrange(700), device, 0, 1, 0)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])
         opcode = dice.choice([dice.randrange(64), dice.randrange(1 << 32)])

@@ -12,7 +12,8 @@
  *
  * What needs no decision is repeated here without asking Python: reads and writes of a file whose descriptor Python has
  * shared (`share`), until it takes that back (`unshare`). What was written is told to Python before it does anything
- * else (`wrote`), because the attributes that it remembers are not true any more.
+ * else (`wrote`), because the attributes that it remembers are not true any more. And a name that is in none of the
+ * layers of a directory (`share_directory`) is answered as not being there.
  *
  * Nothing is allocated for a request but what Python needs. One session for each process, one thread: the functions are
  * called with the GIL held, and let go of it only while they wait.
@@ -68,6 +69,16 @@ struct shared {
     bool written; /* Python has not been told of a write yet */
 };
 
+#define DIRECTORIES 16
+#define LAYERS 3
+
+/* A directory by descriptors of everything that may hold a name in it, which are ours. As `shared` for the rest. */
+struct directory {
+    uint64_t number;
+    int count, fds[LAYERS];
+    struct fuse_entry_out negative; /* what says that a name is not there */
+};
+
 /* -- state --------------------------------------------------------------------------------------------------------- */
 
 static struct {
@@ -81,7 +92,9 @@ static struct {
     struct shared shared[SHARED];
     uint64_t written[SHARED]; /* the numbers to tell Python of */
     size_t writes;
-    char *data; /* what is read */
+    struct directory directories[DIRECTORIES];
+    bool compares;
+    char *data; /* what is answered without Python */
 } device = {.fd = -1};
 
 /* -- libfuse ------------------------------------------------------------------------------------------------------- */
@@ -314,22 +327,19 @@ static bool note_write(struct shared *shared)
     return true;
 }
 
-/* Answer a read from what is in memory. Returns false when Python has to wait for a disk. */
-static bool repeat_read(const struct fuse_in_header *header, const struct fuse_read_in *in, const struct shared *shared)
+/* Read what is in memory into `device.data`. Returns -1 when Python has to wait for a disk. */
+static ssize_t read_shared(const struct fuse_read_in *in, const struct shared *shared)
 {
     if (in->size > BUFFER_SIZE)
-        return false;
+        return -1;
     struct iovec iov = {device.data, in->size};
     ssize_t got = preadv2(shared->fd, &iov, 1, (off_t)in->offset, shared->uses & NEVER_WAITS ? 0 : RWF_NOWAIT);
-    if (got < 0)
-        return false;
-    if ((size_t)got < in->size) {
+    if (got >= 0 && (size_t)got < in->size) {
         struct stat st;
         if (fstat(shared->fd, &st) != 0 || (off_t)in->offset + got < st.st_size)
-            return false;
+            return -1;
     }
-    answer(header->unique, 0, device.data, (size_t)got);
-    return true;
+    return got;
 }
 
 /* Write as much as there is space for (Union.write). */
@@ -357,19 +367,68 @@ static bool repeat_write(const struct fuse_in_header *header, const struct fuse_
     return true;
 }
 
-/* Answer a request without Python, if that can be. */
+static struct directory *directory_of(uint64_t number)
+{
+    return &device.directories[(number * 0x9E3779B97F4A7C15u) >> 60]; /* the upper four bits */
+}
+
+static void unshare_directory(struct directory *directory)
+{
+    for (int i = 0; i < directory->count; i++)
+        close(directory->fds[i]);
+    directory->number = 0;
+    directory->count = 0;
+}
+
+/* Say that a name is not there, where no layer has it, in `device.data`. Returns -1 for all else: Python decides. */
+static ssize_t look_in_shared(const struct directory *directory, const char *name, size_t size)
+{
+    if (strnlen(name, size) == size || strncmp(name, ".wh.", 4) == 0)
+        return -1;
+    struct stat st;
+    for (int i = 0; i < directory->count; i++)
+        if (fstatat(directory->fds[i], name, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
+            return -1;
+    memcpy(device.data, &directory->negative, sizeof directory->negative);
+    return sizeof directory->negative;
+}
+
+/* The answer to a request that changes nothing, in `device.data`; -1 where Python has to give it. */
+static ssize_t known_answer(const struct fuse_in_header *header, const char *body, size_t size)
+{
+    if (header->opcode == FUSE_LOOKUP) {
+        const struct directory *directory = directory_of(header->nodeid);
+        return directory->number == header->nodeid ? look_in_shared(directory, body, size) : -1;
+    }
+    if (header->opcode == FUSE_READ && size >= sizeof(struct fuse_read_in)) {
+        const struct shared *shared = place_of(header->nodeid);
+        bool can = shared->number == header->nodeid && shared->uses & READS;
+        return can ? read_shared((const struct fuse_read_in *)body, shared) : -1;
+    }
+    return -1;
+}
+
+/* Write what was asked for, if that can be done without Python. */
 static bool repeat(const struct fuse_in_header *header, const char *body, size_t size)
 {
-    struct shared *shared = place_of(header->nodeid);
-    if (shared->number != header->nodeid)
+    if (header->opcode != FUSE_WRITE || size < sizeof(struct fuse_write_in))
         return false;
-    if (header->opcode == FUSE_READ && shared->uses & READS && size >= sizeof(struct fuse_read_in))
-        return repeat_read(header, (const struct fuse_read_in *)body, shared);
-    if (header->opcode == FUSE_WRITE && shared->uses & WRITES && size >= sizeof(struct fuse_write_in)) {
-        const struct fuse_write_in *in = (const struct fuse_write_in *)body;
-        return size - sizeof *in >= in->size && repeat_write(header, in, shared);
-    }
-    return false;
+    struct shared *shared = place_of(header->nodeid);
+    const struct fuse_write_in *in = (const struct fuse_write_in *)body;
+    return shared->number == header->nodeid && shared->uses & WRITES && size - sizeof *in >= in->size &&
+           repeat_write(header, in, shared);
+}
+
+/* Whether Python answers as we would have done: a bug is logged (attach, `compares`). */
+static void compare(uint32_t opcode, PyObject *result, const char *known, size_t size)
+{
+    if (PyBytes_Check(result) && (size_t)PyBytes_GET_SIZE(result) == size &&
+        memcmp(PyBytes_AS_STRING(result), known, size) == 0)
+        return;
+    if (!PyBytes_Check(result) && !PyLong_Check(result))
+        return; /* it answers later, and the file may be another then */
+    PyErr_Format(PyExc_AssertionError, "a request of type %u would have been answered otherwise without Python", opcode);
+    error_of_exception(opcode);
 }
 
 PyDoc_STRVAR(share_doc, "share(number, fd, uses)\n--\n\n"
@@ -402,6 +461,53 @@ static PyObject *unshare_number(PyObject *module, PyObject *argument)
     struct shared *shared = place_of(number);
     if (shared->number == number)
         *shared = (struct shared){.number = 0};
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(share_directory_doc,
+             "share_directory(number, fds, seconds, nsec)\n--\n\n"
+             "Answer for the directory with this number which names are not there, by descriptors of all that may hold one,\n"
+             "which are duplicated. It may be forgotten at any time, and is when the kernel forgets the number.\n\n"
+             "seconds, nsec: how long the kernel may believe that. Raises OSError of fcntl(2), ValueError for more than 3.");
+PyDoc_STRVAR(unshare_directories_doc, "unshare_directories()\n--\n\nClose the descriptors of all directories.");
+
+static PyObject *share_directory(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long number, seconds;
+    unsigned int nsec;
+    PyObject *fds;
+    if (!PyArg_ParseTuple(args, "KO!KI", &number, &PyTuple_Type, &fds, &seconds, &nsec))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(fds);
+    if (count < 1 || count > LAYERS) {
+        PyErr_SetString(PyExc_ValueError, "1 to 3 descriptors");
+        return NULL;
+    }
+    struct directory shared = {.number = number};
+    shared.negative.entry_valid = seconds;
+    shared.negative.entry_valid_nsec = nsec;
+    for (; shared.count < count; shared.count++) {
+        int fd = (int)PyLong_AsLong(PyTuple_GET_ITEM(fds, shared.count));
+        int own = PyErr_Occurred() ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (own < 0) {
+            unshare_directory(&shared);
+            return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+        }
+        shared.fds[shared.count] = own;
+    }
+    struct directory *place = directory_of(number);
+    unshare_directory(place);
+    *place = shared;
+    Py_RETURN_NONE;
+}
+
+static PyObject *unshare_directories(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    for (size_t i = 0; i < DIRECTORIES; i++)
+        unshare_directory(&device.directories[i]);
     Py_RETURN_NONE;
 }
 
@@ -678,6 +784,9 @@ static void forget(const request *r)
         list = (struct fuse_forget_one *)(r->body + sizeof(struct fuse_batch_forget_in));
     }
     for (size_t i = 0; i < count; i++) {
+        struct directory *directory = directory_of(list[i].nodeid);
+        if (directory->number == list[i].nodeid)
+            unshare_directory(directory);
         PyObject *result = PyObject_CallFunction(handler, "KK", (unsigned long long)list[i].nodeid,
                                                  (unsigned long long)list[i].nlookup);
         if (result == NULL)
@@ -730,6 +839,11 @@ static enum outcome dispatch(size_t size)
         answer(unique, device.refusals[opcode], NULL, 0);
         return IDLE;
     }
+    const ssize_t known = known_answer(header, r->body, r->size);
+    if (known >= 0 && !device.compares) {
+        answer(unique, 0, device.data, (size_t)known);
+        return IDLE;
+    }
     if (repeat(header, r->body, r->size))
         return IDLE;
     if (device.writes > 0 && tell_writes() < 0) {
@@ -747,6 +861,8 @@ static enum outcome dispatch(size_t size)
         answer(unique, error_of_exception(opcode), NULL, 0);
         return IDLE;
     }
+    if (known >= 0)
+        compare(opcode, result, device.data, (size_t)known);
     if (PyBytes_Check(result) || PyLong_Check(result)) {
         answer_with(opcode, unique, result, room);
         Py_DECREF(result);
@@ -852,11 +968,11 @@ static PyObject *reply(PyObject *module, PyObject *args)
 }
 
 PyDoc_STRVAR(attach_doc,
-             "attach(fd, handlers, refusals, later, failed, wrote, wanted, unwanted)\n--\n\n"
+             "attach(fd, handlers, refusals, later, failed, wrote, wanted, unwanted, compares)\n--\n\n"
              "Serve a mounted /dev/fuse descriptor from here on; comes before pyfuse3.init.\n\n"
              "handlers: opcode -> callable; refusals: opcode -> errno; later(opcode, unique, room, result) takes what is no\n"
              "answer yet; failed(opcode, exception) -> errno; wrote(number): what was written to without asking; wanted,\n"
-             "unwanted: flags of FUSE_INIT.\n"
+             "unwanted: flags of FUSE_INIT; compares: ask Python too where it need not be asked, for tests.\n"
              "Raises OSError of fcntl(2), mmap(2).");
 
 static PyObject *attach(PyObject *module, PyObject *args)
@@ -865,8 +981,9 @@ static PyObject *attach(PyObject *module, PyObject *args)
     int fd;
     PyObject *handlers, *refusals, *later, *failed, *wrote;
     unsigned long long wanted, unwanted;
-    if (!PyArg_ParseTuple(args, "iO!O!OOOKK", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
-                          &wrote, &wanted, &unwanted))
+    int compares;
+    if (!PyArg_ParseTuple(args, "iO!O!OOOKKp", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
+                          &wrote, &wanted, &unwanted, &compares))
         return NULL;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
@@ -908,6 +1025,7 @@ static PyObject *attach(PyObject *module, PyObject *args)
     Py_XSETREF(device.wrote, wrote);
     device.wanted = wanted;
     device.unwanted = unwanted;
+    device.compares = compares;
     device.pending = 0;
     device.init_unique = 0;
     device.fd = fd;
@@ -922,6 +1040,8 @@ static PyMethodDef functions[] = {
     {"reply", reply, METH_VARARGS, reply_doc},
     {"share", (PyCFunction)(void (*)(void))share_number, METH_FASTCALL, share_doc},
     {"unshare", unshare_number, METH_O, unshare_doc},
+    {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
+    {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
     {NULL, NULL, 0, NULL},
 };

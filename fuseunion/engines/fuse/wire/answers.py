@@ -31,6 +31,7 @@ from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.absent_names import AbsentNames
 from fuseunion.engines.fuse.wire.device import device
 from fuseunion.engines.fuse.wire.entries import Entries
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
@@ -83,6 +84,7 @@ class Answers:
         self._identity = self._union.settings.identity
         self._entries = Entries(self._union, timeout)
         self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
+        self._absent_names = AbsentNames(self._union, self._entries.valid)
         self._listings = Listings(self._union)
         self._lost_capability = -1  # the inode of which the kernel took one away last
 
@@ -122,12 +124,13 @@ class Answers:
 
     @property
     def holds_files(self) -> bool:
-        """True when a descriptor of a file is kept open."""
-        return bool(self._open_files)
+        """True when a descriptor is kept for what may come next."""
+        return bool(self._open_files) or bool(self._absent_names)
 
     def close_files(self) -> None:
-        """Nobody has asked for anything for a while: keep no file open."""
+        """Nobody has asked for anything for a while: keep nothing open."""
         self._open_files.close_all()
+        self._absent_names.close()
 
     def wrote(self, number: int) -> None:
         """A file was written to through the descriptor that was shared."""
@@ -143,7 +146,10 @@ class Answers:
 
     def _lookup(self, parent: int, name: bytes) -> bytes:
         inode = self._requests.lookup(parent, name)
-        return self._entries.negative if inode is None else self._told(inode)
+        if inode is not None:
+            return self._told(inode)
+        self._absent_names.found_in(parent)
+        return self._entries.negative
 
     def _forget(self, number: int, nlookup: int) -> None:
         self._requests.forget(number, nlookup)

@@ -21,7 +21,7 @@ import trio
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
-from fuseunion.engines.fuse.wire.device import device
+from fuseunion.engines.fuse.wire.device import compares, device
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")
@@ -94,6 +94,7 @@ class WireLoop:
             self._answers.wrote,
             self._wanted,
             layouts.ATOMIC_O_TRUNC,
+            compares,
         )
         lowlevel = _Instead(trio.lowlevel, wait_readable=self._wait_readable)
         vars(pyfuse3)["trio"] = _Instead(trio, lowlevel=lowlevel)

@@ -3,5 +3,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+/* Not for others: the module is loaded with RTLD_GLOBAL. */
+#pragma GCC visibility push(hidden)
 extern const char pack_plain_doc[];
 PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count);
+#pragma GCC visibility pop
