@@ -79,7 +79,7 @@ class Kernel:
 
     def serve(self) -> int:
         """Let the module deal with one request."""
-        outcome: int = self.device.serve(1, 0)
+        outcome: int = self.device.serve(1, 0, 0)
         return outcome
 
     def reply(self, unique: int) -> tuple[int, bytes]:
@@ -254,11 +254,11 @@ def test_forgetting(kernel: Kernel) -> None:
 def test_the_loop(kernel: Kernel) -> None:
     kernel.attach(layouts.LOOKUP)
     kernel.answer = 0
-    assert kernel.device.serve(10, 1000) == kernel.device.IDLE
+    assert kernel.device.serve(10, 1000, 0) == kernel.device.IDLE
     for _ in range(3):
         kernel.send(layouts.LOOKUP, b"x\0")
-    assert kernel.device.serve(2, 0) == kernel.device.TURN
-    assert kernel.device.serve(2, 0) == kernel.device.IDLE
+    assert kernel.device.serve(2, 0, 0) == kernel.device.TURN
+    assert kernel.device.serve(2, 0, 0) == kernel.device.IDLE
     assert len(kernel.calls) == 3
 
 
@@ -309,7 +309,7 @@ def test_writes_are_told_before_anything_else(kernel: Kernel, shared: int) -> No
     kernel.device.attach(
         kernel.fd, {layouts.GETATTR: handler}, {}, kernel._later, kernel._failed, kernel.wrote.append, 0, 0, False
     )
-    assert kernel.device.serve(3, 0) == kernel.device.TURN
+    assert kernel.device.serve(3, 0, 0) == kernel.device.TURN
     assert [kernel.reply(number) for number in unique] == [(0, written), (0, written), (0, b"")]
     assert kernel.wrote == [NODE]
     assert os.pread(shared, 20, 0) == b"abcabc6789"
@@ -573,7 +573,7 @@ def feed(seed: int, module: str) -> None:
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])
         opcode = dice.choice([dice.randrange(64), dice.randrange(1 << 32)])
         kernel.ours.send(HEADER.pack(length & 0xFFFFFFFF, opcode, dice.randrange(1 << 63), NODE, 0, 0, 0, 0) + body)
-        kernel.device.serve(1, 0)
+        kernel.device.serve(1, 0, 0)
         try:
             message = kernel.ours.recv(1 << 21)
         except BlockingIOError:

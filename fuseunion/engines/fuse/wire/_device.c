@@ -29,6 +29,7 @@
 #include <fcntl.h>
 #include <link.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -52,6 +53,12 @@ enum {
 
 /* What libfuse negotiates with the kernel at most, and the headers before it (FUSE_BUFFER_HEADER_SIZE). */
 #define BUFFER_SIZE ((size_t)(1 << 20) + 0x1000)
+
+#define SECOND ((int64_t)1000000000)
+
+/* A turn of others on our core that is longer than what a request takes, and how long they are believed to want more. */
+#define LONG_TURN (SECOND / 2000)
+#define CROWDED (SECOND / 10)
 
 enum outcome { IDLE, PASSED, TURN };
 
@@ -94,6 +101,7 @@ static struct {
     size_t writes;
     struct directory directories[DIRECTORIES];
     bool compares;
+    int64_t crowded_until; /* CLOCK_MONOTONIC */
     char *data; /* what is answered without Python */
 } device = {.fd = -1};
 
@@ -882,38 +890,68 @@ static int64_t now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
 }
 
-/* Read a request; where there is none, look again for a while, and let whoever needs the core have it. */
-static ssize_t read_request(int64_t patience)
+/* Look for a request for a while, and let whoever needs the core have it. Who had it for long will want it again, and the
+ * scheduler lets him, because we take all that we are given: so there is no looking then for some time. */
+static ssize_t look_for_request(int64_t patience)
 {
-    ssize_t got = read(device.fd, device.buffer, BUFFER_SIZE);
-    if (got >= 0 || errno != EAGAIN || patience <= 0)
-        return got;
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    int64_t end = now() + patience;
+    ssize_t got;
+    int64_t before = now();
+    const int64_t end = before + patience;
+    if (before < device.crowded_until) {
+        errno = EAGAIN;
+        return -1;
+    }
     do {
         sched_yield();
+        const int64_t after = now();
+        if (after - before > LONG_TURN)
+            device.crowded_until = after + CROWDED;
+        before = after;
         got = read(device.fd, device.buffer, BUFFER_SIZE);
+    } while (got < 0 && errno == EAGAIN && before < end && before >= device.crowded_until);
+    return got;
+}
+
+/* Read a request; where there is none, look for one, and then sleep until one comes. */
+static ssize_t read_request(int64_t patience, int64_t sleep)
+{
+    ssize_t got = read(device.fd, device.buffer, BUFFER_SIZE);
+    if (got >= 0 || errno != EAGAIN || (patience <= 0 && sleep <= 0))
+        return got;
+    int error = EAGAIN;
+    Py_BEGIN_ALLOW_THREADS
+    if (patience > 0) {
+        got = look_for_request(patience);
         error = errno;
-    } while (got < 0 && error == EAGAIN && now() < end);
+    }
+    if (got < 0 && error == EAGAIN && sleep > 0) {
+        struct pollfd waiting = {.fd = device.fd, .events = POLLIN};
+        const struct timespec most = {.tv_sec = sleep / SECOND, .tv_nsec = sleep % SECOND};
+        if (ppoll(&waiting, 1, &most, NULL) >= 0)
+            got = read(device.fd, device.buffer, BUFFER_SIZE);
+        error = errno;
+    }
     Py_END_ALLOW_THREADS
     errno = error;
     return got;
 }
 
 PyDoc_STRVAR(serve_doc,
-             "serve(most, patience) -> outcome\n--\n\n"
-             "Answer requests: at most `most` of them, and as long as one comes within `patience` nanoseconds.\n\n"
+             "serve(most, patience, sleep) -> outcome\n--\n\n"
+             "Answer requests: at most `most` of them, and as long as one comes within `patience` nanoseconds of looking for\n"
+             "it and `sleep` nanoseconds of waiting for it.\n\n"
              "Returns IDLE when none comes, PASSED when one waits for libfuse (or an error of /dev/fuse does, as ENODEV\n"
              "when it is unmounted), TURN when others ought to get their turn.");
 
-static PyObject *serve_requests(long most, int64_t patience)
+static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
 {
     while (most-- > 0) {
-        ssize_t got = read_request(patience);
+        if (device.writes > 0)
+            sleep = 0; /* what was written is told before we wait */
+        ssize_t got = read_request(patience, sleep);
         if (got < 0) {
             if (errno == EINTR || errno == ENOENT) { /* ENOENT: the request was taken back */
                 if (PyErr_CheckSignals() < 0)
@@ -934,15 +972,15 @@ static PyObject *serve_requests(long most, int64_t patience)
 static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "serve(most, patience)");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "serve(most, patience, sleep)");
         return NULL;
     }
     long most = PyLong_AsLong(args[0]);
-    int64_t patience = PyLong_AsLongLong(args[1]);
+    int64_t patience = PyLong_AsLongLong(args[1]), sleep = PyLong_AsLongLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
-    PyObject *outcome = serve_requests(most, patience);
+    PyObject *outcome = serve_requests(most, patience, sleep);
     if (tell_writes() < 0) /* before anybody else looks */
         Py_CLEAR(outcome);
     return outcome;
