@@ -226,6 +226,16 @@ class Union:
         st = attributes.stat_of(self.state, inode)
         return st, attributes.nlink_of(self.state, inode, st)
 
+    def shows_as_it_is(self, file: File) -> bool:
+        """Whether what is shown of a file, but for its number, is what fstat(2) says of an open descriptor of its data,
+        and will be as long as it is open."""
+        return (
+            file.in_upper
+            and file.group is None
+            and self.state.layer_of(file).ownership is None
+            and self.settings.identity.trivial
+        )
+
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
         self.state.writable()

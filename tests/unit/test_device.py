@@ -43,7 +43,7 @@ class Kernel:
         self.calls: list[tuple[Any, ...]] = []
         self.later: list[tuple[Any, ...]] = []
         self.errors: list[BaseException] = []
-        self.wrote: list[int] = []
+        self.changed: list[int] = []
         self.answer: Any = b""
         self.device: Any = found.device
         self._unique = 0
@@ -52,7 +52,7 @@ class Kernel:
         """Let `calls` and `answer` be the handler of these."""
         handlers = {opcode: self._handler(opcode) for opcode in (*opcodes, layouts.FORGET)}
         self.device.attach(
-            self.fd, handlers, refusals or {}, self._later, self._failed, self.wrote.append, 0, 0, compares
+            self.fd, handlers, refusals or {}, self._later, self._failed, self.changed.append, 0, 0, 100, 5, compares
         )
 
     def _handler(self, opcode: int) -> Callable[..., Any]:
@@ -303,18 +303,28 @@ def test_writes_are_told_before_anything_else(kernel: Kernel, shared: int) -> No
     kernel.answer = 0
 
     def handler(*args: object) -> int:
-        assert kernel.wrote == [NODE]
+        assert kernel.changed == [NODE]
         return 0
 
     kernel.device.attach(
-        kernel.fd, {layouts.GETATTR: handler}, {}, kernel._later, kernel._failed, kernel.wrote.append, 0, 0, False
+        kernel.fd,
+        {layouts.GETATTR: handler},
+        {},
+        kernel._later,
+        kernel._failed,
+        kernel.changed.append,
+        0,
+        0,
+        100,
+        5,
+        False,
     )
     assert kernel.device.serve(3, 0, 0) == kernel.device.TURN
     assert [kernel.reply(number) for number in unique] == [(0, written), (0, written), (0, b"")]
-    assert kernel.wrote == [NODE]
+    assert kernel.changed == [NODE]
     assert os.pread(shared, 20, 0) == b"abcabc6789"
     assert _write(kernel, 0, b"xyz") == (0, written)
-    assert kernel.wrote == [NODE, NODE], "told at the end of a turn as well"
+    assert kernel.changed == [NODE, NODE], "told at the end of a turn as well"
 
 
 def test_a_write_that_fails(kernel: Kernel, shared: int, tmp_path: Path) -> None:
@@ -354,7 +364,7 @@ def layers(kernel: Kernel, tmp_path: Path) -> Iterator[tuple[int, int]]:
         (tmp_path / name).mkdir()
         (tmp_path / name / below).write_bytes(b"")
         fds.append(os.open(tmp_path / name, os.O_PATH))
-    kernel.device.share_directory(NODE, tuple(fds), 100, 5)
+    kernel.device.share_directory(NODE, tuple(fds))
     yield fds[0], fds[1]
     for fd in fds:
         os.close(fd)
@@ -374,7 +384,7 @@ def test_an_error_is_no_absence(kernel: Kernel, layers: tuple[int, int], tmp_pat
     """Python decides what an error of a layer means."""
     (tmp_path / "upper/file").write_bytes(b"")
     fd = os.open(tmp_path / "upper/file", os.O_PATH)
-    kernel.device.share_directory(NODE, (layers[1], fd), 100, 5)
+    kernel.device.share_directory(NODE, (layers[1], fd))
     os.close(fd)
     assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
 
@@ -389,7 +399,7 @@ def test_a_directory_is_shared_until(kernel: Kernel, layers: tuple[int, int], wa
         kernel.device.unshare_directories()
     else:
         for number in range(1000, 1200):
-            kernel.device.share_directory(number, layers, 1, 0)
+            kernel.device.share_directory(number, layers)
         kernel.device.unshare_directories()
     assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
     assert len(os.listdir("/proc/self/fd")) == before - 2, "the descriptors are its own"
@@ -404,7 +414,7 @@ def test_what_is_no_directory_to_share(kernel: Kernel, layers: tuple[int, int]) 
         (("x",), TypeError),
     ):
         with pytest.raises(error):
-            kernel.device.share_directory(NODE + 1, fds, 1, 0)
+            kernel.device.share_directory(NODE + 1, fds)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -566,8 +576,8 @@ def feed(seed: int, module: str) -> None:
     for _ in range(4000):
         kernel.answer = dice.choice(answers)
         if not dice.randrange(10):
-            kernel.device.share(NODE, shared, dice.randrange(8))
-            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), 1, 0)
+            kernel.device.share(NODE, shared, dice.randrange(32))
+            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4))
             kernel.device.pack_plain(directory, names, dice.randrange(4), dice.randrange(700), device, 0, 1, 0)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])

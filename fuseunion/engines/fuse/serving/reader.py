@@ -64,17 +64,19 @@ class Reader:
             direct = self._direct[device] = syscalls.is_in_memory(fd)
         return direct
 
-    def would_wait(self, fd: int, size: int) -> bool:
-        """Whether reading the first `size` bytes of a file would have to wait for a disk.
+    def would_wait(self, fd: int, size: int, offset: int = 0) -> bool:
+        """Whether reading some bytes of a file would have to wait for a disk.
 
         Raises:
             OSError: EIO and the like.
         """
+        if self.never_waits(fd):
+            return False
         try:
-            return os.preadv(fd, [bytearray(size)], 0, os.RWF_NOWAIT) < size
+            return os.preadv(fd, [bytearray(size)], offset, os.RWF_NOWAIT) < size
         except BlockingIOError:
             return True
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            return not self.never_waits(fd)
+            return True

@@ -11,9 +11,9 @@
  * not ask for.
  *
  * What needs no decision is repeated here without asking Python: reads and writes of a file whose descriptor Python has
- * shared (`share`), until it takes that back (`unshare`). What was written is told to Python before it does anything
- * else (`wrote`), because the attributes that it remembers are not true any more. And a name that is in none of the
- * layers of a directory (`share_directory`) is answered as not being there.
+ * shared (`share`), its attributes, and changes of them, until Python takes that back (`unshare`). What was changed is
+ * told to Python before it does anything else (`changed`), because the attributes that it remembers are not true any
+ * more. And a name that is in none of the layers of a directory (`share_directory`) is answered as not being there.
  *
  * Nothing is allocated for a request but what Python needs. One session for each process, one thread: the functions are
  * called with the GIL held, and let go of it only while they wait.
@@ -62,8 +62,9 @@ enum {
 
 enum outcome { IDLE, PASSED, TURN };
 
-/* What a shared descriptor may be used for. */
-enum { READS = 1, WRITES = 2, NEVER_WAITS = 4 };
+/* What a shared descriptor may be used for. NEVER_WAITS: for a disk. ATTRIBUTES: what it has is what is shown of the
+ * file, and what is changed of it, but for set-ID bits. NO_CAPABILITY: the file has no attribute security.capability. */
+enum { READS = 1, WRITES = 2, NEVER_WAITS = 4, ATTRIBUTES = 8, NO_CAPABILITY = 16 };
 
 #define SHARED 1024
 
@@ -73,7 +74,7 @@ struct shared {
     uint64_t number; /* 0: nobody's */
     int fd;
     int uses;
-    bool written; /* Python has not been told of a write yet */
+    bool changed; /* Python has not been told of a change yet */
 };
 
 #define DIRECTORIES 16
@@ -83,7 +84,6 @@ struct shared {
 struct directory {
     uint64_t number;
     int count, fds[LAYERS];
-    struct fuse_entry_out negative; /* what says that a name is not there */
 };
 
 /* -- state --------------------------------------------------------------------------------------------------------- */
@@ -95,10 +95,12 @@ static struct {
     uint64_t init_unique, offered, wanted, unwanted;
     PyObject *handlers[OPCODES]; /* callables; NULL for what libfuse answers */
     int refusals[OPCODES];       /* an error number that needs no handler */
-    PyObject *later, *failed, *wrote;
+    PyObject *later, *failed, *tell;
     struct shared shared[SHARED];
-    uint64_t written[SHARED]; /* the numbers to tell Python of */
-    size_t writes;
+    uint64_t changed[SHARED]; /* the numbers to tell Python of */
+    size_t changes;
+    uint64_t seconds; /* how long the kernel may believe what it is told */
+    uint32_t nsec;
     struct directory directories[DIRECTORIES];
     bool compares;
     int64_t crowded_until; /* CLOCK_MONOTONIC */
@@ -303,20 +305,28 @@ static int error_of_exception(uint32_t opcode)
 
 /* -- what needs no decision ---------------------------------------------------------------------------------------- */
 
+#define CAPABILITY "security.capability"
+
+/* An answer without Python: an error number, or bytes in `device.data`. */
+struct known {
+    int error;
+    size_t size;
+};
+
 static struct shared *place_of(uint64_t number)
 {
     return &device.shared[(number * 0x9E3779B97F4A7C15u) >> 54]; /* the upper ten bits */
 }
 
-/* Tell Python of what was written since it last was told. Returns -1 with an exception. */
-static int tell_writes(void)
+/* Tell Python of what was changed since it last was told. Returns -1 with an exception. */
+static int tell_changes(void)
 {
-    while (device.writes > 0) {
-        uint64_t number = device.written[--device.writes];
+    while (device.changes > 0) {
+        uint64_t number = device.changed[--device.changes];
         struct shared *shared = place_of(number);
         if (shared->number == number)
-            shared->written = false;
-        PyObject *result = PyObject_CallFunction(device.wrote, "K", (unsigned long long)number);
+            shared->changed = false;
+        PyObject *result = PyObject_CallFunction(device.tell, "K", (unsigned long long)number);
         if (result == NULL)
             return -1;
         Py_DECREF(result);
@@ -324,14 +334,14 @@ static int tell_writes(void)
     return 0;
 }
 
-static bool note_write(struct shared *shared)
+static bool note_change(struct shared *shared)
 {
-    if (shared->written)
+    if (shared->changed)
         return true;
-    if (device.writes == SHARED)
+    if (device.changes == SHARED)
         return false;
-    device.written[device.writes++] = shared->number;
-    shared->written = true;
+    device.changed[device.changes++] = shared->number;
+    shared->changed = true;
     return true;
 }
 
@@ -353,7 +363,7 @@ static ssize_t read_shared(const struct fuse_read_in *in, const struct shared *s
 /* Write as much as there is space for (Union.write). */
 static bool repeat_write(const struct fuse_in_header *header, const struct fuse_write_in *in, struct shared *shared)
 {
-    if (!note_write(shared))
+    if (!note_change(shared))
         return false;
     const char *data = (const char *)(in + 1);
     size_t done = 0;
@@ -388,60 +398,139 @@ static void unshare_directory(struct directory *directory)
     directory->count = 0;
 }
 
-/* Say that a name is not there, where no layer has it, in `device.data`. Returns -1 for all else: Python decides. */
-static ssize_t look_in_shared(const struct directory *directory, const char *name, size_t size)
+/* Say that a name is not there, where no layer has it. Returns false for all else: Python decides. */
+static bool look_in_shared(const struct directory *directory, const char *name, size_t size, struct known *known)
 {
     if (strnlen(name, size) == size || strncmp(name, ".wh.", 4) == 0)
-        return -1;
+        return false;
     struct stat st;
     for (int i = 0; i < directory->count; i++)
         if (fstatat(directory->fds[i], name, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
-            return -1;
-    memcpy(device.data, &directory->negative, sizeof directory->negative);
-    return sizeof directory->negative;
+            return false;
+    struct fuse_entry_out out = {.entry_valid = device.seconds, .entry_valid_nsec = device.nsec};
+    memcpy(device.data, &out, sizeof out);
+    *known = (struct known){.size = sizeof out};
+    return true;
 }
 
-/* The answer to a request that changes nothing, in `device.data`; -1 where Python has to give it. */
-static ssize_t known_answer(const struct fuse_in_header *header, const char *body, size_t size)
+/* The attributes of a shared file (Entries in entries.py). */
+static bool look_at_shared(const struct shared *shared, struct known *known)
+{
+    struct stat st;
+    if (fstat(shared->fd, &st) != 0)
+        return false;
+    struct fuse_attr_out out = {.attr_valid = device.seconds, .attr_valid_nsec = device.nsec};
+    fill_attributes(&out.attr, &st, shared->number);
+    memcpy(device.data, &out, sizeof out);
+    *known = (struct known){.size = sizeof out};
+    return true;
+}
+
+/* The answer to a request that changes nothing. Returns false where Python has to give it. */
+static bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
 {
     if (header->opcode == FUSE_LOOKUP) {
         const struct directory *directory = directory_of(header->nodeid);
-        return directory->number == header->nodeid ? look_in_shared(directory, body, size) : -1;
+        return directory->number == header->nodeid && look_in_shared(directory, body, size, known);
     }
-    if (header->opcode == FUSE_READ && size >= sizeof(struct fuse_read_in)) {
-        const struct shared *shared = place_of(header->nodeid);
-        bool can = shared->number == header->nodeid && shared->uses & READS;
-        return can ? read_shared((const struct fuse_read_in *)body, shared) : -1;
+    const struct shared *shared = place_of(header->nodeid);
+    if (shared->number != header->nodeid)
+        return false;
+    switch (header->opcode) {
+    case FUSE_READ: {
+        if (!(shared->uses & READS) || size < sizeof(struct fuse_read_in))
+            return false;
+        ssize_t got = read_shared((const struct fuse_read_in *)body, shared);
+        *known = (struct known){.size = (size_t)got};
+        return got >= 0;
     }
-    return -1;
+    case FUSE_GETATTR:
+        return shared->uses & ATTRIBUTES && look_at_shared(shared, known);
+    case FUSE_GETXATTR: {
+        const size_t at = sizeof(struct fuse_getxattr_in);
+        *known = (struct known){.error = ENODATA};
+        return shared->uses & NO_CAPABILITY && size == at + sizeof CAPABILITY &&
+               memcmp(body + at, CAPABILITY, sizeof CAPABILITY) == 0;
+    }
+    case FUSE_FSYNC:
+        /* Nothing to wait for, and no owner stored elsewhere that would have to be written out too. */
+        *known = (struct known){.error = 0};
+        return shared->uses & NEVER_WAITS && shared->uses & ATTRIBUTES && fsync(shared->fd) == 0;
+    default:
+        return false;
+    }
 }
 
-/* Write what was asked for, if that can be done without Python. */
+/* Make a change of owner, of mode, or of times: one of them, which is done or not. Returns false when it was not. */
+static bool set_attributes(int fd, const struct fuse_setattr_in *in)
+{
+    enum { OWNER = FATTR_UID | FATTR_GID, TIMES = FATTR_ATIME | FATTR_MTIME };
+    const uint32_t meant = in->valid & (FATTR_MODE | FATTR_SIZE | OWNER | TIMES);
+    if (meant != 0 && (meant & ~(uint32_t)OWNER) == 0)
+        return fchown(fd, meant & FATTR_UID ? in->uid : (uid_t)-1, meant & FATTR_GID ? in->gid : (gid_t)-1) == 0;
+    if (meant == FATTR_MODE)
+        return (in->mode & (S_ISUID | S_ISGID)) == 0 && fchmod(fd, in->mode & ALLPERMS) == 0;
+    if (meant != 0 && (meant & ~(uint32_t)TIMES) == 0) {
+        const struct timespec times[2] = {
+            {.tv_sec = (time_t)in->atime, .tv_nsec = meant & FATTR_ATIME ? (long)in->atimensec : UTIME_OMIT},
+            {.tv_sec = (time_t)in->mtime, .tv_nsec = meant & FATTR_MTIME ? (long)in->mtimensec : UTIME_OMIT},
+        };
+        return futimens(fd, times) == 0;
+    }
+    return false;
+}
+
+/* Change attributes. What fails is begun again by Python, which knows what is to be said. */
+static bool repeat_change(const struct fuse_in_header *header, const struct fuse_setattr_in *in, struct shared *shared)
+{
+    struct known known;
+    if (!note_change(shared) || !set_attributes(shared->fd, in) || !look_at_shared(shared, &known))
+        return false;
+    answer(header->unique, 0, device.data, known.size);
+    return true;
+}
+
+/* Change what was asked for, if that can be done without Python. */
 static bool repeat(const struct fuse_in_header *header, const char *body, size_t size)
 {
-    if (header->opcode != FUSE_WRITE || size < sizeof(struct fuse_write_in))
-        return false;
     struct shared *shared = place_of(header->nodeid);
-    const struct fuse_write_in *in = (const struct fuse_write_in *)body;
-    return shared->number == header->nodeid && shared->uses & WRITES && size - sizeof *in >= in->size &&
-           repeat_write(header, in, shared);
+    if (shared->number != header->nodeid)
+        return false;
+    if (header->opcode == FUSE_WRITE && shared->uses & WRITES && size >= sizeof(struct fuse_write_in)) {
+        const struct fuse_write_in *in = (const struct fuse_write_in *)body;
+        return size - sizeof *in >= in->size && repeat_write(header, in, shared);
+    }
+    if (header->opcode == FUSE_SETATTR && shared->uses & ATTRIBUTES && size >= sizeof(struct fuse_setattr_in))
+        return repeat_change(header, (const struct fuse_setattr_in *)body, shared);
+    return false;
 }
 
 /* Whether Python answers as we would have done: a bug is logged (attach, `compares`). */
-static void compare(uint32_t opcode, PyObject *result, const char *known, size_t size)
+static void compare(uint32_t opcode, PyObject *result, const struct known *known)
 {
-    if (PyBytes_Check(result) && (size_t)PyBytes_GET_SIZE(result) == size &&
-        memcmp(PyBytes_AS_STRING(result), known, size) == 0)
+    if (PyLong_Check(result) && PyLong_AsLong(result) == known->error && known->size == 0)
         return;
+    if (PyBytes_Check(result) && known->error == 0) {
+        const char *data = PyBytes_AS_STRING(result);
+        size_t size = (size_t)PyBytes_GET_SIZE(result);
+        const size_t attributes = sizeof(struct fuse_attr);
+        if (opcode == FUSE_GETATTR && size == sizeof(struct fuse_entry_out) && known->size == sizeof(struct fuse_attr_out) &&
+            memcmp(data + size - attributes, device.data + known->size - attributes, attributes) == 0)
+            return;
+        if (size == known->size && memcmp(data, device.data, size) == 0)
+            return;
+    }
     if (!PyBytes_Check(result) && !PyLong_Check(result))
         return; /* it answers later, and the file may be another then */
     PyErr_Format(PyExc_AssertionError, "a request of type %u would have been answered otherwise without Python", opcode);
     error_of_exception(opcode);
 }
 
-PyDoc_STRVAR(share_doc, "share(number, fd, uses)\n--\n\n"
-                        "Let a descriptor be used for the inode with this number: READS, WRITES; NEVER_WAITS for one whose\n"
-                        "reads never wait for a disk. It may be forgotten at any time.");
+PyDoc_STRVAR(share_doc,
+             "share(number, fd, uses)\n--\n\n"
+             "Let a descriptor be used for the inode with this number. It may be forgotten at any time.\n\n"
+             "uses: READS, WRITES; ATTRIBUTES where those of the descriptor are what is shown and changed, but for set-ID\n"
+             "bits, of which it has none; NO_CAPABILITY where it has none; NEVER_WAITS where it waits for no disk.");
 PyDoc_STRVAR(unshare_doc, "unshare(number)\n--\n\nUse no descriptor for this inode any more.");
 
 static PyObject *share_number(PyObject *module, PyObject *const *args, Py_ssize_t count)
@@ -473,19 +562,18 @@ static PyObject *unshare_number(PyObject *module, PyObject *argument)
 }
 
 PyDoc_STRVAR(share_directory_doc,
-             "share_directory(number, fds, seconds, nsec)\n--\n\n"
+             "share_directory(number, fds)\n--\n\n"
              "Answer for the directory with this number which names are not there, by descriptors of all that may hold one,\n"
              "which are duplicated. It may be forgotten at any time, and is when the kernel forgets the number.\n\n"
-             "seconds, nsec: how long the kernel may believe that. Raises OSError of fcntl(2), ValueError for more than 3.");
+             "Raises OSError of fcntl(2), ValueError for more than 3.");
 PyDoc_STRVAR(unshare_directories_doc, "unshare_directories()\n--\n\nClose the descriptors of all directories.");
 
 static PyObject *share_directory(PyObject *module, PyObject *args)
 {
     (void)module;
-    unsigned long long number, seconds;
-    unsigned int nsec;
+    unsigned long long number;
     PyObject *fds;
-    if (!PyArg_ParseTuple(args, "KO!KI", &number, &PyTuple_Type, &fds, &seconds, &nsec))
+    if (!PyArg_ParseTuple(args, "KO!", &number, &PyTuple_Type, &fds))
         return NULL;
     Py_ssize_t count = PyTuple_GET_SIZE(fds);
     if (count < 1 || count > LAYERS) {
@@ -493,8 +581,6 @@ static PyObject *share_directory(PyObject *module, PyObject *args)
         return NULL;
     }
     struct directory shared = {.number = number};
-    shared.negative.entry_valid = seconds;
-    shared.negative.entry_valid_nsec = nsec;
     for (; shared.count < count; shared.count++) {
         int fd = (int)PyLong_AsLong(PyTuple_GET_ITEM(fds, shared.count));
         int own = PyErr_Occurred() ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -832,7 +918,7 @@ static enum outcome dispatch(size_t size)
         return IDLE;
     }
     if (opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET) {
-        if (device.writes > 0 && tell_writes() < 0)
+        if (device.changes > 0 && tell_changes() < 0)
             error_of_exception(opcode);
         forget(r);
         return IDLE;
@@ -847,14 +933,15 @@ static enum outcome dispatch(size_t size)
         answer(unique, device.refusals[opcode], NULL, 0);
         return IDLE;
     }
-    const ssize_t known = known_answer(header, r->body, r->size);
-    if (known >= 0 && !device.compares) {
-        answer(unique, 0, device.data, (size_t)known);
+    struct known known;
+    const bool without = is_known(header, r->body, r->size, &known);
+    if (without && !device.compares) {
+        answer(unique, known.error, device.data, known.size);
         return IDLE;
     }
     if (repeat(header, r->body, r->size))
         return IDLE;
-    if (device.writes > 0 && tell_writes() < 0) {
+    if (device.changes > 0 && tell_changes() < 0) {
         answer(unique, error_of_exception(opcode), NULL, 0);
         return IDLE;
     }
@@ -865,12 +952,15 @@ static enum outcome dispatch(size_t size)
     if (!a.failed)
         result = PyObject_Vectorcall(device.handlers[opcode], a.items, a.count, NULL);
     release_arguments(&a);
+    if (result == NULL)
+        result = PyLong_FromLong(error_of_exception(opcode));
     if (result == NULL) {
-        answer(unique, error_of_exception(opcode), NULL, 0);
+        PyErr_Clear();
+        answer(unique, ENOMEM, NULL, 0);
         return IDLE;
     }
-    if (known >= 0)
-        compare(opcode, result, device.data, (size_t)known);
+    if (without)
+        compare(opcode, result, &known);
     if (PyBytes_Check(result) || PyLong_Check(result)) {
         answer_with(opcode, unique, result, room);
         Py_DECREF(result);
@@ -949,7 +1039,7 @@ PyDoc_STRVAR(serve_doc,
 static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
 {
     while (most-- > 0) {
-        if (device.writes > 0)
+        if (device.changes > 0)
             sleep = 0; /* what was written is told before we wait */
         ssize_t got = read_request(patience, sleep);
         if (got < 0) {
@@ -981,7 +1071,7 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
     if (PyErr_Occurred())
         return NULL;
     PyObject *outcome = serve_requests(most, patience, sleep);
-    if (tell_writes() < 0) /* before anybody else looks */
+    if (tell_changes() < 0) /* before anybody else looks */
         Py_CLEAR(outcome);
     return outcome;
 }
@@ -1006,22 +1096,24 @@ static PyObject *reply(PyObject *module, PyObject *args)
 }
 
 PyDoc_STRVAR(attach_doc,
-             "attach(fd, handlers, refusals, later, failed, wrote, wanted, unwanted, compares)\n--\n\n"
+             "attach(fd, handlers, refusals, later, failed, changed, wanted, unwanted, seconds, nsec, compares)\n--\n\n"
              "Serve a mounted /dev/fuse descriptor from here on; comes before pyfuse3.init.\n\n"
              "handlers: opcode -> callable; refusals: opcode -> errno; later(opcode, unique, room, result) takes what is no\n"
-             "answer yet; failed(opcode, exception) -> errno; wrote(number): what was written to without asking; wanted,\n"
-             "unwanted: flags of FUSE_INIT; compares: ask Python too where it need not be asked, for tests.\n"
+             "answer yet; failed(opcode, exception) -> errno; changed(number): a file that was changed without asking;\n"
+             "wanted, unwanted: flags of FUSE_INIT; seconds, nsec: how long the kernel may believe what it is told;\n"
+             "compares: ask Python too where it need not be asked, for tests.\n"
              "Raises OSError of fcntl(2), mmap(2).");
 
 static PyObject *attach(PyObject *module, PyObject *args)
 {
     (void)module;
     int fd;
-    PyObject *handlers, *refusals, *later, *failed, *wrote;
-    unsigned long long wanted, unwanted;
+    PyObject *handlers, *refusals, *later, *failed, *changed;
+    unsigned long long wanted, unwanted, seconds;
+    unsigned int nsec;
     int compares;
-    if (!PyArg_ParseTuple(args, "iO!O!OOOKKp", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
-                          &wrote, &wanted, &unwanted, &compares))
+    if (!PyArg_ParseTuple(args, "iO!O!OOOKKKIp", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
+                          &changed, &wanted, &unwanted, &seconds, &nsec, &compares))
         return NULL;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
@@ -1059,11 +1151,13 @@ static PyObject *attach(PyObject *module, PyObject *args)
     Py_XSETREF(device.later, later);
     Py_INCREF(failed);
     Py_XSETREF(device.failed, failed);
-    Py_INCREF(wrote);
-    Py_XSETREF(device.wrote, wrote);
+    Py_INCREF(changed);
+    Py_XSETREF(device.tell, changed);
     device.wanted = wanted;
     device.unwanted = unwanted;
     device.compares = compares;
+    device.seconds = seconds;
+    device.nsec = nsec;
     device.pending = 0;
     device.init_unique = 0;
     device.fd = fd;
@@ -1096,7 +1190,8 @@ PyMODINIT_FUNC PyInit__device(void)
         return NULL;
     if (PyModule_AddIntMacro(module, IDLE) < 0 || PyModule_AddIntMacro(module, PASSED) < 0 ||
         PyModule_AddIntMacro(module, TURN) < 0 || PyModule_AddIntMacro(module, READS) < 0 ||
-        PyModule_AddIntMacro(module, WRITES) < 0 || PyModule_AddIntMacro(module, NEVER_WAITS) < 0) {
+        PyModule_AddIntMacro(module, WRITES) < 0 || PyModule_AddIntMacro(module, NEVER_WAITS) < 0 ||
+        PyModule_AddIntMacro(module, ATTRIBUTES) < 0 || PyModule_AddIntMacro(module, NO_CAPABILITY) < 0) {
         Py_DECREF(module);
         return NULL;
     }

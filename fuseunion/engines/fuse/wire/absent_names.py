@@ -16,15 +16,10 @@ _DESCRIPTORS = 48
 
 
 class AbsentNames:
-    """The directories of one mount that are shared.
+    """The directories of one mount that are shared."""
 
-    Args:
-        valid: how long the kernel may believe that a name is not there, in seconds and nanoseconds.
-    """
-
-    def __init__(self, union: Union, valid: tuple[int, int]) -> None:
+    def __init__(self, union: Union) -> None:
         self._union = union
-        self._valid = valid
         self._any = False
         self._may = union.descriptors_to_spare(_DESCRIPTORS)
 
@@ -37,7 +32,7 @@ class AbsentNames:
             return
         assert device is not None
         try:
-            device.share_directory(number, fds, *self._valid)
+            device.share_directory(number, fds)
         except OSError:
             return  # no descriptor left: Python answers
         self._any = True

@@ -56,6 +56,9 @@ _CHANGES = (
 _NAMES_AT_ONCE = 16
 _PLAIN_AT_ONCE = 64
 _DIRECTORY = stat.S_IFDIR >> 12
+_SMALL_RANGE = 64 << 10
+"""Bytes of a copy_file_range that is made at once, from what is in memory."""
+
 _MOST_AT_ONCE = 64 << 20
 """Bytes of one copy_file_range: so long as others can wait for the thread."""
 
@@ -83,8 +86,8 @@ class Answers:
         self._callers = requests.callers
         self._identity = self._union.settings.identity
         self._entries = Entries(self._union, timeout)
-        self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
-        self._absent_names = AbsentNames(self._union, self._entries.valid)
+        self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS, shows_all=not requests.own_root)
+        self._absent_names = AbsentNames(self._union)
         self._listings = Listings(self._union)
         self._lost_capability = -1  # the inode of which the kernel took one away last
 
@@ -132,9 +135,14 @@ class Answers:
         self._open_files.close_all()
         self._absent_names.close()
 
-    def wrote(self, number: int) -> None:
-        """A file was written to through the descriptor that was shared."""
-        self._open_files.wrote(number)
+    @property
+    def valid(self) -> tuple[int, int]:
+        """How long the kernel may believe what it is told, in whole seconds and nanoseconds."""
+        return self._entries.valid
+
+    def changed(self, number: int) -> None:
+        """A file was changed through the descriptor that was shared."""
+        self._open_files.changed_alone(number)
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 
@@ -267,7 +275,7 @@ class Answers:
             return self._told(self._union.mknod(directory, name, mode, rdev, owner))
         # It is going to be written to.
         file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
-        self._open_files.keep(handle)
+        self._open_files.share_new(self._open_files.keep(handle), mode)
         return self._told(file)
 
     def _mkdir(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, name: bytes) -> bytes:
@@ -472,7 +480,28 @@ class Answers:
     ) -> Answer:
         source, file = self._requests.file(number), self._requests.file(target)
         sender = Sender(uid, gid, pid)
+        copied = self._copy_small_range(source, offset, file, target_offset, length, sender)
+        if copied is not None:
+            return layouts.WRITTEN.pack(copied, 0)
         return self._copy_range(source, offset, file, target_offset, min(length, _MOST_AT_ONCE), sender)
+
+    def _copy_small_range(
+        self, source: File, offset: int, file: File, target_offset: int, length: int, caller: Sender
+    ) -> int | None:
+        """Copy what takes no longer than a usual request; None for all else."""
+        if not file.in_upper:
+            return None
+        try:
+            origin, target = self._open_files.reading(source), self._open_files.writing(file)
+        except BlockingIOError:
+            return None  # somebody has a lease
+        fd = origin.handle.fd
+        length = min(length, max(os.fstat(fd).st_size - offset, 0))
+        if length > _SMALL_RANGE or (length and self._requests.reader.would_wait(fd, length, offset)):
+            return None
+        self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
+        file.stale()
+        return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0
 
     async def _copy_range(
         self, source: File, offset: int, file: File, target_offset: int, length: int, caller: Sender

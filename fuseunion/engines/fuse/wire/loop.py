@@ -97,9 +97,10 @@ class WireLoop:
             _REFUSALS,
             self._later,
             self._failed,
-            self._answers.wrote,
+            self._answers.changed,
             self._wanted,
             layouts.ATOMIC_O_TRUNC,
+            *self._answers.valid,
             compares,
         )
         lowlevel = _Instead(trio.lowlevel, wait_readable=self._wait_readable)

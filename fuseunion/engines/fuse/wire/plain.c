@@ -9,12 +9,10 @@
 #include "plain.h"
 
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/stat.h>
 
 const char pack_plain_doc[] =
     "pack_plain(dirfd, names, first, room, device, index, seconds, nsec) -> (entries, files)\n--\n\n"
@@ -34,29 +32,35 @@ static bool is_plain(const struct stat *st, dev_t device)
            st->st_ino > FUSE_ROOT_ID && st->st_ino >> REAL_BITS == 0;
 }
 
+void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t number)
+{
+    *attr = (struct fuse_attr){
+        .ino = number,
+        .size = (uint64_t)st->st_size,
+        .blocks = (uint64_t)st->st_blocks,
+        .atime = (uint64_t)st->st_atim.tv_sec,
+        .mtime = (uint64_t)st->st_mtim.tv_sec,
+        .ctime = (uint64_t)st->st_ctim.tv_sec,
+        .atimensec = (uint32_t)st->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)st->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)st->st_ctim.tv_nsec,
+        .mode = st->st_mode,
+        .nlink = (uint32_t)st->st_nlink,
+        .uid = st->st_uid,
+        .gid = st->st_gid,
+        .rdev = (uint32_t)st->st_rdev,
+        .blksize = (uint32_t)st->st_blksize,
+    };
+}
+
 static void fill(struct fuse_direntplus *to, const struct stat *st, uint64_t number, uint64_t seconds, uint32_t nsec,
                  uint64_t position, uint32_t length)
 {
-    struct fuse_attr *attr = &to->entry_out.attr;
     memset(to, 0, sizeof *to);
     to->entry_out.nodeid = number;
     to->entry_out.entry_valid = to->entry_out.attr_valid = seconds;
     to->entry_out.entry_valid_nsec = to->entry_out.attr_valid_nsec = nsec;
-    attr->ino = number;
-    attr->size = (uint64_t)st->st_size;
-    attr->blocks = (uint64_t)st->st_blocks;
-    attr->atime = (uint64_t)st->st_atim.tv_sec;
-    attr->mtime = (uint64_t)st->st_mtim.tv_sec;
-    attr->ctime = (uint64_t)st->st_ctim.tv_sec;
-    attr->atimensec = (uint32_t)st->st_atim.tv_nsec;
-    attr->mtimensec = (uint32_t)st->st_mtim.tv_nsec;
-    attr->ctimensec = (uint32_t)st->st_ctim.tv_nsec;
-    attr->mode = st->st_mode;
-    attr->nlink = 1;
-    attr->uid = st->st_uid;
-    attr->gid = st->st_gid;
-    attr->rdev = (uint32_t)st->st_rdev;
-    attr->blksize = (uint32_t)st->st_blksize;
+    fill_attributes(&to->entry_out.attr, st, number);
     to->dirent.ino = number;
     to->dirent.off = position;
     to->dirent.namelen = length;
