@@ -351,6 +351,98 @@ def test_numbers_that_share_a_place(kernel: Kernel, shared: int) -> None:
     assert _read(kernel, 0, 1) == (errno.EPERM, b"")
 
 
+ATTRIBUTES = struct.Struct("=QII" + "QQQQQQIIIIIIIIII")
+SETATTR = struct.Struct("=IIQQQQQQIIIIIIII")
+GETXATTR = struct.pack("=II", 100, 0)
+
+
+def _attributes(st: os.stat_result) -> bytes:
+    """struct fuse_attr_out."""
+    times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+    return ATTRIBUTES.pack(
+        *(100, 5, 0, NODE, st.st_size, st.st_blocks),
+        *(ns // 10**9 for ns in times),
+        *(ns % 10**9 for ns in times),
+        *(st.st_mode, st.st_nlink, st.st_uid, st.st_gid, 0, st.st_blksize, 0),
+    )
+
+
+def _set(kernel: Kernel, valid: int, mode: int = 0, ids: tuple[int, int] = (0, 0)) -> tuple[int, bytes]:
+    body = SETATTR.pack(valid, 0, 0, 3, 0, 7, 8, 0, 1, 2, 0, mode, 0, *ids, 0)
+    return kernel.ask(layouts.SETATTR, body)
+
+
+@pytest.fixture
+def owned(kernel: Kernel, shared: int) -> int:
+    """A descriptor that is shared for attributes too."""
+    device = kernel.device
+    kernel.attach(*(getattr(layouts, name) for name in ("GETATTR", "SETATTR", "GETXATTR", "FSYNC", "READ")))
+    device.share(NODE, shared, device.ATTRIBUTES | device.NO_CAPABILITY | device.NEVER_WAITS)
+    return shared
+
+
+def test_attributes_are_repeated(kernel: Kernel, owned: int) -> None:
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (0, _attributes(os.fstat(owned)))
+    assert _set(kernel, layouts.FATTR_MODE, 0o100640) == (0, _attributes(os.fstat(owned)))
+    assert os.fstat(owned).st_mode == 0o100640
+    assert _set(kernel, layouts.FATTR_MTIME) == (0, _attributes(os.fstat(owned)))
+    assert os.fstat(owned).st_mtime_ns == 8_000_000_002
+    before = os.fstat(owned).st_mtime_ns
+    assert _set(kernel, layouts.FATTR_ATIME | 1 << 7) == (0, _attributes(os.fstat(owned)))
+    assert (os.fstat(owned).st_atime_ns, os.fstat(owned).st_mtime_ns) == (7_000_000_001, before)
+    owner = layouts.FATTR_UID | layouts.FATTR_GID | layouts.FATTR_KILL_SUIDGID
+    ids = os.geteuid(), os.getegid()
+    assert _set(kernel, owner, ids=ids) == (0, _attributes(os.fstat(owned)))
+    assert not kernel.calls
+    assert kernel.changed == [NODE] * 4, "told at the end of each turn"
+
+
+@pytest.mark.parametrize(
+    ("valid", "mode"),
+    [
+        (layouts.FATTR_MODE, 0o104755),
+        (layouts.FATTR_MODE, 0o102755),
+        (layouts.FATTR_SIZE, 0),
+        (0, 0),
+        (layouts.FATTR_MODE | layouts.FATTR_UID, 0o100600),
+        (layouts.FATTR_MTIME | layouts.FATTR_SIZE, 0),
+    ],
+)
+def test_changes_that_need_a_decision(kernel: Kernel, owned: int, valid: int, mode: int) -> None:
+    before = os.fstat(owned)
+    assert _set(kernel, valid, mode) == (errno.EPERM, b"")
+    assert os.fstat(owned) == before
+    assert [call[0] for call in kernel.calls] == [layouts.SETATTR]
+
+
+def test_a_change_that_fails_is_begun_again(kernel: Kernel, owned: int, tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "file", os.O_PATH)
+    kernel.device.share(NODE, fd, kernel.device.ATTRIBUTES)
+    assert _set(kernel, layouts.FATTR_MODE, 0o100600) == (errno.EPERM, b"")
+    os.close(fd)
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (errno.EPERM, b"")
+
+
+def test_capabilities_and_fsync_are_repeated(kernel: Kernel, owned: int) -> None:
+    fsync = struct.pack("=QII", 0, 1, 0)
+    assert kernel.ask(layouts.GETXATTR, GETXATTR + b"security.capability\0") == (errno.ENODATA, b"")
+    assert kernel.ask(layouts.FSYNC, fsync) == (0, b"")
+    assert not kernel.calls
+    for name in (b"security.capabilit\0", b"security.capability2\0", b"user.x\0", b"security.capability"):
+        assert kernel.ask(layouts.GETXATTR, GETXATTR + name)[0] in (errno.EPERM, errno.EIO)
+    kernel.device.share(NODE, owned, kernel.device.ATTRIBUTES)
+    assert kernel.ask(layouts.GETXATTR, GETXATTR + b"security.capability\0") == (errno.EPERM, b"")
+    assert kernel.ask(layouts.FSYNC, fsync) == (errno.EPERM, b"")
+    kernel.device.share(NODE, owned, kernel.device.READS)
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (errno.EPERM, b"")
+    assert _set(kernel, layouts.FATTR_MODE, 0o100600) == (errno.EPERM, b"")
+
+
+def test_short_requests(kernel: Kernel, owned: int) -> None:
+    for opcode in (layouts.SETATTR, layouts.GETXATTR, layouts.FSYNC):
+        assert kernel.ask(opcode, bytes(4)) == (errno.EIO, b"")
+
+
 ABSENT = layouts.ENTRY.pack(0, 0, 100, 0, 5, *(0,) * 17)
 
 
@@ -378,15 +470,6 @@ def test_names_that_are_nowhere(kernel: Kernel, layers: tuple[int, int], tmp_pat
         assert kernel.ask(layouts.LOOKUP, name + b"\0") == (errno.EPERM, b""), name
     assert kernel.ask(layouts.LOOKUP, b"unterminated") == (errno.EIO, b"")
     assert kernel.ask(layouts.LOOKUP, b"none\0", NODE + 1) == (errno.EPERM, b"")
-
-
-def test_an_error_is_no_absence(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
-    """Python decides what an error of a layer means."""
-    (tmp_path / "upper/file").write_bytes(b"")
-    fd = os.open(tmp_path / "upper/file", os.O_PATH)
-    kernel.device.share_directory(NODE, (layers[1], fd))
-    os.close(fd)
-    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
 
 
 @pytest.mark.parametrize("way", ["forgotten", "unshared", "another in its place"])
@@ -430,6 +513,10 @@ def test_comparing(kernel: Kernel, layers: tuple[int, int], shared: int) -> None
     assert _read(kernel, 3, 3) == (0, b"234")
     kernel.answer = errno.EIO
     assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EIO, b"")
+    kernel.errors.pop()
+    kernel.answer = OSError(errno.EIO, "at last")
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EIO, b"")
+    kernel.errors.pop(-2)
     assert [type(error) for error in kernel.errors] == [AssertionError, AssertionError]
 
 

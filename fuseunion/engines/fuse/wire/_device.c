@@ -455,7 +455,8 @@ static bool is_known(const struct fuse_in_header *header, const char *body, size
     case FUSE_FSYNC:
         /* Nothing to wait for, and no owner stored elsewhere that would have to be written out too. */
         *known = (struct known){.error = 0};
-        return shared->uses & NEVER_WAITS && shared->uses & ATTRIBUTES && fsync(shared->fd) == 0;
+        return shared->uses & NEVER_WAITS && shared->uses & ATTRIBUTES && size >= sizeof(struct fuse_fsync_in) &&
+               fsync(shared->fd) == 0;
     default:
         return false;
     }
@@ -505,6 +506,18 @@ static bool repeat(const struct fuse_in_header *header, const char *body, size_t
     return false;
 }
 
+/* Whether an entry and what is in `device.data` say the same; a read changes the time of access without telling Python. */
+static bool are_same_attributes(const char *entry)
+{
+    struct fuse_entry_out one;
+    struct fuse_attr_out other;
+    memcpy(&one, entry, sizeof one);
+    memcpy(&other, device.data, sizeof other);
+    one.attr.atime = other.attr.atime;
+    one.attr.atimensec = other.attr.atimensec;
+    return memcmp(&one.attr, &other.attr, sizeof one.attr) == 0;
+}
+
 /* Whether Python answers as we would have done: a bug is logged (attach, `compares`). */
 static void compare(uint32_t opcode, PyObject *result, const struct known *known)
 {
@@ -513,9 +526,7 @@ static void compare(uint32_t opcode, PyObject *result, const struct known *known
     if (PyBytes_Check(result) && known->error == 0) {
         const char *data = PyBytes_AS_STRING(result);
         size_t size = (size_t)PyBytes_GET_SIZE(result);
-        const size_t attributes = sizeof(struct fuse_attr);
-        if (opcode == FUSE_GETATTR && size == sizeof(struct fuse_entry_out) && known->size == sizeof(struct fuse_attr_out) &&
-            memcmp(data + size - attributes, device.data + known->size - attributes, attributes) == 0)
+        if (opcode == FUSE_GETATTR && size == sizeof(struct fuse_entry_out) && are_same_attributes(data))
             return;
         if (size == known->size && memcmp(data, device.data, size) == 0)
             return;
@@ -564,8 +575,8 @@ static PyObject *unshare_number(PyObject *module, PyObject *argument)
 PyDoc_STRVAR(share_directory_doc,
              "share_directory(number, fds)\n--\n\n"
              "Answer for the directory with this number which names are not there, by descriptors of all that may hold one,\n"
-             "which are duplicated. It may be forgotten at any time, and is when the kernel forgets the number.\n\n"
-             "Raises OSError of fcntl(2), ValueError for more than 3.");
+             "which are opened again. It may be forgotten at any time, and is when the kernel forgets the number.\n\n"
+             "Raises OSError of openat(2), ValueError for more than 3.");
 PyDoc_STRVAR(unshare_directories_doc, "unshare_directories()\n--\n\nClose the descriptors of all directories.");
 
 static PyObject *share_directory(PyObject *module, PyObject *args)
@@ -583,7 +594,8 @@ static PyObject *share_directory(PyObject *module, PyObject *args)
     struct directory shared = {.number = number};
     for (; shared.count < count; shared.count++) {
         int fd = (int)PyLong_AsLong(PyTuple_GET_ITEM(fds, shared.count));
-        int own = PyErr_Occurred() ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        /* Not duplicated: the lock that a layer's root has would be held too. */
+        int own = PyErr_Occurred() ? -1 : openat(fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
         if (own < 0) {
             unshare_directory(&shared);
             return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
