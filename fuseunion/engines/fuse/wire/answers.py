@@ -390,12 +390,27 @@ class Answers:
 
     def _read(self, number: int, offset: int, size: int) -> Answer:
         file = self._requests.file(number)
+        if not offset and number not in self._open_files:
+            data = self._read_whole(file, size)
+            if data is not None:
+                return data
         opened = now_or_patiently(lambda: self._open_files.reading(file))
         if not isinstance(opened, OpenFile):
             return self._read_opened(opened, offset, size)
         result = self._requests.reader.read(opened.handle.fd, offset, size)
         self._open_files.share_for_reading(opened)
         return _while(opened.used(), result) if isinstance(result, CoroutineType) else bytes(result)  # type: ignore[arg-type]
+
+    def _read_whole(self, file: File, most: int) -> bytes | None:
+        """All of a small file, which nobody is going to ask for again; None where more has to be said or done."""
+        try:
+            fd = self._union.open_for_a_moment(file)
+        except OSError:
+            return None
+        try:
+            return self._requests.reader.whole(fd, most)
+        finally:
+            os.close(fd)
 
     async def _read_opened(self, opening: Later[OpenFile], offset: int, size: int) -> bytes:
         opened = await opening

@@ -194,6 +194,10 @@ class OpenFiles:
         if known is not None and not known.handle.file.nlookup:
             self.close(number)
 
+    def __contains__(self, number: int) -> bool:
+        """Whether a descriptor of a file is kept."""
+        return number in self._files
+
     def __len__(self) -> int:
         """How many descriptors are kept."""
         return len(self._files)
