@@ -433,8 +433,11 @@ class Union:
         return FileHandle(file, fd, writable=wants_write)
 
     def open_for_a_moment(self, file: File) -> int:
-        """A descriptor of a file to read from, which the caller closes before anybody else gets a turn. Raises as `open`,
-        ENFILE excepted."""
+        """A descriptor of a file to read from, which the caller closes before anybody else gets a turn.
+
+        Raises:
+            OSError: as `open`, without ENFILE.
+        """
         return _open_closed(file, lambda: file.open(os.O_RDONLY)) if file.in_upper else file.open(os.O_RDONLY)
 
     def release_file(self, handle: FileHandle) -> None:

@@ -506,8 +506,9 @@ static bool repeat(const struct fuse_in_header *header, const char *body, size_t
     return false;
 }
 
-/* Whether an entry and what is in `device.data` say the same; a read changes the time of access without telling Python. */
-static bool are_same_attributes(const char *entry)
+/* Where an entry and the attributes in `device.data` differ, from the beginning of struct fuse_attr; -1: nowhere that
+ * counts. A read changes the time of access without telling Python. */
+static int difference_of_attributes(const char *entry)
 {
     struct fuse_entry_out one;
     struct fuse_attr_out other;
@@ -515,25 +516,33 @@ static bool are_same_attributes(const char *entry)
     memcpy(&other, device.data, sizeof other);
     one.attr.atime = other.attr.atime;
     one.attr.atimensec = other.attr.atimensec;
-    return memcmp(&one.attr, &other.attr, sizeof one.attr) == 0;
+    const char *left = (const char *)&one.attr, *right = (const char *)&other.attr;
+    for (int at = 0; at < (int)sizeof one.attr; at++)
+        if (left[at] != right[at])
+            return at;
+    return -1;
 }
 
 /* Whether Python answers as we would have done: a bug is logged (attach, `compares`). */
 static void compare(uint32_t opcode, PyObject *result, const struct known *known)
 {
-    if (PyLong_Check(result) && PyLong_AsLong(result) == known->error && known->size == 0)
-        return;
-    if (PyBytes_Check(result) && known->error == 0) {
+    int at = -1;
+    if (PyLong_Check(result)) {
+        if (PyLong_AsLong(result) == known->error && known->size == 0)
+            return;
+    } else if (PyBytes_Check(result)) {
         const char *data = PyBytes_AS_STRING(result);
         size_t size = (size_t)PyBytes_GET_SIZE(result);
-        if (opcode == FUSE_GETATTR && size == sizeof(struct fuse_entry_out) && are_same_attributes(data))
+        if (opcode == FUSE_GETATTR && known->error == 0 && size == sizeof(struct fuse_entry_out))
+            at = difference_of_attributes(data);
+        else if (known->error != 0 || size != known->size || memcmp(data, device.data, size) != 0)
+            at = 0;
+        if (at < 0)
             return;
-        if (size == known->size && memcmp(data, device.data, size) == 0)
-            return;
-    }
-    if (!PyBytes_Check(result) && !PyLong_Check(result))
+    } else {
         return; /* it answers later, and the file may be another then */
-    PyErr_Format(PyExc_AssertionError, "a request of type %u would have been answered otherwise without Python", opcode);
+    }
+    PyErr_Format(PyExc_AssertionError, "request %u: Python answers otherwise (at %d)", opcode, at);
     error_of_exception(opcode);
 }
 
