@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from fuseunion.engines.fuse.wire import device as found
 from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.native import device as found
 from tests.support.interpreter import PROJECT
 
 HEADER = struct.Struct("=IIQQIIII")
@@ -607,7 +607,7 @@ def test_random_messages(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     module = tmp_path / "_device.so"
     include = sysconfig.get_paths()["include"]
-    sources = sorted(map(str, (PROJECT / "fuseunion/engines/fuse/wire").glob("*.c")))
+    sources = sorted(map(str, (PROJECT / "fuseunion/engines/fuse/wire/native").glob("*.c")))
     watching = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [
         "gcc",

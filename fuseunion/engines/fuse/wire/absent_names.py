@@ -9,7 +9,7 @@ number, when another takes its place, and when nobody has asked for anything for
 from __future__ import annotations
 
 from fuseunion.core.union import Union
-from fuseunion.engines.fuse.wire.device import device
+from fuseunion.engines.fuse.wire.native.device import device
 
 _DESCRIPTORS = 48
 """Of the directories that the module shares at most (_device.c, DIRECTORIES times LAYERS)."""

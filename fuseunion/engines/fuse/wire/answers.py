@@ -32,9 +32,9 @@ from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.absent_names import AbsentNames
-from fuseunion.engines.fuse.wire.device import device
 from fuseunion.engines.fuse.wire.entries import Entries
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
+from fuseunion.engines.fuse.wire.native.device import device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error

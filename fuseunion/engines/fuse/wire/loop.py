@@ -23,7 +23,7 @@ import trio
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
-from fuseunion.engines.fuse.wire.device import compares, device
+from fuseunion.engines.fuse.wire.native.device import compares, device
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")

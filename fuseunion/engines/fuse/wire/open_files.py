@@ -27,7 +27,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.wire import device
+from fuseunion.engines.fuse.wire.native import device
 
 T = TypeVar("T")
 

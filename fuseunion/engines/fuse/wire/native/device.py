@@ -18,7 +18,7 @@ if os.environ.get("FUSEUNION_WIRE") != "0":
     _flags = sys.getdlopenflags()
     sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
     try:
-        device = import_module("fuseunion.engines.fuse.wire._device")
+        device = import_module("fuseunion.engines.fuse.wire.native._device")
     except ImportError:
         pass
     finally:
