@@ -10,7 +10,7 @@ import os
 import shlex
 from pathlib import Path
 
-from fuseunion.engines.fuse.wire.device import device
+from fuseunion.engines.fuse.wire.native.device import device
 from tests.support.interpreter import Interpreter
 
 PROGRAM_VARIABLE = "FUSEUNION_PROGRAM"
