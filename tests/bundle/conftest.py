@@ -92,6 +92,10 @@ def machine(tarball: Path, scratch: Path) -> Iterator[Machine]:
     root = scratch / "machine"
     root.mkdir()
     subprocess.run(["tar", "-xzf", MACHINE, "-C", root], check=True)
+    # As an installer leaves it: fusermount3 asks for the name of the user, and for the mounts.
+    with (root / "etc/passwd").open("a") as passwd:
+        passwd.write("someone:x:1234:1234::/home/someone:/bin/sh\n")
+    (root / "etc/mtab").symlink_to("/proc/self/mounts")
     found = Machine(root)
     found.home.mkdir(parents=True)
     shutil.copy(tarball, found.home)
