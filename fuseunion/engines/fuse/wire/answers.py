@@ -117,6 +117,7 @@ class Answers:
             layouts.SETXATTR: self._setxattr,
             layouts.REMOVEXATTR: self._removexattr,
             layouts.READDIRPLUS: self._readdirplus,
+            layouts.IOCTL: self._ioctl,
             layouts.FALLOCATE: self._fallocate,
             layouts.LSEEK: self._lseek,
             layouts.COPY_FILE_RANGE: self._copy_file_range,
@@ -245,6 +246,24 @@ class Answers:
 
     def _owner(self, inode: Inode) -> int:
         return layouts.ENTRY.unpack(self._entries.attributes(inode))[layouts.UID]  # type: ignore[no-any-return]
+
+    def _ioctl(self, number: int, command: int, value: bytes, size: int) -> Answer:
+        """Inode flags, which chattr(1) sets and lsattr(1) shows (fs/fuse/ioctl.c fuse_fileattr_get, fuse_fileattr_set).
+
+        The kernel has checked who may set which.
+        """
+        target = self._requests.inode(number)
+        if command in (layouts.FS_IOC_GETFLAGS, layouts.FS_IOC_FSGETXATTR):
+            return layouts.IOCTL_OUT.pack(0) + self._union.flags(target, command, size)
+        if command != layouts.FS_IOC_SETFLAGS:
+            raise os_error(errno.ENOTTY)
+        self._open_files.close(number)  # what may be written to now is asked anew
+        result = self._requests.set_flags(target, command, value)
+        return layouts.IOCTL_OUT.pack(0) if result is None else self._when_flags_set(result)
+
+    async def _when_flags_set(self, result: Later[None]) -> bytes:
+        await result
+        return layouts.IOCTL_OUT.pack(0)
 
     def _readlink(self, number: int) -> bytes:
         return self._union.readlink(self._requests.file(number))
