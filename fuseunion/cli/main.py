@@ -39,7 +39,10 @@ def run(argv: list[str]) -> int:
             return int(importlib.import_module(COMMANDS[name]).main(rest))
         from fuseunion.cli import mount
 
-        return mount.main(arguments, program)
+        try:
+            return mount.main(arguments, program)
+        except UserError as error:
+            raise _unknown_command(arguments, error) or error from None
     except UserError as error:
         _say(error.message)
         return error.exit_code
@@ -50,6 +53,21 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         # The shell's convention for a program ended by SIGINT.
         return 130
+
+
+def _unknown_command(arguments: list[str], error: UserError) -> UserError | None:
+    """The error of a mount whose first directory is no directory, but like the name of a command; else None."""
+    if not arguments or error.exit_code not in (ExitCode.USAGE, ExitCode.LAYERS):
+        return None
+    first = arguments[0]
+    if not first or "/" in first or os.path.lexists(first):
+        return None
+    from fuseunion.cli import near
+
+    remedy = near.command(first, COMMANDS)
+    if remedy is None and len(arguments) == 1 and not first.startswith("-"):
+        remedy = f"the commands are {', '.join(COMMANDS)}; a mount is: fuseunion LOWER[:LOWER...] UPPER MERGED"
+    return UserError(f"unknown command '{first}'; {remedy}") if remedy else None
 
 
 def _say(message: str) -> None:

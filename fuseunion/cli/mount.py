@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
-       fuseunion --read-only LOWER[:LOWER...] MERGED
+       fuseunion --read-only LOWER[:LOWER...] [UPPER] MERGED
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
        fuseunion umount MERGED
        fuseunion doctor | chown | promote | sync ...     (each has its own --help)
@@ -26,7 +26,7 @@ be the same directory as LOWER.
 
 Options:
   --work DIR            work directory, on UPPER's filesystem (default: a hidden sibling of UPPER, removed at unmount)
-  -r, --read-only       no upper directory; nothing can be written
+  -r, --read-only       nothing can be written; UPPER, if there is one, is shown on top
   --ephemeral           an upper in memory that is gone after unmount
   --size SIZE           its limit: bytes, or with k, m, g, t, or % of the memory
   --volatile            never sync; after a crash of the machine the upper is lost
@@ -69,6 +69,11 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
     options_end = arguments.index("--") if "--" in arguments else len(arguments)
     if {"-h", "--help"} & set(arguments[:options_end]):
         print(HELP, end="")
+        return ExitCode.OK
+    if {"-V", "--version"} & set(arguments[:options_end]):
+        from fuseunion import __version__
+
+        print(f"fuseunion {__version__}")
         return ExitCode.OK
     options = parse(arguments, program)
     for word in options.ignored:

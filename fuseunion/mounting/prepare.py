@@ -66,6 +66,8 @@ def prepare(options: Options, *, for_ranch: bool = False) -> Prepared:
         # A read-only mount with an upper shows it as one more layer, as the kernel does with "ro,upperdir=".
         shown = [options.upper, *options.lowers] if options.upper and options.read_only else options.lowers
         lowers = [survey.place(Part.LOWER, path) for path in shown]
+        if shown is not options.lowers:
+            lowers[0] = lowers[0]._replace(part=Part.UPPER)  # for messages
         if options.form is Form.PLAIN:
             placement.refuse_twice(lowers)
         for place in lowers:

@@ -528,10 +528,8 @@ def test_umount_of_a_dead_mount(arena: Arena) -> None:
         os.kill(daemon_of(arena), signal.SIGKILL)
         wait_until(lambda: not processes.with_token(arena.place.token), "the daemon's end")
         said = run(arena, lower, "upper", merged, code=3)
-        assert (
-            said
-            == f"fuseunion: merged directory '{merged}' is a dead mount; remove it with: fuseunion umount '{merged}'"
-        )
+        remedy = f"remove it with: fuseunion umount '{merged}'"
+        assert said == f"fuseunion: merged directory '{merged}' is a dead fuseunion mount; {remedy}"
         run(arena, "umount", merged)
     assert mount_at(merged) is None
     run(arena, lower, "upper", merged)

@@ -52,11 +52,16 @@ def test_help_of_the_mount(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("word", ["--bogus", "-x", "--hel", "--bogus=1", "-5"])
+@pytest.mark.parametrize("word", ["--bogus", "-x", "--bogus=1", "-5"])
 def test_an_unknown_option(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Abbreviations are unknown too."""
     line = said(capsys, command, *ENOUGH[command], "dir", word, code=ExitCode.USAGE)
     assert line == f"unknown option '{word}'; see fuseunion {command} --help"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_abbreviation_is_unknown_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(capsys, command, *ENOUGH[command], "dir", "--hel", code=ExitCode.USAGE)
+    assert line == "unknown option '--hel'; did you mean --help?"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
