@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuseunion.engines.engine import Engine, Progress, for_a_daemon
-from fuseunion.engines.finding import Finding
+from fuseunion.engines.finding import Finding, refused
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
@@ -107,7 +107,7 @@ class RanchEngine(Engine):
         try:
             record = read(beside(upper))
         except UserError as error:
-            yield Finding("ranch", False, error.message, "see there")
+            yield refused("ranch", error.message, f"look at '{beside(upper)}'")
             return
         if record is not None:
             says = f"one at '{record.merged}' stands on this upper ({record.phase.value})"
