@@ -56,14 +56,13 @@ def examine(options: Options | None) -> Diagnosis:
     for engine in engines:
         findings += engine.needs()
     findings += [machine.namespaces(), *machine.subordinate_ids()]
-    if options is not None:
-        findings += layers(options)
     code = ExitCode.OK
     if options is not None:
         refusal = trials.mount(options)
         code = refusal.exit_code if refusal else ExitCode.OK
-        findings.append(_of_mount(refusal))
-    place = _beside(options)
+        findings += [*layers(options, try_upper=refusal is None), _of_mount(refusal)]
+    # Not beside an upper that is refused: it may lie in a lower, which nobody writes to.
+    place = _beside(options) if code is ExitCode.OK else None
     reports = [_try(engine, options, place) for engine in engines]
     if code is not ExitCode.OK:
         return Diagnosis(findings, reports, None, code)
