@@ -12,6 +12,7 @@ from fuseunion.errors import ExitCode, UserError
 
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
+    "completion": "fuseunion.cli.commands.completion",
     "doctor": "fuseunion.cli.commands.doctor",
     "promote": "fuseunion.cli.commands.promote",
     "sync": "fuseunion.cli.commands.sync",

@@ -18,7 +18,7 @@ Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion --read-only LOWER[:LOWER...] [UPPER] MERGED
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
        fuseunion umount MERGED
-       fuseunion doctor | chown | promote | sync ...     (each has its own --help)
+       fuseunion doctor | chown | promote | sync | completion ...     (each has its own --help)
 
 Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the
 leftmost is on top; write a colon within a path as '\\:'. UPPER is created if it is missing; MERGED must exist, and may
