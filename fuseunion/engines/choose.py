@@ -109,13 +109,13 @@ def _refuse_covering(options: Options, *, dead: bool) -> None:
     target = options.target
     if dead:
         raise UserError(
-            f"merged directory '{target}' is a dead fuseunion mount; remove it with: fuseunion umount '{target}'",
+            f"merged directory '{target}' is a dead mount of fuseunion; remove it with: fuseunion umount '{target}'",
             ExitCode.LAYERS,
         )
     layers = [*options.lowers, *filter(None, [options.upper])]
     if not any(os.path.exists(layer) and os.path.samefile(layer, target) for layer in layers):
         raise UserError(
-            f"merged directory '{target}' is a live fuseunion mount already; unmount it first: "
+            f"merged directory '{target}' is a live mount of fuseunion already; unmount it first: "
             f"fuseunion umount '{target}'",
             ExitCode.BUSY,
         )

@@ -118,7 +118,9 @@ def test_it_fails_as_the_mount_would(arena: Arena) -> None:
     assert "foreign files" in _refusal(arena, "--work", arena.root / "foreign", lower, arena.upper, merged, code=3)
     with arena.mount(lower, upper=arena.upper, merged="other"):
         assert "in use" in _report_refusal(arena, lower, arena.upper, merged, code=4)
-        assert "live fuseunion mount" in _report_refusal(arena, lower, arena.root / "u", arena.root / "other", code=4)
+        assert "live mount of fuseunion" in _report_refusal(
+            arena, lower, arena.root / "u", arena.root / "other", code=4
+        )
 
 
 def _report_refusal(arena: Arena, *arguments: str | Path, code: int) -> str:

@@ -529,7 +529,7 @@ def test_umount_of_a_dead_mount(arena: Arena) -> None:
         wait_until(lambda: not processes.with_token(arena.place.token), "the daemon's end")
         said = run(arena, lower, "upper", merged, code=3)
         remedy = f"remove it with: fuseunion umount '{merged}'"
-        assert said == f"fuseunion: merged directory '{merged}' is a dead fuseunion mount; {remedy}"
+        assert said == f"fuseunion: merged directory '{merged}' is a dead mount of fuseunion; {remedy}"
         run(arena, "umount", merged)
     assert mount_at(merged) is None
     run(arena, lower, "upper", merged)

@@ -48,7 +48,7 @@ def test_a_person_does_not_mount_over_a_live_mount(arena: Arena) -> None:
     run(arena, lower, "upper", merged)
     for arguments in ([lower, "upper", merged], [lower, "other", merged], ["--read-only", lower, merged]):
         said = run(arena, *arguments, code=4)
-        expected = f"merged directory '{merged}' is a live fuseunion mount already; unmount it first: "
+        expected = f"merged directory '{merged}' is a live mount of fuseunion already; unmount it first: "
         assert said == f"fuseunion: {expected}fuseunion umount '{merged}'"
     assert not (arena.root / "other").exists()
     assert (merged / "f").read_bytes() == b"x"
@@ -74,7 +74,7 @@ def test_a_dead_mount_is_replaced_for_a_container_engine(arena: Arena) -> None:
     run(arena, *as_program(arena, lower, "upper", merged))
     (merged / "new").write_bytes(b"kept")
     kill_daemon(arena)
-    assert "is a dead fuseunion mount; remove it with: fuseunion umount" in run(arena, lower, "u", merged, code=3)
+    assert "is a dead mount of fuseunion; remove it with: fuseunion umount" in run(arena, lower, "u", merged, code=3)
     run(arena, *as_program(arena, lower, "upper", merged))
     assert (merged / "new").read_bytes() == b"kept"
     run(arena, "umount", merged)
