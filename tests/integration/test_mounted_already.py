@@ -48,7 +48,7 @@ def test_a_person_does_not_mount_over_a_live_mount(arena: Arena) -> None:
     run(arena, lower, "upper", merged)
     for arguments in ([lower, "upper", merged], [lower, "other", merged], ["--read-only", lower, merged]):
         said = run(arena, *arguments, code=4)
-        expected = f"merged directory '{merged}' is a live mount of fuseunion already; unmount it first: "
+        expected = f"merged directory '{merged}' is a live mount of fuseunion; unmount it first: "
         assert said == f"fuseunion: {expected}fuseunion umount '{merged}'"
     assert not (arena.root / "other").exists()
     assert (merged / "f").read_bytes() == b"x"
