@@ -115,8 +115,7 @@ def _refuse_covering(options: Options, *, dead: bool) -> None:
     layers = [*options.lowers, *filter(None, [options.upper])]
     if not any(os.path.exists(layer) and os.path.samefile(layer, target) for layer in layers):
         raise UserError(
-            f"merged directory '{target}' is a live mount of fuseunion; unmount it first: "
-            f"fuseunion umount '{target}'",
+            f"merged directory '{target}' is a live mount of fuseunion; unmount it first: fuseunion umount '{target}'",
             ExitCode.BUSY,
         )
 
