@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.interpreter import Interpreter
-from tests.support.processes import command_line
-from tests.support.waiting import wait_until
 from tests.support.namespace import login_namespace
+from tests.support.processes import command_line
 from tests.support.product import make_launcher
 from tests.support.store import Store, make_store
 from tests.support.tiny_base import make_tiny_base
 from tests.support.user import User
+from tests.support.waiting import wait_until
 
 CONTAINERFILE = """
 FROM localhost/tiny
