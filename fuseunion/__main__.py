@@ -14,15 +14,34 @@ def main() -> int:
 
         print(f"fuseunion {__version__}")
         return 0
-    from fuseunion.cli.main import run
+    _open_the_first_three()
+    try:
+        from fuseunion.cli.main import run
 
-    code = run(sys.argv)
+        code = run(sys.argv)
+    except KeyboardInterrupt:
+        os._exit(130)  # the shell's number for it; nothing has been done yet
     # Without taking the interpreter apart, which for a mount would be 10 ms in which its caller waits for nothing.
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         pass  # `fuseunion --help | head` has read enough
+    except OSError as error:
+        sys.stderr.write(f"fuseunion: cannot write to stdout: {error.strerror}\n")
+        code = code or 1
     os._exit(code)
+
+
+def _open_the_first_three() -> None:
+    """Where the caller has closed one, a layer would get its number, and what we say would be written to it."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None or sys.stderr is None:
+        null = open(os.devnull, "w")  # noqa: SIM115 - for as long as the program runs
+        sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null
 
 
 if __name__ == "__main__":

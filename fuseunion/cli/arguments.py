@@ -29,6 +29,7 @@ from fuseunion.mounting.options.values import (
     parse_injection,
     parse_lowers,
     parse_size,
+    parse_timeout,
 )
 
 SOURCES = frozenset(("overlay", "overlayfs", "fuseunion", "fuse-overlayfs", "fuse", "none"))
@@ -158,7 +159,8 @@ def _apply(builder: OptionsBuilder, name: str, value: str) -> list[str]:
     if name == "--fakeroot":
         return builder.apply_words("xattr_permissions=2")
     if name == "--timeout":
-        return builder.apply_words(f"timeout={value}")
+        builder.so_far = builder.so_far._replace(timeout=parse_timeout(value, name))
+        return []
     if name == "--work":
         builder.set_layer("workdir", value)
         return []
@@ -221,8 +223,12 @@ def _place_operands(builder: OptionsBuilder, operands: list[str]) -> None:
     if builder.has_lowers and len(others) == 1 and _is_source(given, others[0]):
         others = []
     if not builder.has_lowers:
-        if not others or mount_program:
-            raise UserError("no lower directory given; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)")
+        if mount_program:
+            raise UserError("no lower directory given; usage: fuseunion -o lowerdir=LOWER[:LOWER...] MERGED")
+        if not others:
+            raise UserError(
+                f"'{target}' alone is not enough; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)"
+            )
         builder.set_lowers(parse_lowers(others.pop(0)))
     if not builder.so_far.lowers:
         raise UserError("lowerdir= names no directory")

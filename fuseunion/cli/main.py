@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 
-from fuseunion.errors import ExitCode, UserError
+from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
@@ -72,5 +72,4 @@ def _unknown_command(arguments: list[str], error: UserError) -> UserError | None
 
 
 def _say(message: str) -> None:
-    line = " ".join(message.splitlines())
-    sys.stderr.write(f"fuseunion: {line}\n".encode("utf-8", "backslashreplace").decode())
+    sys.stderr.write(f"fuseunion: {one_line(message)}\n")

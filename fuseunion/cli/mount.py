@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fuseunion.cli.arguments import parse
-from fuseunion.errors import ExitCode
+from fuseunion.errors import ExitCode, one_line
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -77,7 +77,7 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
         return ExitCode.OK
     options = parse(arguments, program)
     for word in options.ignored:
-        sys.stderr.write(f"unknown argument ignored: {word}\n")
+        sys.stderr.write(f"unknown argument ignored: {one_line(word)}\n")
 
     from fuseunion.engines import choose
 
@@ -92,4 +92,4 @@ def _progress(what: str) -> AbstractContextManager[Report]:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"fuseunion: {line}\n")
+    sys.stderr.write(f"fuseunion: {one_line(line)}\n")

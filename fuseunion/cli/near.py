@@ -70,7 +70,10 @@ def option(written: str, options: Iterable[str], words: Iterable[str] = ()) -> s
         meant = closest(long.lower(), options)
         return f"did you mean {meant}?" if meant else None
     if name.startswith("-"):
-        return f"did you mean -{name}?" if f"-{name}" in options else None
+        if f"-{name}" in options:
+            return f"did you mean -{name}?"
+        single = [f"-{letter}" for letter in written[1:]]
+        return f"did you mean {' '.join(single)}?" if len(single) > 1 and set(single) <= set(options) else None
     if long in options:
         return f"did you mean {long}?"
     meant = closest(word.lower(), {each.rstrip("=") for each in names})

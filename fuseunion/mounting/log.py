@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from fuseunion.errors import ExitCode, UserError
+from fuseunion.errors import ExitCode, UserError, one_line
 
 _ROOT = logging.getLogger("fuseunion")
 _LIBRARY = logging.getLogger("pyfuse3")
@@ -50,8 +50,7 @@ class _SyslogHandler(logging.Handler):
 
 def tell(message: str) -> None:
     """One line to the person at the terminal, whatever happens to the log."""
-    line = " ".join(message.splitlines())
-    sys.stderr.write(f"fuseunion: {line}\n".encode("utf-8", "backslashreplace").decode())
+    sys.stderr.write(f"fuseunion: {one_line(message)}\n")
 
 
 def to_stderr(*, trace: bool = False) -> None:

@@ -93,8 +93,17 @@ def lower_places(survey: Survey, options: Options) -> list[Place]:
     """The layers that are only read, topmost first.
 
     A read-only mount with an upper shows it as one more of them, as the kernel does with "ro,upperdir=".
+
+    Raises:
+        UserError: LAYERS, where a path with a colon was taken for two.
     """
     lowers = [survey.place(Part.LOWER, path) for path in options.lowers]
+    whole = ":".join(options.lowers)
+    if len(lowers) > 1 and not all(place.key for place in lowers) and os.path.isdir(whole):
+        raise UserError(
+            f"lower directory '{options.lowers[0]}' is a part of '{whole}'; write a colon in a path as '\\:'",
+            ExitCode.LAYERS,
+        )
     if options.upper and options.read_only:
         lowers.insert(0, survey.place(Part.UPPER, options.upper))
     return lowers
@@ -115,6 +124,9 @@ def merged_place(survey: Survey, target: str) -> Place | None:
     if target.startswith("/dev/fd/"):
         return None
     place = survey.place(Part.MERGED, target)
+    if place.path == "/":
+        # Every process starts beneath such a mount, which nobody would see, nor could take away.
+        raise UserError("merged directory '/' cannot be covered; give another directory", ExitCode.LAYERS)
     try:
         if not stat.S_ISDIR(os.stat(place.path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -353,20 +365,15 @@ def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
         parent = os.path.dirname(place.path)
         try:
             os.mkdir(place.path, mode)
-        except FileNotFoundError:
-            raise UserError(
-                f"{place.part.value} '{place.given}' cannot be made: make the directory '{parent}' first",
-                ExitCode.LAYERS,
-            ) from None
         except FileExistsError:
             pass  # it is there, but could not be looked at; opening says why
         except OSError as error:
             if place.part is Part.WORK and space.is_lacking(error):
                 raise
-            raise UserError(
-                f"{place.part.value} '{place.given}' cannot be made: {error.strerror}; choose another place",
-                ExitCode.LAYERS,
-            ) from None
+            why = f"{error.strerror}; choose another place"
+            if not os.path.isdir(parent):
+                why = f"make the directory '{parent}' first"
+            raise UserError(f"{place.part.value} '{place.given}' cannot be made: {why}", ExitCode.LAYERS) from None
         else:
             fd = placement.open_found(place)
             if os.fstat(fd).st_uid != os.geteuid():

@@ -94,11 +94,8 @@ def test_the_containers_own_ids(store: Store) -> None:
 
 def _kill_daemons(store: Store) -> int:
     """Kill whoever serves a mount of this store, as the kernel does when memory is short; returns how many."""
-    found = [
-        pid
-        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if f"lowerdir={store.directory}" in str(command_line(pid))
-    ]
+    layers = f"lowerdir={store.directory}"
+    found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if layers in str(command_line(pid))]
     for pid in found:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(os.path.exists(f"/proc/{pid}/exe") for pid in found), "the daemons' end")

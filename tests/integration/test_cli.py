@@ -543,7 +543,7 @@ def test_umount_of_a_dead_mount(arena: Arena) -> None:
         ([], 2, "fuseunion umount MERGED"),
         (["a", "b"], 2, "give one mounted directory"),
         (["--frobnicate", "a"], 2, "--frobnicate"),
-        (["missing"], 3, "'missing' is not a mount point"),
+        (["missing"], 3, "'missing' does not exist"),
         (["."], 3, "'.' is not a mount point"),
         (["/proc"], 3, "'/proc' is mounted by 'proc'"),
     ],

@@ -13,7 +13,7 @@ from fuseunion.doctor import diagnosis
 from fuseunion.doctor.diagnosis import Diagnosis
 from fuseunion.engines import registry
 from fuseunion.engines.finding import Finding
-from fuseunion.errors import ExitCode, UserError
+from fuseunion.errors import ExitCode, UserError, one_line
 
 HELP = """\
 Usage: fuseunion doctor [--json] [LOWER[:LOWER...] UPPER MERGED [options of the mount]]
@@ -98,10 +98,9 @@ def _print(found: Diagnosis) -> None:
 
 def _line(finding: Finding) -> None:
     mark = {True: "yes", False: "no", None: "-"}[finding.ok]
-    text = f"{mark:>4}  {finding.name}: {finding.says}"
-    print(text.encode("utf-8", "backslashreplace").decode())
+    print(one_line(f"{mark:>4}  {finding.name}: {finding.says}"))
     if finding.remedy:
-        print(f"         remedy: {finding.remedy}".encode("utf-8", "backslashreplace").decode())
+        print(one_line(f"         remedy: {finding.remedy}"))
 
 
 def _repair(given: str) -> None:

@@ -57,8 +57,8 @@ class FuseEngine(Engine):
 
         try:
             return daemon.run(prepared, options, inherited)
-        except UserError:
-            # Another engine may follow, and needs the locks.
+        except BaseException:
+            # Another engine may follow, and needs the locks; after ^C nothing that was made stays.
             prepared.close()
             raise
 

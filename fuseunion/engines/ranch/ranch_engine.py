@@ -153,7 +153,9 @@ def ranch_at(given: str) -> Iterator[Ranch]:
     path = os.path.realpath(given)
     state = _marked(path)
     if state is None:
-        raise UserError(f"'{given}' is not a ranch", ExitCode.LAYERS)
+        raise UserError(
+            f"'{given}' is not a ranch; give the MERGED of a mount that was made with --engine ranch", ExitCode.LAYERS
+        )
     with opened(state) as ranch:
         if ranch.record_or_none is None or ranch.record.merged != path:
             raise UserError(f"the ranch in '{state}' does not stand at '{given}'; was it moved?", ExitCode.LAYERS)

@@ -176,7 +176,8 @@ def check(lowers: list[Place], upper: Place | None, work: Place | None, merged: 
         if place is None:
             continue
         for lower in lowers:
-            _refuse_inside(place, lower, "choose one outside every lower")
+            everywhere = "choose one on another filesystem, or mount with --ephemeral"
+            _refuse_inside(place, lower, everywhere if lower.path == "/" else "choose one outside every lower")
             _refuse_inside(lower, place, "choose another upper and work directory")
         if merged is not None and merged.key != place.key:
             _refuse_inside(merged, place, "mount somewhere else")
