@@ -9,27 +9,31 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    if sys.argv[1:2] in (["--version"], ["-V"]):
-        from fuseunion import __version__
-
-        print(f"fuseunion {__version__}")
-        return 0
     _open_the_first_three()
+    code = 0
     try:
-        from fuseunion.cli.main import run
-
-        code = run(sys.argv)
-    except KeyboardInterrupt:
-        os._exit(130)  # the shell's number for it; nothing has been done yet
-    # Without taking the interpreter apart, which for a mount would be 10 ms in which its caller waits for nothing.
-    try:
+        code = _run()
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130  # the shell's number for it; nothing has been done yet
     except BrokenPipeError:
         pass  # `fuseunion --help | head` has read enough
     except OSError as error:
         sys.stderr.write(f"fuseunion: cannot write to stdout: {error.strerror}\n")
         code = code or 1
+    # Without taking the interpreter apart, which for a mount would be 10 ms in which its caller waits for nothing.
     os._exit(code)
+
+
+def _run() -> int:
+    if sys.argv[1:2] in (["--version"], ["-V"]):
+        from fuseunion import __version__
+
+        print(f"fuseunion {__version__}")
+        return 0
+    from fuseunion.cli.main import run
+
+    return run(sys.argv)
 
 
 def _open_the_first_three() -> None:

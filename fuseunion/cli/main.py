@@ -48,12 +48,22 @@ def run(argv: list[str]) -> int:
         _say(error.message)
         return error.exit_code
     except OSError as error:
-        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
-        _say(f"{where}{error.strerror or error}")
+        _say(_of_system(error))
         return ExitCode.FAILURE
     except KeyboardInterrupt:
         # The shell's convention for a program ended by SIGINT.
         return 130
+
+
+def _of_system(error: OSError) -> str:
+    if error.filename is not None:
+        return f"'{os.fsdecode(error.filename)}': {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return "the working directory does not exist any more; change to another"
+    return error.strerror or str(error)
 
 
 def _unknown_command(arguments: list[str], error: UserError) -> UserError | None:

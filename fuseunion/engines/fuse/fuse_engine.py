@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class FuseEngine(Engine):
     def start(self, options: Options, progress: Progress) -> ExitCode:
         """See Engine. What the caller left open by mistake is noted before anything of ours is opened."""
         inherited = processes.own_descriptors()
+        # ^C waits until there is a child, which ends in order (daemon.py): whatever was made is undone or finished.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         # Nothing of what start-up makes is garbage: looking for some would take 8 ms now, and time at every later look.
         gc.disable()
         try:
@@ -47,6 +50,8 @@ class FuseEngine(Engine):
         except UserError:
             gc.enable()  # another engine may follow
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     @staticmethod
     def _start(options: Options, inherited: frozenset[int]) -> ExitCode:
