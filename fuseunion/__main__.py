@@ -21,6 +21,8 @@ def main() -> int:
     except OSError as error:
         sys.stderr.write(f"fuseunion: cannot write to stdout: {error.strerror}\n")
         code = code or 1
+    if "fuseunion.cli.main" not in sys.modules and not code:
+        return code
     # Without taking the interpreter apart, which for a mount would be 10 ms in which its caller waits for nothing.
     os._exit(code)
 

@@ -335,7 +335,7 @@ def test_plain_forms() -> None:
     ("arguments", "says"),
     [
         ([], "no directories given"),
-        (["/m"], "no lower directory"),
+        (["/m"], "'/m' alone is not enough"),
         (["/l", "/m"], "no UPPER"),
         (["/l", "/u", "/m", "/x"], "too many directories: '/l', '/u', '/m', '/x'"),
         (["--read-only", "/l", "/u", "/m", "/x"], "too many directories: '/l', '/u', '/m', '/x'"),
