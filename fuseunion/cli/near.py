@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 _SIMILAR = 0.7
-"""Of 1 (difflib): `unmount` is 0.92 of `umount`, `allow_oter` 0.95 of `allow_other`, `mnt` 0.44 of `umount`."""
+"""Of 1 (difflib): `unmount` is 0.92 of `umount`, `allow_oter` 0.95 of `allow_other`, `mnt` 0.67 of `umount`."""
 
 _OTHER_NAMES = {
     "detach": "umount", "remove": "umount", "stop": "umount", "u": "umount", "um": "umount",

@@ -102,7 +102,27 @@ def make_way(options: Options, *, only_look: bool = False) -> None:
     if options.form is Form.PLAIN:
         _refuse_covering(options, dead=dead)
     elif dead and live.entry is not None and live.entry.option("user_id") == str(os.getuid()) and not only_look:
-        engine.stop(live, lambda _: nullcontext(lambda _: None), lazy=True, discard=False)
+        try:
+            _detach(live.path, live.entry.mount_id)
+        except PermissionError:
+            # fusermount3 does it for an ordinary user, and looks itself whose mount it is.
+            engine.stop(live, lambda _: nullcontext(lambda _: None), lazy=True, discard=False)
+
+
+def _detach(path: str, mount_id: int) -> None:
+    """Take away this mount and no other, whatever somebody has put in its place, or in that of a directory above.
+
+    Raises:
+        PermissionError: an ordinary user.
+    """
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as fields:
+            found = [line.split()[1] for line in fields if line.startswith("mnt_id:")]
+        if found == [str(mount_id)]:
+            syscalls.umount2(b"/proc/self/fd/%d" % fd, syscalls.MNT_DETACH)
+    finally:
+        os.close(fd)
 
 
 def _refuse_covering(options: Options, *, dead: bool) -> None:

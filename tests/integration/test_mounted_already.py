@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from fuseunion.engines import choose
+from fuseunion.linux import mountinfo as linux_mountinfo
 from tests.support import libc, processes
 from tests.support.actor import Role
 from tests.support.arena import Arena
@@ -97,6 +99,17 @@ def test_the_dead_mount_of_somebody_else_stays(arena: Arena) -> None:
         assert says in run(arena, *as_program(arena, lower, "upper", merged), code=3)
         assert mount_at(merged) == mount
         libc.umount(str(merged))
+
+
+@pytest.mark.actors("root")
+def test_only_the_mount_that_was_looked_at_is_taken_away(arena: Arena) -> None:
+    """Somebody may exchange a directory above it meanwhile: another mount is at the path then."""
+    lower, merged = arena.lower({"f": File(b"x")}), arena.directory("merged")
+    with arena.mount(lower):
+        entry = linux_mountinfo.mount_at(str(merged))
+        assert entry is not None
+        choose._detach(str(merged), entry.mount_id + 1)
+        assert linux_mountinfo.mount_at(str(merged)) == entry
 
 
 # -- after an umount ---------------------------------------------------------------------------------------------------
