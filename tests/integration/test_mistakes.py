@@ -31,6 +31,8 @@ def prepare(arena: Arena) -> None:
     for name in ("base/d", "up", "work", "m", "a:b", "foreign/data"):
         arena.directory(name)
     (arena.root / "file").touch()
+    (arena.root / "loop").symlink_to("loop")
+    os.mkfifo(arena.root / "fifo")
 
 
 def names(root: Path) -> list[str]:
@@ -119,6 +121,7 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (COMMAND_LINE, "'a' is not a number", ["--uid-map", "a:b:c", "base", "up", "m"]),
     (COMMAND_LINE, "expected SRC:DST", ["--inject", "x", "base", "up", "m"]),
     (COMMAND_LINE, "'file/log' cannot be opened: Not a directory", ["--log-file", "file/log", "base", "up", "m"]),
+    (COMMAND_LINE, "'fifo' cannot be opened: No such device or address", ["--log-file", "fifo", "base", "up", "m"]),
     (COMMAND_LINE, "--to nobodyx: expected root or UID:GID", ["chown", "up", "--to", "nobodyx"]),
     (COMMAND_LINE, "xattr_permissions=3: expected", ["-o", "xattr_permissions=3", "base", "up", "m"]),
     # directories
@@ -147,6 +150,9 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (LAYERS, "work directory 'm' is the merged directory too", ["--work", "m", "base", "up", "m"]),
     (LAYERS, "is the same directory as the upper directory", ["--work", "up", "base", "up", "m"]),
     (LAYERS, "lower directory '-x' does not exist", ["--", "-x", "up", "m"]),
+    (LAYERS, "lower directory 'fifo' is not a directory", ["fifo", "up", "m"]),
+    (LAYERS, "lower directory 'loop' has too many symbolic links", ["loop", "up", "m"]),
+    (LAYERS, "merged directory 'loop' has too many symbolic links", ["base", "up", "loop"]),
     # commands on what is not ours
     (LAYERS, "'m' is not a mount point", ["umount", "m"]),
     (LAYERS, "'nosuch' does not exist", ["umount", "nosuch"]),

@@ -112,6 +112,21 @@ def test_only_the_mount_that_was_looked_at_is_taken_away(arena: Arena) -> None:
         assert linux_mountinfo.mount_at(str(merged)) == entry
 
 
+@pytest.mark.actors("root")
+def test_the_mount_of_another_user_stays(arena: Arena) -> None:
+    user = arena.actor.user
+    become = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--init-groups", "--"]
+    with arena.mount(arena.lower({"f": File(b"x")})) as mount:
+        for lazy in ([], ["--lazy"]):
+            command = arena.place.interpreter.command("umount", *lazy, str(mount.merged))
+            done = subprocess.run(
+                [*become, *command], env=arena.place.environment(), capture_output=True, text=True, cwd="/"
+            )
+            expected = f"fuseunion: '{mount.merged}' was mounted by another user (0); only that user and root can "
+            assert (done.returncode, done.stderr) == (1, f"{expected}unmount it\n")
+        assert mount_at(mount.merged) is not None
+
+
 # -- after an umount ---------------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,12 @@ def _unmount(live: LiveMount, *, lazy: bool, dead: bool) -> None:
         mount_point.unmount(live.path, lazy=lazy)
     except OSError as error:
         if error.errno != errno.EBUSY:
+            owner = live.entry.option("user_id") if live.entry is not None else None
+            if os.geteuid() != 0 and owner not in (None, str(os.getuid())):
+                raise UserError(
+                    f"'{live.given}' was mounted by another user ({owner}); only that user and root can unmount it",
+                    ExitCode.FAILURE,
+                ) from None
             raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
         if not dead:
             raise BusyError from None
