@@ -237,7 +237,7 @@ def test_interrupted_while_it_mounts(arena: Arena) -> None:
     before = names(arena.root)
     merged = arena.root / "m"
     command = arena.place.interpreter.command(str(arena.root / "base"), str(arena.root / "up"), str(merged))
-    for milliseconds in range(10, 170, 8):
+    for milliseconds in range(20, 170, 13):
         with subprocess.Popen(
             command, env=arena.place.environment(), stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
         ) as process:
