@@ -227,7 +227,8 @@ def _place_operands(builder: OptionsBuilder, operands: list[str]) -> None:
             raise UserError("no lower directory given; usage: fuseunion -o lowerdir=LOWER[:LOWER...] MERGED")
         if not others:
             raise UserError(
-                f"'{target}' alone is not enough: no lower directory given; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)"
+                f"'{target}' alone is not enough: no lower directory given; usage: "
+                "fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)"
             )
         builder.set_lowers(parse_lowers(others.pop(0)))
     if not builder.so_far.lowers:
