@@ -156,6 +156,8 @@ def _option(options: Options, name: str, value: str) -> Options | None:
             return change(volatile=True)
         case "--allow-other":
             return change(allow_other=True)
+        case "--mine":
+            return change(mine=True)
         case "--size":
             return change(size=parse_size(value))
         case "--log-file":
@@ -196,7 +198,9 @@ def _place_operands(builder: OptionsBuilder, operands: list[str]) -> None:
     mount_program = given.form is Form.MOUNT_PROGRAM
 
     if builder.has_lowers and len(others) == 1 and _is_source(given, others[0]):
-        others = []
+        # mount(8) compares it with what /proc/mounts shows, to see whether a line of fstab is mounted already.
+        source = given.source or others.pop()
+        builder.so_far, others = builder.so_far._replace(source=source), []
     if not builder.has_lowers:
         if not others or mount_program:
             raise UserError("no lower directory given; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)")

@@ -14,6 +14,7 @@ COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
     "doctor": "fuseunion.cli.commands.doctor",
     "promote": "fuseunion.cli.commands.promote",
+    "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",
     "umount": "fuseunion.cli.commands.umount",
 }
@@ -41,17 +42,18 @@ def run(argv: list[str]) -> int:
 
         return mount.main(arguments, program)
     except UserError as error:
-        _say(error.message)
+        say(error.message)
         return error.exit_code
     except OSError as error:
         where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
-        _say(f"{where}{error.strerror or error}")
+        say(f"{where}{error.strerror or error}")
         return ExitCode.FAILURE
     except KeyboardInterrupt:
         # The shell's convention for a program ended by SIGINT.
         return 130
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Write one line of the program to stderr."""
     line = " ".join(message.splitlines())
     sys.stderr.write(f"fuseunion: {line}\n".encode("utf-8", "backslashreplace").decode())

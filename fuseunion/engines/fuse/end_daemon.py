@@ -12,15 +12,13 @@ import os
 import sys
 from typing import NamedTuple
 
-from fuseunion.engines.fuse import mount_point, questions
+from fuseunion.engines.fuse import mount_point
+from fuseunion.engines.fuse.asking import questions
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.linux.proc import processes
 from fuseunion.linux.proc.holders import elsewhere
-
-_CONNECTION = "fuse_connection"
-"""In fdinfo of /dev/fuse: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""
 
 SOON = 2.0
 """Seconds after which we look for a reason why the daemon goes on."""
@@ -115,7 +113,7 @@ class _Daemon(NamedTuple):
         The kernel says so: which process a mount names is the word of whoever serves it, perhaps of another user.
         """
         opened = processes.descriptors_of(self.pid, mount_point.DEVICE)
-        connections = [fields[_CONNECTION] for fields in opened if _CONNECTION in fields]
+        connections = [fields[mount_point.CONNECTION] for fields in opened if mount_point.CONNECTION in fields]
         if connections:
             return str(os.major(self.entry.device) << 20 | os.minor(self.entry.device)) in connections
         return bool(opened) and self._is_of_the_mounter

@@ -65,6 +65,18 @@ def may_write_as(pid: int, owner: int) -> bool:
     return any(first <= owner < first + count for first, count in zip(numbers[1::3], numbers[2::3], strict=True))
 
 
+def mount_namespaces() -> Iterator[int]:
+    """A process of each mount namespace but this one in which this user has processes; for root, whoever has."""
+    uid, seen = os.geteuid(), {mount_namespace()}
+    for pid in process_ids():
+        try:
+            if uid in (0, os.stat(f"/proc/{pid}").st_uid) and (namespace := mount_namespace(pid)) not in seen:
+                seen.add(namespace)
+                yield pid
+        except OSError:
+            continue  # ended meanwhile, or not ours to look at
+
+
 def opened(pid: int) -> Iterator[tuple[str, str]]:
     """The descriptor and the path of each file that a process has open, as far as it can be told.
 
