@@ -17,9 +17,9 @@ from fuseunion.linux.proc.holders import Holder
 HELP = """\
 Usage: fuseunion umount [--lazy] [--discard] MERGED...
 
-Writes everything to disk, unmounts each MERGED in turn and waits until its daemon has gone; a volatile mount is not written to disk.
-If the mount is busy, says which processes use it and exits with status 4. A mount whose daemon has died ("Transport
-endpoint is not connected") is removed.
+Writes everything to disk, unmounts each MERGED in turn and waits until its daemon has gone; a volatile mount is not
+written to disk. If a mount is busy, says which processes use it and exits with status 4. A mount whose daemon has died
+("Transport endpoint is not connected") is removed.
 
 Options:
   -l, --lazy   take the mount out of the tree at once; those who use it may go on, and nothing is waited for

@@ -121,10 +121,10 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             from fuseunion.engines.fuse.wire import device
 
             import_lean()
-            from fuseunion.engines.fuse import session
             from fuseunion.engines.fuse.asking import status_socket
             from fuseunion.engines.fuse.asking.facts import Facts
             from fuseunion.engines.fuse.serving.requests import Requests
+            from fuseunion.engines.fuse import session  # isort: skip  # the last import of all
         except ImportError as error:
             raise UserError(f"{error}; install it with: pip install pyfuse3 trio", ExitCode.UNAVAILABLE) from None
 

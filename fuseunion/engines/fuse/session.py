@@ -100,7 +100,7 @@ async def _main(
     beneath: Beneath,
     mount_point: MountPoint,
     on_ready: Callable[[], None],
-    beside: Iterable[Callable[[], Awaitable[None]]],
+    beside: Iterable[Callable[[], Awaitable[None]]] = (),
 ) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
