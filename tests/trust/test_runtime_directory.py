@@ -162,3 +162,19 @@ def test_another_user_is_told_nothing(arena: Arena) -> None:
             path.chmod(0o600)
             os.close(fd)
         assert b"merged=" + os.fsencode(mount.merged) + b"\0" in _said(path)
+
+
+@pytest.mark.actors("root", "user")
+def test_a_union_that_shows_it(arena: Arena) -> None:
+    """Seen through a union, sockets that are served look dead: they are not removed, which would change UPPER."""
+    runtime = arena.directory("runtime")
+    (runtime / "fuseunion").mkdir(0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime / "fuseunion/1-live.socket"))
+        listener.listen()
+        (runtime / "fuseunion/gone.ranch").symlink_to(arena.root / "gone")
+        with arena.mount(runtime) as mount, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(directory, "candidates", lambda: ((str(mount.merged), "fuseunion"),))
+            assert answers.answers() == [] and list(notes.found()) == []
+            assert sorted(os.listdir(mount / "fuseunion")) == ["1-live.socket", "gone.ranch"]
+        assert os.listdir(arena.upper) == []

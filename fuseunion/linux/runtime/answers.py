@@ -95,6 +95,8 @@ def _connected(dir_fd: int, name: str, end: float) -> socket.socket | None:
 
 
 def _remove(dir_fd: int, name: str) -> None:
+    if directory.is_a_view(dir_fd):
+        return
     try:
         os.unlink(name, dir_fd=dir_fd)
     except OSError:

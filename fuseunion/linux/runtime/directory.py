@@ -21,7 +21,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from fuseunion.linux import namespaces, owned
+from fuseunion.linux import mountinfo, namespaces, owned
 
 NAME = "fuseunion"
 _NOBODY = 65534
@@ -67,6 +67,19 @@ def existing() -> Iterator[int]:
         fd = _opened(parent, name, make=False)
         if fd is not None:
             yield fd
+
+
+def is_a_view(fd: int) -> bool:
+    """Whether a runtime directory may be one that a union shows.
+
+    There a socket that somebody listens at looks dead, because it is another object, and to remove it would write a
+    whiteout. So nothing is removed in it.
+    """
+    try:
+        fstype = mountinfo.filesystem_type(os.fstat(fd).st_dev) or ""
+    except OSError:
+        return True  # without /proc nobody can tell
+    return fstype == "overlay" or fstype.startswith("fuse")
 
 
 def _opened(parent: str, name: str, *, make: bool) -> int | None:

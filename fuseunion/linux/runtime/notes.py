@@ -45,8 +45,8 @@ def found() -> Iterator[str]:
                 if os.path.isdir(path):
                     seen.add(path)
                     yield path
-                elif os.path.isdir(os.path.dirname(path)):  # else its filesystem may only be away
-                    os.unlink(name, dir_fd=fd)
+                elif os.path.isdir(os.path.dirname(path)) and not directory.is_a_view(fd):
+                    os.unlink(name, dir_fd=fd)  # else its filesystem may only be away
         finally:
             os.close(fd)
 
