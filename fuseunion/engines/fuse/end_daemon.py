@@ -112,11 +112,10 @@ class _Daemon(NamedTuple):
 
         The kernel says so: which process a mount names is the word of whoever serves it, perhaps of another user.
         """
-        opened = processes.descriptors_of(self.pid, mount_point.DEVICE)
-        connections = [fields[mount_point.CONNECTION] for fields in opened if mount_point.CONNECTION in fields]
-        if connections:
-            return str(os.major(self.entry.device) << 20 | os.minor(self.entry.device)) in connections
-        return bool(opened) and self._is_of_the_mounter
+        served = processes.served_mounts(self.pid)
+        if served:
+            return self.entry.device in served
+        return bool(processes.descriptors_of(self.pid, mount_point.DEVICE)) and self._is_of_the_mounter
 
     @property
     def _is_of_the_mounter(self) -> bool:

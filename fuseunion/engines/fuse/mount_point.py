@@ -34,9 +34,6 @@ from fuseunion.mounting.options.grammar import escape
 
 DEVICE = "/dev/fuse"
 TYPE = "fuse.fuseunion"
-CONNECTION = "fuse_connection"
-"""In fdinfo of DEVICE: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""
-
 
 _MOST_OF_A_SOURCE = 4000
 _MUCH_OF_A_SOURCE = 400

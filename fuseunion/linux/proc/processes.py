@@ -108,6 +108,20 @@ def descriptors_of(pid: int, path: str) -> list[dict[str, str]]:
     return found
 
 
+_CONNECTION = "fuse_connection"
+"""In fdinfo of /dev/fuse: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""
+
+
+def served_mounts(pid: int) -> list[int]:
+    """The device numbers (st_dev) of the FUSE mounts that a process serves.
+
+    Returns:
+        Nothing also where the kernel does not tell (before Linux 6.18), and for a process that may not be looked at.
+    """
+    found = [fields[_CONNECTION] for fields in descriptors_of(pid, "/dev/fuse") if _CONNECTION in fields]
+    return [os.makedev(int(number) >> 20, int(number) & 0xFFFFF) for number in found if number.isdigit()]
+
+
 def own_descriptors() -> frozenset[int]:
     """The open descriptors of this process beyond stdin, stdout and stderr; none without /proc."""
     try:

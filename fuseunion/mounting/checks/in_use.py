@@ -277,8 +277,13 @@ def _in_use(place: Place, by: str, pids: list[int] | None = None, at: str | None
 
 
 def _mounted_by(pid: int) -> str | None:
-    """Where a process says that it mounts; None for one without a status socket, or of another user."""
+    """Where a process has its mount, as the kernel says, or else the process; None where neither tells."""
     from fuseunion.linux.runtime.answers import answers  # only for the message
 
-    said = [answer.fields.get("merged", [""])[0] for answer in answers(pid=pid) if answer.fields]
-    return said[0] if said else None
+    served = processes.served_mounts(pid)
+    try:
+        seen = [mount.target for mount in mounts(pid) if mount.device in served]
+    except OSError:
+        seen = []  # ended meanwhile
+    said = [] if seen else [answer.fields.get("merged", ["?"])[0] for answer in answers(pid=pid) if answer.fields]
+    return next(iter((*seen, *said)), None)

@@ -1,7 +1,7 @@
 """Every FUSE mount of this user, and how it is doing.
 
 They are found in three places, and put together by the device number of the mount, which is the kernel's word for it in
-each of them (fs/fuse/dev.c fuse_dev_show_fdinfo, since Linux 6.18; before that by the path):
+each of them (`processes.served_mounts`; where the kernel does not tell, by the path):
 
 * sockets in the runtime directory, where daemons say it themselves, from every namespace;
 * the mounts that this process sees: of one whose daemon has no socket, its virtual attributes are asked;
@@ -63,22 +63,13 @@ def _is_own(mount: Mount) -> bool:
 # -- which mount a daemon serves ---------------------------------------------------------------------------------------
 
 
-def _connections(pid: int) -> list[int]:
-    """The device numbers of what a process serves; none on an older kernel."""
-    opened = processes.descriptors_of(pid, mount_point.DEVICE)
-    numbers = [
-        int(fields[mount_point.CONNECTION]) for fields in opened if fields.get(mount_point.CONNECTION, "").isdigit()
-    ]
-    return [os.makedev(number >> 20, number & 0xFFFFF) for number in numbers]
-
-
 def _serving() -> dict[int, int]:
     """The daemons of this user (for root, all) by the device numbers of their mounts."""
     uid, found = os.geteuid(), {}
     for pid in processes.process_ids():
         try:
             if uid in (0, os.stat(f"/proc/{pid}").st_uid):
-                found.update(dict.fromkeys(_connections(pid), pid))
+                found.update(dict.fromkeys(processes.served_mounts(pid), pid))
         except OSError:
             continue  # ended meanwhile
     return found
@@ -86,7 +77,7 @@ def _serving() -> dict[int, int]:
 
 def _device(answer: Answer, visible: dict[int, Mount]) -> int | None:
     """The device number of the mount of a daemon that was asked."""
-    served = _connections(answer.pid) if answer.pid else []
+    served = processes.served_mounts(answer.pid) if answer.pid else []
     if served:
         return served[0]
     merged = _first(answer.fields or {}, "merged")
