@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import trio
 
@@ -59,8 +60,7 @@ class StatusSocket:
         if self._dir_fd < 0:
             return
         self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._name, dir_fd=self._dir_fd)
+        _remove(self._name, self._dir_fd)
         os.close(self._dir_fd)
         self._dir_fd = -1
 
@@ -93,6 +93,11 @@ class StatusSocket:
             await trio.sleep(_PAUSE)
 
 
+def _remove(name: str, dir_fd: int) -> None:
+    with contextlib.suppress(OSError):  # somebody did, or its filesystem has gone: it is in nobody's way
+        os.unlink(name, dir_fd=dir_fd)
+
+
 def _may_know(connection: socket.socket) -> bool:
     """Whether the one who asks is this user, or root as this user namespace knows it (unix(7), SO_PEERCRED)."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -109,19 +114,21 @@ def make() -> StatusSocket | None:
         return None
     token = os.urandom(6).hex()
     hidden = f".{token}"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)
-    try:
-        listener.setblocking(False)
-        os.fchdir(dir_fd)
-        listener.bind(hidden)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        _log.debug("there is no status socket: %s", error)
-        listener.close()
-        os.close(dir_fd)
-        return None
-    finally:
-        os.umask(umask)
-        os.chdir("/")
+    with ExitStack() as undo:
+        undo.callback(os.close, dir_fd)
+        try:
+            listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            listener.setblocking(False)
+            os.fchdir(dir_fd)
+            listener.bind(hidden)
+            undo.callback(_remove, hidden, dir_fd)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            _log.debug("there is no status socket: %s", error)
+            return None
+        finally:
+            os.umask(umask)
+            os.chdir("/")
+        undo.pop_all()
     return StatusSocket(dir_fd, listener, hidden, f"{os.getpid()}-{token}.socket")
