@@ -126,6 +126,8 @@ def test_a_note(place: Path, tmp_path: Path) -> None:
     state.rmdir()
     assert list(notes.found()) == []
     assert sorted(os.listdir(place)) == ["away.ranch", "file.ranch"]
+    notes.forget("/no/such/filesystem")
+    assert os.listdir(place) == ["file.ranch"]
 
 
 def _said(path: Path) -> bytes:

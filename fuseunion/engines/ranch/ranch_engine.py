@@ -102,6 +102,7 @@ class RanchEngine(Engine):
                 if error.errno != errno.EBUSY or not aside.is_mounted(ranch):
                     raise
                 raise BusyError from None
+        notes.forget(str(ranch.path))
 
     def statuses(self, path: str | None = None) -> Iterator[Status]:
         """See Engine. Those that were noted since the machine came up, and the one at `path`."""
@@ -146,6 +147,7 @@ class RanchEngine(Engine):
                 how = f"take it down with: fuseunion umount '{record.merged}'"
                 return f"the ranch at '{record.merged}' is whole; {how}"
             corral.take_down(ranch, report)
+            notes.forget(str(ranch.path))
             return f"collected the ranch at '{record.merged}' into '{record.upper or 'nothing (it was ephemeral)'}'"
 
 

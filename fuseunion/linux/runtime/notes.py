@@ -33,6 +33,19 @@ def leave(path: str) -> None:
         os.close(fd)
 
 
+def forget(path: str) -> None:
+    """Remove the notes of a path that is there no more."""
+    for fd in directory.existing():
+        try:
+            for name in os.listdir(fd):
+                if name.endswith(SUFFIX) and _read(fd, name) == path:
+                    os.unlink(name, dir_fd=fd)
+        except OSError:
+            pass  # by somebody else meanwhile; a filesystem that cannot be written
+        finally:
+            os.close(fd)
+
+
 def found() -> Iterator[str]:
     """Every path that was noted, once; a note of what is not there any more is removed."""
     seen = set()
