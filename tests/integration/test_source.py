@@ -19,7 +19,7 @@ def _source(merged: Path) -> str:
     return entry.source
 
 
-@pytest.mark.parametrize("name", ["a:b", "a,b", "back\\slash", "sp ace", "ünï", "new\nline", 'quo"te', "#hash", "\\,"])
+@pytest.mark.parametrize("name", ["a:b, #c", "back\\slash", "ü\nline", "\\,"])
 @pytest.mark.actors("root", "user")
 def test_odd_names(arena: Arena, name: str) -> None:
     """Through mount(2) and through fusermount3 it is the path, written as LOWER is."""
