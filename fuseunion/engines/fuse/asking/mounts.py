@@ -18,6 +18,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from shlex import quote
 from typing import NamedTuple
 
 from fuseunion.engines.fuse import mount_point
@@ -138,9 +139,9 @@ def _without_socket(mount: Mount, served_by: int | None) -> Status:
     said = _asked(mount.target)
     state, remedy = State.LIVE, ""
     if said is None:
-        state, remedy = State.SILENT, f"end its daemon, then: fuseunion umount '{mount.target}'"
+        state, remedy = State.SILENT, f"end its daemon, then: fuseunion umount {quote(mount.target)}"
     elif said.error in (errno.ENOTCONN, errno.ECONNABORTED):
-        state, remedy = State.DEAD, f"fuseunion umount '{mount.target}'"
+        state, remedy = State.DEAD, f"fuseunion umount {quote(mount.target)}"
     elif said.error and served_by is None:
         state = State.UNKNOWN
         remedy = f"only user {mount.option('user_id')} may ask it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from shlex import quote
 
 from fuseunion.engines.ranch.record.record import FARM, Mode, Phase, Record, read
 from fuseunion.engines.status import State, Status
@@ -27,15 +28,15 @@ def statuses(states: Iterable[Path]) -> Iterator[Status]:
 
 def _status(path: Path, record: Record) -> Status:
     namespace, state, remedy = None, State.LIVE, ""
+    repair = f"fuseunion doctor --repair {quote(record.upper or record.merged)}"
     if record.phase is not Phase.LIVE:
         state = State.UNFINISHED
-        remedy = f"fuseunion doctor --repair '{record.upper or record.merged}'"
+        remedy = repair
     elif record.mode is Mode.MOUNTED and not _is_mounted(path, record, None):
         namespace = next((pid for pid in processes.mount_namespaces() if _is_mounted(path, record, pid)), None)
         if namespace is None:
             state = State.DEAD
-            remedy = f"bring it into UPPER: fuseunion doctor --repair '{record.upper or record.merged}'"
-            remedy += "; or mount it again, as before"
+            remedy = f"bring it into UPPER: {repair}; or mount it again, as before"
     return Status(
         EngineChoice.RANCH,
         record.merged,
