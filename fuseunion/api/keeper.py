@@ -219,7 +219,7 @@ class Keeper:
         if self._engine is EngineChoice.RANCH:
             _command(["sync", "--", self._merged])
         elif self._engine is EngineChoice.FUSE:
-            from fuseunion.engines.fuse import questions
+            from fuseunion.engines.fuse.asking import questions
 
             questions.write_out(self._merged, questions.FSYNC)
 
@@ -227,7 +227,7 @@ class Keeper:
         assert self._engine is not None, "it is mounted"
         numbers: dict[str, int | None] = {"pid": None, "inodes": None, "open_files": None}
         if self._engine is EngineChoice.FUSE:
-            from fuseunion.engines.fuse import questions
+            from fuseunion.engines.fuse.asking import questions
 
             inodes, opened = os.getxattr(self._merged, questions.COUNTS).split()
             pid = os.getxattr(self._merged, questions.PID)

@@ -47,6 +47,7 @@ _FLAGS = {
     "--ephemeral": "ephemeral",
     "--volatile": "volatile",
     "--allow-other": "allow_other",
+    "--mine": "mine",
 }
 """Options without a value, and the field of Options that each sets."""
 
@@ -221,7 +222,9 @@ def _place_operands(builder: OptionsBuilder, operands: list[str]) -> None:
     mount_program = given.form is Form.MOUNT_PROGRAM
 
     if builder.has_lowers and len(others) == 1 and _is_source(given, others[0]):
-        others = []
+        # mount(8) compares it with what /proc/mounts shows, to see whether a line of fstab is mounted already.
+        source = given.source or others.pop()
+        builder.so_far, others = builder.so_far._replace(source=source), []
     if not builder.has_lowers:
         if mount_program:
             raise UserError("no lower directory given; usage: fuseunion -o lowerdir=LOWER[:LOWER...] MERGED")

@@ -15,6 +15,7 @@ COMMANDS = {
     "completion": "fuseunion.cli.commands.completion",
     "doctor": "fuseunion.cli.commands.doctor",
     "promote": "fuseunion.cli.commands.promote",
+    "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",
     "umount": "fuseunion.cli.commands.umount",
 }
@@ -45,10 +46,10 @@ def run(argv: list[str]) -> int:
         except UserError as error:
             raise _unknown_command(arguments, error) or error from None
     except UserError as error:
-        _say(error.message)
+        say(error.message)
         return error.exit_code
     except OSError as error:
-        _say(_of_system(error))
+        say(_of_system(error))
         return ExitCode.FAILURE
     except KeyboardInterrupt:
         # The shell's convention for a program ended by SIGINT.
@@ -81,5 +82,6 @@ def _unknown_command(arguments: list[str], error: UserError) -> UserError | None
     return UserError(f"unknown command '{first}'; {remedy}") if remedy else None
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Write one line of the program to stderr."""
     sys.stderr.write(f"fuseunion: {one_line(message)}\n")

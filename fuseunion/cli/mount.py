@@ -17,8 +17,8 @@ HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion --read-only LOWER[:LOWER...] [UPPER] MERGED
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
-       fuseunion umount MERGED
-       fuseunion doctor | chown | promote | sync | completion ...     (each has its own --help)
+       fuseunion umount MERGED...
+       fuseunion status | doctor | chown | promote | sync | completion ...     (each has its own --help)
 
 Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the
 leftmost is on top; write a colon within a path as '\\:'. UPPER is created if it is missing; MERGED must exist, and may
@@ -33,6 +33,7 @@ Options:
   --allow-other         let other users in (for users who are not root: needs user_allow_other in /etc/fuse.conf)
   --uid-map D:S:N       show the users D, D+1, ... (N of them) on disk as S, S+1, ...; repeatable
   --gid-map D:S:N       the same for groups
+  --mine                everything shows as yours, so that you can change all of a tree that belongs to others
   --fakeroot            keep owners, modes and devices in extended attributes, so that any user can set them
   --engine ENGINE       auto (default: fuse, else kernel, else ranch), fuse, kernel, ranch, or fastest (kernel first)
   --timeout SECONDS     how long the kernel may remember names and attributes (default: as long as it likes)
@@ -53,7 +54,8 @@ Options of the ranch, a tree of links for where nothing can be mounted (docs/eng
   --allow-writable-lower  link to files of LOWER that you could change through the links
 
 Examples:
-  fuseunion /srv/base ~/changes ~/merged        write to a tree that is not yours to change
+  fuseunion base ~/changes ~/merged             keep what you change in a tree apart from it
+  fuseunion --mine /srv/base changes merged     write to a tree that is not yours to change
   fuseunion patches:base out merged             two lower directories, patches on top
   fuseunion --ephemeral /usr ~/try              try something and forget it
   fuseunion umount ~/merged                     write everything out, unmount, wait until it is done

@@ -9,6 +9,7 @@ from fuseunion.doctor import trials
 from fuseunion.engines import registry
 from fuseunion.engines.finding import Finding
 from fuseunion.linux.mountinfo import filesystem_of
+from fuseunion.mounting.checks import owners
 from fuseunion.mounting.options import Options
 
 
@@ -21,6 +22,10 @@ def layers(options: Options, *, try_upper: bool) -> Iterator[Finding]:
     """
     for path in options.lowers:
         yield _directory("lower", path)
+        if not options.read_only and os.path.isdir(path):
+            says = owners.objection(os.stat(path), options)
+            if says is not None:
+                yield Finding(f"lower {path}", None, says)
     if options.upper is not None:
         yield from _upper(options.upper, try_it=try_upper)
     if not options.target.startswith("/dev/fd/"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fuseunion.engines.finding import Finding
     from fuseunion.engines.live import LiveMount
+    from fuseunion.engines.status import Status
     from fuseunion.errors import ExitCode
     from fuseunion.linux.mountinfo import Mount
     from fuseunion.linux.proc.holders import Holder
@@ -38,7 +39,11 @@ def for_a_daemon(options: Options) -> tuple[Wish, ...]:
 
     return (
         (options.uid_map or options.gid_map, "it has no id maps"),
-        (options.squash_uid is not None or options.squash_gid is not None, "it cannot squash ids"),
+        (options.mine, "it cannot show everything as yours (--mine)"),
+        (
+            (options.squash_uid is not None or options.squash_gid is not None) and not options.mine,
+            "it cannot squash ids",
+        ),
         (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
         (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
         (options.log_file is not None, "there is no daemon to write a log"),
@@ -115,6 +120,15 @@ class Engine(ABC):
         from fuseunion.linux.proc.holders import holders
 
         return holders(live.entry.device) if live.entry is not None else []
+
+    def statuses(self, path: str | None = None) -> Iterator[Status]:
+        """How everything is doing that this engine shows for this user (for root: for anybody, as far as it is seen).
+
+        Args:
+            path: absolute, without symbolic links: what is asked for most. More may be said, and what stands there is
+                found even where no list has it.
+        """
+        return iter(())
 
     def needs(self) -> Iterator[Finding]:
         """What the machine must have for this engine, looked at without changing anything."""

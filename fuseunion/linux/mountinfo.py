@@ -18,6 +18,7 @@ class Mount(NamedTuple):
         target: where it is mounted.
         fstype: with the subtype, such as fuse.fuseunion.
         source: what was given as the device.
+        root: what of the filesystem is mounted: a directory of it where it is a bind mount.
         raw_options: of the filesystem ("super options"), with separators within values as octal numbers.
     """
 
@@ -27,6 +28,7 @@ class Mount(NamedTuple):
     fstype: str
     source: str
     raw_options: bytes
+    root: str = "/"
 
     def option(self, name: str) -> str | None:
         """The value of one option of the filesystem, as it was given to mount(2); None where it has none."""
@@ -106,6 +108,7 @@ def _parse(line: bytes) -> Mount:
         fstype=os.fsdecode(more[0]),
         source=_unescape(more[1]),
         raw_options=more[-1],
+        root=_unescape(fields[3]),
     )
 
 

@@ -19,7 +19,7 @@ from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting import log
-from fuseunion.mounting.checks import space, volatile
+from fuseunion.mounting.checks import owners, space, volatile
 from fuseunion.mounting.options import Form, Options, XattrPermissions
 from fuseunion.mounting.prepared import Prepared
 
@@ -209,7 +209,8 @@ def announce(layers: Layers, prepared: Prepared) -> None:
 
 
 def tell(layers: Layers, prepared: Prepared, options: Options) -> None:
-    """Tell a person whose stored ownership is not believed, and everybody of a mount that came out read-only.
+    """Tell a person whose stored ownership is not believed and how little of another's tree can be changed, and
+    everybody of a mount that came out read-only.
 
     Called while there still is a stderr; with -f the log goes there too.
     """
@@ -218,6 +219,17 @@ def tell(layers: Layers, prepared: Prepared, options: Options) -> None:
     if options.form is Form.PLAIN:
         for line in layers.says_ignored:
             log.tell(f"warning: {line}")
+        if layers.upper is not None and layers.upper.ownership is None:
+            warn_of_owners(layers, options)
+
+
+def warn_of_owners(layers: Layers, options: Options) -> None:
+    """Tell a person that little can be changed, where a lower is another's."""
+    for lower in layers.lowers:
+        says = owners.objection(os.fstat(lower.root_fd), options)
+        if says is not None:
+            log.tell(f"warning: lower directory '{lower.label}' {says}")
+            return
 
 
 def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_optional: bool = False) -> Union:

@@ -122,3 +122,14 @@ def test_fstab(arena: Arena, layers: Layers, caller: Caller, program: str, line:
     run(arena, "mount", "--fstab", fstab, layers.merged)
     layers.check()
     unmount(arena, layers.merged)
+
+
+def test_mount_all_twice(arena: Arena, layers: Layers, program: str) -> None:
+    """`mount -a` finds a line that is mounted by its source and target (libmount, mnt_table_is_fs_mounted)."""
+    fstab = arena.root / "fstab"
+    fstab.write_text(f"overlay {layers.merged} fuse.{program} {layers.options} 0 0\n")
+    for _ in range(2):
+        run(arena, "mount", "--fstab", fstab, "--all")
+        assert [mount.target for mount in mounts_under(arena.root)] == [str(layers.merged)]
+    layers.check()
+    unmount(arena, layers.merged)

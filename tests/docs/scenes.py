@@ -30,6 +30,8 @@ class Scene:
 
 SCENES = {
     "readme-main": Scene("mkdir LOWER MERGED; echo x >LOWER/file", "test -d UPPER"),
+    "readme-mine": Scene("mkdir MERGED", "test -d UPPER/lib/notes; test ! -e /usr/lib/notes"),
+    "mine": Scene("mkdir merged", "test -d upper/lib/notes; test ! -e /usr/lib/notes"),
     "readme-more": Scene(
         "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
         between="cat MERGED/file; fuseunion umount MERGED",

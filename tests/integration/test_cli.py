@@ -584,7 +584,6 @@ def test_umount_of_a_dead_mount(arena: Arena) -> None:
     ("arguments", "code", "says"),
     [
         ([], 2, "fuseunion umount MERGED"),
-        (["a", "b"], 2, "give one mounted directory"),
         (["--frobnicate", "a"], 2, "--frobnicate"),
         (["missing"], 3, "'missing' does not exist"),
         (["."], 3, "'.' is not a mount point"),

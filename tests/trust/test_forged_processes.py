@@ -13,6 +13,7 @@ import pytest
 
 from fuseunion.engines.fuse import end_daemon
 from fuseunion.linux import mountinfo
+from fuseunion.linux.proc import processes
 from fuseunion.mounting.checks import elsewhere
 from tests.support.arena import Arena
 from tests.trust.hostile import UID, land
@@ -90,7 +91,7 @@ def test_a_mount_that_names_another_process(arena: Arena, monkeypatch: pytest.Mo
     """Whoever serves a mount says which process does: `umount` would wait for it."""
     lower = arena.lower({})
     if not told:
-        monkeypatch.setattr(end_daemon, "_CONNECTION", "nothing that the kernel tells")
+        monkeypatch.setattr(processes, "_CONNECTION", "nothing that the kernel tells")
     with arena.mount(lower, upper=arena.root / "one", merged="one-merged") as one:
         entry = mountinfo.mount_at(str(one.merged))
         assert entry is not None

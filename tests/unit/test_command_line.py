@@ -18,6 +18,7 @@ ENOUGH = {
     "completion": [],
     "doctor": ["--repair"],
     "promote": ["-r"],
+    "status": [],
     "sync": [],
     "umount": ["--lazy"],
 }
@@ -72,7 +73,7 @@ def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixtur
     assert "'-h'" in said(capsys, command, *ENOUGH[command], "--", *after, code=ExitCode.LAYERS)
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"doctor"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"doctor", "status"}))
 @pytest.mark.parametrize("words", [[], ["--"]])
 def test_missing_operands(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert f"fuseunion {command}" in said(capsys, command, *ENOUGH[command], *words, code=ExitCode.USAGE)

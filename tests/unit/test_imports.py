@@ -32,6 +32,7 @@ FLOORS = [
     "mounting",
     "engines.finding",
     "engines.live",
+    "engines.status",
     "engines.engine",
     "engines",
     "engines.registry",

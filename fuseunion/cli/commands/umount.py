@@ -1,10 +1,11 @@
-"""`fuseunion umount MERGED`: write everything out, unmount, and wait until it is done.
+"""`fuseunion umount MERGED...`: write everything out, unmount, and wait until it is done.
 
 When it returns 0, everything is on disk (but of a volatile mount), and the upper may be mounted, copied or removed.
 """
 
 import os
 
+from fuseunion.cli.main import say
 from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.engines import registry
@@ -14,11 +15,11 @@ from fuseunion.linux import mountinfo
 from fuseunion.linux.proc.holders import Holder
 
 HELP = """\
-Usage: fuseunion umount [--lazy] [--discard] MERGED
+Usage: fuseunion umount [--lazy] [--discard] MERGED...
 
-Writes everything to disk, unmounts MERGED and waits until its daemon has gone; a volatile mount is not written to disk.
-If the mount is busy, says which processes use it and exits with status 4. A mount whose daemon has died ("Transport
-endpoint is not connected") is removed.
+Writes everything to disk, unmounts each MERGED in turn and waits until its daemon has gone; a volatile mount is not
+written to disk. If a mount is busy, says which processes use it and exits with status 4. A mount whose daemon has died
+("Transport endpoint is not connected") is removed.
 
 Options:
   -l, --lazy   take the mount out of the tree at once; those who use it may go on, and nothing is waited for
@@ -31,8 +32,10 @@ Example:
 
 
 def main(arguments: list[str]) -> int:
-    """Unmount one mount.
+    """Unmount one mount after the other; one that fails keeps none of the others.
 
+    Returns:
+        OK, or the code of the first that failed when there were several: each has said why.
     Raises:
         UserError: USAGE; BUSY with the holders; LAYERS where nothing of ours is mounted; FAILURE where it cannot be
             unmounted.
@@ -43,11 +46,28 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse(arguments)
     if asked is None:
         return ExitCode.OK
-    if len(asked.operands) != 1:
-        raise UserError("give one mounted directory: fuseunion umount MERGED")
-    (given,) = asked.operands
+    if not asked.operands:
+        raise UserError("give a mounted directory: fuseunion umount MERGED")
+    if len(asked.operands) == 1:
+        _unmount(asked.operands[0], lazy=asked.lazy, discard=asked.discard)
+        return ExitCode.OK
+    code = ExitCode.OK
+    for given in asked.operands:
+        try:
+            _unmount(given, lazy=asked.lazy, discard=asked.discard)
+        except UserError as error:
+            say(error.message)
+            code = code or error.exit_code
+        except OSError as error:
+            say(f"'{given}': {error.strerror or error}")
+            code = code or ExitCode.FAILURE
+    return code
+
+
+def _unmount(given: str, *, lazy: bool, discard: bool) -> None:
+    """Unmount what is at one path. Raises as `main`."""
     found = registry.find(given)
-    if asked.discard and (found is None or not found[0].can_discard):
+    if discard and (found is None or not found[0].can_discard):
         raise UserError(
             f"--discard: '{given}' is no ranch; what was written there is in its UPPER already", ExitCode.LAYERS
         )
@@ -55,10 +75,9 @@ def main(arguments: list[str]) -> int:
         raise _nothing_of_ours(given)
     engine, live = found
     try:
-        engine.stop(live, Progress, lazy=asked.lazy, discard=asked.discard)
+        engine.stop(live, Progress, lazy=lazy, discard=discard)
     except BusyError:
         raise _busy(live, engine.holders(live)) from None
-    return ExitCode.OK
 
 
 def _busy(live: LiveMount, holders: list[Holder]) -> UserError:
@@ -73,9 +92,9 @@ def _busy(live: LiveMount, holders: list[Holder]) -> UserError:
 def _nothing_of_ours(given: str) -> UserError:
     entry = mountinfo.mount_at(os.path.realpath(given))
     if entry is None and not os.path.lexists(given):
-        why = "does not exist; see the mounted ones with: mount -t fuse.fuseunion"
+        why = "does not exist; see the mounted ones with: fuseunion status"
     elif entry is None:
-        why = "is not a mount point; see the mounted ones with: mount -t fuse.fuseunion"
+        why = "is not a mount point; see the mounted ones with: fuseunion status"
     else:
         why = f"is mounted by '{entry.fstype}', not by fuseunion; use umount"
     return UserError(f"'{given}' {why}", ExitCode.LAYERS)

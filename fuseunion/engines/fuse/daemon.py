@@ -26,6 +26,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
@@ -120,8 +121,9 @@ def load() -> None:
     from fuseunion.engines.fuse.wire.native import device  # noqa: F401
 
     import_lean()
-    from fuseunion.engines.fuse import session  # noqa: F401
+    from fuseunion.engines.fuse.asking import facts, status_socket  # noqa: F401
     from fuseunion.engines.fuse.serving import requests  # noqa: F401
+    from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
 
 
 def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> None:
@@ -134,9 +136,15 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         except ImportError as error:
             raise _not_installed(error) from None
         from fuseunion.engines.fuse import session
+        from fuseunion.engines.fuse.asking import status_socket
+        from fuseunion.engines.fuse.asking.facts import Facts
         from fuseunion.engines.fuse.serving.requests import Requests
+        from fuseunion.engines.fuse.wire.native import device
 
         layers = open_layers(prepared, options)
+        status = status_socket.make()
+        if status is not None:
+            stack.callback(status.close)
         os.chdir("/")
         os.umask(0)
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
@@ -144,9 +152,12 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         prepared.on_failure(signal.pthread_sigmask, signal.SIG_UNBLOCK, session.SIGNALS)
         stored = (layers.upper or layers.lowers[0]).ownership is not None
         read_only = options.read_only or prepared.full is not None
-        mounted = mount_point.make(prepared.target, _mount_flags(options, read_only=read_only, own_root=stored))
+        mounted = mount_point.make(
+            prepared.target, _mount_flags(options, prepared, read_only=read_only, own_root=stored)
+        )
         stack.callback(mounted.unmount)
-        union = build_union(layers, options, posix_acl=mounted.posix_acl)
+        # What is copied up without its owner must not keep what would speak for that owner (core/copying/metadata.py).
+        union = build_union(layers, options, posix_acl=mounted.posix_acl, owner_optional=options.mine)
         stack.callback(union.close)
 
         to_sync = -1
@@ -160,6 +171,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
             tell(layers, prepared, options)
+            if status is not None:
+                status.show()
             ready()
             announce(layers, prepared)
 
@@ -169,10 +182,13 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         # wait, 0.2 s for 200,000 of them, and find nothing: they hold no cycles when they go.
         gc.set_threshold(*gc.get_threshold()[:2], _NEVER)
         requests = Requests(union, own_root=mounted.own_root)
+        reading = "pyfuse3" if device.device is None else "extension"
+        facts = Facts(requests, prepared, options, reading)
         session.serve(
             requests,
             mounted,
             on_ready=live,
+            beside=() if status is None else (partial(status.serve, facts),),
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,
@@ -208,7 +224,7 @@ def _write_out(fd: int, label: str) -> None:
         ) from None
 
 
-def _mount_flags(options: Options, *, read_only: bool, own_root: bool) -> mount_point.MountFlags:
+def _mount_flags(options: Options, prepared: Prepared, *, read_only: bool, own_root: bool) -> mount_point.MountFlags:
     return mount_point.MountFlags(
         read_only=read_only,
         allow_other=True if options.allow_root else options.allow_other,
@@ -217,6 +233,7 @@ def _mount_flags(options: Options, *, read_only: bool, own_root: bool) -> mount_
         exec=options.exec,
         posix_acl=options.keeps_acls,
         own_root=own_root,
+        source=options.source or mount_point.source_of([lower.label for lower in prepared.lowers]),
     )
 
 

@@ -12,15 +12,13 @@ import os
 import sys
 from typing import NamedTuple
 
-from fuseunion.engines.fuse import mount_point, questions
+from fuseunion.engines.fuse import mount_point
+from fuseunion.engines.fuse.asking import questions
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.linux.proc import processes
 from fuseunion.linux.proc.holders import elsewhere
-
-_CONNECTION = "fuse_connection"
-"""In fdinfo of /dev/fuse: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""
 
 _CONNECTIONS = "/sys/fs/fuse/connections"
 """A directory for each, named after the minor number of its device (fs/fuse/control.c fuse_ctl_add_conn)."""
@@ -123,11 +121,10 @@ class _Daemon(NamedTuple):
 
         The kernel says so: which process a mount names is the word of whoever serves it, perhaps of another user.
         """
-        opened = processes.descriptors_of(self.pid, mount_point.DEVICE)
-        connections = [fields[_CONNECTION] for fields in opened if _CONNECTION in fields]
-        if connections:
-            return str(os.major(self.entry.device) << 20 | os.minor(self.entry.device)) in connections
-        return bool(opened) and self._is_of_the_mounter
+        served = processes.served_mounts(self.pid)
+        if served:
+            return self.entry.device in served
+        return bool(processes.descriptors_of(self.pid, mount_point.DEVICE)) and self._is_of_the_mounter
 
     @property
     def _is_of_the_mounter(self) -> bool:

@@ -18,6 +18,7 @@ from fuseunion.mounting.options import EngineChoice, Options
 if TYPE_CHECKING:
     from fuseunion.engines.finding import Finding
     from fuseunion.engines.live import LiveMount
+    from fuseunion.engines.status import Status
 
 
 class FuseEngine(Engine):
@@ -86,7 +87,7 @@ class FuseEngine(Engine):
 
     def flush(self, live: LiveMount, progress: Progress) -> None:
         """See Engine. Of a volatile mount too."""
-        from fuseunion.engines.fuse import questions
+        from fuseunion.engines.fuse.asking import questions
         from fuseunion.engines.live import cannot_write_out
 
         try:
@@ -99,6 +100,12 @@ class FuseEngine(Engine):
         from fuseunion.engines.fuse import end_daemon
 
         end_daemon.stop(live, lazy=lazy)
+
+    def statuses(self, path: str | None = None) -> Iterator[Status]:
+        """See Engine."""
+        from fuseunion.engines.fuse.asking import mounts
+
+        return mounts.statuses()
 
     def needs(self) -> Iterator[Finding]:
         """Two Python packages, /dev/fuse, and for ordinary users fusermount3."""

@@ -25,10 +25,12 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.mounting.options.grammar import escape
 
 DEVICE = "/dev/fuse"
 _NUMBERS = (10, 229)
@@ -38,7 +40,10 @@ MTAB = "/etc/mtab"
 """Without it fusermount3 mounts for an ordinary user, and does not unmount (libfuse util/fusermount.c)."""
 
 TYPE = "fuse.fuseunion"
-SOURCE = "fuseunion"
+
+_MOST_OF_A_SOURCE = 4000
+_MUCH_OF_A_SOURCE = 400
+"""Bytes of one lower, and of several."""
 
 _FD_TARGET = re.compile(r"/dev/fd/([0-9]+)", re.ASCII)
 
@@ -55,6 +60,8 @@ class MountFlags(NamedTuple):
     """Ask for modes without the umask applied; only mount(2) can."""
     own_root: bool = False
     """An ordinary user who mounts through fusermount3, for nobody else, is root in the mount."""
+    source: str = "fuseunion"
+    """What /proc/mounts shows in the place of a device."""
 
 
 class MountPoint(NamedTuple):
@@ -92,6 +99,21 @@ class MountPoint(NamedTuple):
         except OSError as error:
             if error.errno == errno.EBUSY and self.is_ours():
                 unmount(self.path, lazy=True)
+
+
+def source_of(lowers: Sequence[str]) -> str:
+    """The lowers, topmost first and written as LOWER is, for what /proc/mounts shows in the place of a device.
+
+    As many as fit: mount(2) takes no more than a page, and df(1) shows it in a column.
+    """
+    named, *others = map(escape, lowers)
+    if len(os.fsencode(named)) > _MOST_OF_A_SOURCE:
+        return TYPE.removeprefix("fuse.")
+    for other in others:
+        if len(os.fsencode(f"{named}:{other}")) > _MUCH_OF_A_SOURCE:
+            return f"{named}:..."
+        named = f"{named}:{other}"
+    return named
 
 
 def descriptor_of(target: str) -> int | None:
@@ -205,7 +227,7 @@ def _mount_directly(target: str, flags: MountFlags) -> int:
         data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions"
         if _default(flags.allow_other, as_root):
             data += ",allow_other"
-        syscalls.mount(SOURCE.encode(), os.fsencode(target), TYPE.encode(), bits, data.encode())
+        syscalls.mount(os.fsencode(flags.source), os.fsencode(target), TYPE.encode(), bits, data.encode())
     except OSError as error:
         os.close(fd)
         if error.errno in (errno.EPERM, errno.EACCES):
@@ -223,7 +245,9 @@ def _mount_through_helper(target: str, flags: MountFlags, *, own_root: bool) -> 
             f"fusermount3 cannot unmount without {MTAB}; make it with: ln -s /proc/self/mounts {MTAB}",
             ExitCode.UNAVAILABLE,
         )
-    options = [f"fsname={SOURCE}", f"subtype={SOURCE}"]
+    # fusermount3 takes a backslash before any character (libfuse util/fusermount.c get_string_opt).
+    source = flags.source.replace("\\", "\\\\").replace(",", "\\,")
+    options = [f"fsname={source}", f"subtype={TYPE.removeprefix('fuse.')}"]
     if not own_root:
         options.append("default_permissions")
     options.append("ro" if flags.read_only else "rw")

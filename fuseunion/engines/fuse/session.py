@@ -11,7 +11,7 @@ umount2(2) returns; if it is busy it leaves the tree at once, and those who stil
 import errno
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Protocol
 
 import pyfuse3
@@ -61,6 +61,7 @@ def serve(
     mount_point: MountPoint,
     *,
     on_ready: Callable[[], None],
+    beside: Iterable[Callable[[], Awaitable[None]]] = (),
     timeout: float = 1e9,
     trace: bool = False,
     allow_root: bool = False,
@@ -72,6 +73,7 @@ def serve(
         requests: what they do.
         mount_point: where; its descriptor belongs to libfuse from now on.
         on_ready: called when the loop is about to take its first request.
+        beside: what else runs until the mount has gone, and raises nothing.
         timeout: how long the kernel may keep entries and attributes, in seconds.
         trace: log each request.
         allow_root: answer only the mounting user and root.
@@ -89,17 +91,24 @@ def serve(
     # Of the mount options libfuse needs the one that it enforces itself; the kernel's were given to mount(2).
     pyfuse3.init(operations, f"/dev/fd/{beneath.served}", {"allow_root"} if allow_root else set())
     try:
-        trio.run(_main, beneath, mount_point, on_ready)
+        trio.run(_main, beneath, mount_point, on_ready, beside)
     finally:
         pyfuse3.close(unmount=False)
 
 
-async def _main(beneath: Beneath, mount_point: MountPoint, on_ready: Callable[[], None]) -> None:
+async def _main(
+    beneath: Beneath,
+    mount_point: MountPoint,
+    on_ready: Callable[[], None],
+    beside: Iterable[Callable[[], Awaitable[None]]] = (),
+) -> None:
     with trio.open_signal_receiver(*SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_on_signal, signals, mount_point, nursery.cancel_scope)
+                for task in beside:
+                    nursery.start_soon(task)
                 on_ready()
                 await nursery.start(_run_beneath, beneath, nursery.cancel_scope)
                 await _answer_requests(beneath)

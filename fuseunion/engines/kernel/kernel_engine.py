@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from fuseunion.engines.engine import Engine, Progress, for_a_daemon
 from fuseunion.engines.kernel import recognise
 from fuseunion.engines.live import LiveMount, cannot_write_out
 from fuseunion.errors import ExitCode
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.options import EngineChoice, Options
+
+if TYPE_CHECKING:
+    from fuseunion.engines.status import Status
 
 
 class KernelEngine(Engine):
@@ -62,3 +68,9 @@ class KernelEngine(Engine):
         from fuseunion.engines.kernel import end_overlay
 
         end_overlay.stop(live, lazy=lazy)
+
+    def statuses(self, path: str | None = None) -> Iterator[Status]:
+        """See Engine. There is no daemon: what the kernel says of its mounts is all that is known."""
+        from fuseunion.engines.kernel import overlays
+
+        return overlays.statuses()

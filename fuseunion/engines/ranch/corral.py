@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from fuseunion.engines.engine import Report
 from fuseunion.engines.ranch import making
@@ -32,11 +33,14 @@ from fuseunion.mounting.prepare import prepare
 # -- making ----------------------------------------------------------------------------------------------------------
 
 
-def create(options: Options, report: Report) -> None:
+def create(options: Options, report: Report) -> Path:
     """Make the ranch that the options ask for, or go on with one that was interrupted.
 
     Args:
         report: told after each object of the farm how many there are.
+
+    Returns:
+        Its state directory.
 
     Raises:
         UserError: LAYERS, BUSY, FAILURE; UNAVAILABLE for what links cannot show. A ranch that was new has left nothing
@@ -77,7 +81,7 @@ def create(options: Options, report: Report) -> None:
         ranch = stack.enter_context(opened(state, make=True))
         if ranch.record_or_none is not None:
             _go_on(ranch, asked, report)
-            return
+            return state
         if prepared is None:
             raise UserError(f"the ranch in '{state}' was just taken down; try again", ExitCode.BUSY)
         _check_target(asked)
@@ -103,6 +107,7 @@ def create(options: Options, report: Report) -> None:
         prepared.keep()
         if ranch.record.mode is Mode.MOUNTED:
             aside.mount_farm(ranch)
+        return state
 
 
 def _go_on(ranch: Ranch, asked: Record, report: Report) -> None:

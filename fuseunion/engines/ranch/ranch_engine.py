@@ -16,11 +16,13 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.linux.proc.holders import Holder, holders_beneath
+from fuseunion.linux.runtime import notes
 from fuseunion.mounting.checks.ranches import beside
 from fuseunion.mounting.options import EngineChoice, Form, Options
 
 if TYPE_CHECKING:
     from fuseunion.engines.ranch.record.record import Ranch
+    from fuseunion.engines.status import Status
 
 
 class RanchEngine(Engine):
@@ -56,7 +58,8 @@ class RanchEngine(Engine):
         from fuseunion.engines.ranch import corral
 
         with progress("linked") as report:
-            corral.create(options, report)
+            state = corral.create(options, report)
+        notes.leave(str(state))
         return ExitCode.OK
 
     def find(self, given: str, path: str, entry: Mount | None) -> LiveMount | None:
@@ -99,6 +102,15 @@ class RanchEngine(Engine):
                 if error.errno != errno.EBUSY or not aside.is_mounted(ranch):
                     raise
                 raise BusyError from None
+        notes.forget(str(ranch.path))
+
+    def statuses(self, path: str | None = None) -> Iterator[Status]:
+        """See Engine. Those that were noted since the machine came up, and the one at `path`."""
+        from fuseunion.engines.ranch.record import standing
+
+        marked = _marked(path) if path is not None else None
+        states = dict.fromkeys((*notes.found(), *([str(marked)] if marked is not None else [])))
+        return standing.statuses(map(Path, states))
 
     def claims(self, upper: str) -> Iterator[Finding]:
         """See Engine. A ranch on this upper."""
@@ -135,6 +147,7 @@ class RanchEngine(Engine):
                 how = f"take it down with: fuseunion umount '{record.merged}'"
                 return f"the ranch at '{record.merged}' is whole; {how}"
             corral.take_down(ranch, report)
+            notes.forget(str(ranch.path))
             return f"collected the ranch at '{record.merged}' into '{record.upper or 'nothing (it was ephemeral)'}'"
 
 

@@ -65,6 +65,18 @@ def may_write_as(pid: int, owner: int) -> bool:
     return any(first <= owner < first + count for first, count in zip(numbers[1::3], numbers[2::3], strict=True))
 
 
+def mount_namespaces() -> Iterator[int]:
+    """A process of each mount namespace but this one in which this user has processes; for root, whoever has."""
+    uid, seen = os.geteuid(), {mount_namespace()}
+    for pid in process_ids():
+        try:
+            if uid in (0, os.stat(f"/proc/{pid}").st_uid) and (namespace := mount_namespace(pid)) not in seen:
+                seen.add(namespace)
+                yield pid
+        except OSError:
+            continue  # ended meanwhile, or not ours to look at
+
+
 def opened(pid: int) -> Iterator[tuple[str, str]]:
     """The descriptor and the path of each file that a process has open, as far as it can be told.
 
@@ -94,6 +106,20 @@ def descriptors_of(pid: int, path: str) -> list[dict[str, str]]:
     except OSError:
         pass  # not ours to look at, or ended meanwhile
     return found
+
+
+_CONNECTION = "fuse_connection"
+"""In fdinfo of /dev/fuse: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""
+
+
+def served_mounts(pid: int) -> list[int]:
+    """The device numbers (st_dev) of the FUSE mounts that a process serves.
+
+    Returns:
+        Nothing also where the kernel does not tell (before Linux 6.18), and for a process that may not be looked at.
+    """
+    found = [fields[_CONNECTION] for fields in descriptors_of(pid, "/dev/fuse") if _CONNECTION in fields]
+    return [os.makedev(int(number) >> 20, int(number) & 0xFFFFF) for number in found if number.isdigit()]
 
 
 def own_descriptors() -> frozenset[int]:

@@ -246,28 +246,44 @@ def refuse_kernel_overlays(*places: Place) -> None:
         UserError: BUSY.
     """
     keys = {place.key: place for place in places if place.key is not None}
-    for path in _overlay_directories():
+    for path, target in _overlay_directories():
         try:
             st = os.stat(path)
         except OSError:
             continue  # a path of another namespace, or hidden by now
         if (st.st_dev, st.st_ino) in keys:
-            raise _in_use(keys[st.st_dev, st.st_ino], "kernel overlayfs")
+            raise _in_use(keys[st.st_dev, st.st_ino], "kernel overlayfs", at=target)
 
 
-def _overlay_directories() -> list[str]:
+def _overlay_directories() -> list[tuple[str, str]]:
+    """What each overlay writes to, with where it is mounted."""
     try:
         overlays = [mount for mount in mounts() if mount.fstype == "overlay"]
     except OSError:
         return []  # without /proc there is nothing to look in
-    given = [overlay.option(name) for overlay in overlays for name in ("upperdir", "workdir")]
-    return [unescape(path) for path in given if path]
+    given = [(overlay.option(name), overlay.target) for overlay in overlays for name in ("upperdir", "workdir")]
+    return [(unescape(path), target) for path, target in given if path]
 
 
-def _in_use(place: Place, by: str, pids: list[int] | None = None) -> UserError:
+def _in_use(place: Place, by: str, pids: list[int] | None = None, at: str | None = None) -> UserError:
+    merged = next(filter(None, map(_mounted_by, pids or ())), at)
+    where = f" at '{merged}'" if merged else ""
     who = f" (process {pids[0]}, {processes.name(pids[0])})" if pids else ""
     return UserError(
-        f"{place.part.value} '{place.given}' is in use by another live {by} mount{who}; unmount that one or use "
+        f"{place.part.value} '{place.given}' is in use by another live {by} mount{where}{who}; unmount that one or use "
         "another",
         ExitCode.BUSY,
     )
+
+
+def _mounted_by(pid: int) -> str | None:
+    """Where a process has its mount, as the kernel says, or else the process; None where neither tells."""
+    from fuseunion.linux.runtime.answers import answers  # only for the message
+
+    served = processes.served_mounts(pid)
+    try:
+        seen = [mount.target for mount in mounts(pid) if mount.device in served]
+    except OSError:
+        seen = []  # ended meanwhile
+    said = [] if seen else [answer.fields.get("merged", ["?"])[0] for answer in answers(pid=pid) if answer.fields]
+    return next(iter((*seen, *said)), None)

@@ -9,9 +9,11 @@ An error in both forms is what would make another mount than was meant, above al
 layer without one, a layer word that is misspelt, `remount`.
 """
 
+import os
+
 from fuseunion.errors import UserError
 from fuseunion.mounting.options.grammar import split_words
-from fuseunion.mounting.options.records import ACCESS_TIMES, Form, Options
+from fuseunion.mounting.options.records import ACCESS_TIMES, Form, Options, XattrPermissions
 from fuseunion.mounting.options.values import (
     parse_id,
     parse_id_map,
@@ -44,14 +46,33 @@ class OptionsBuilder:
         self._squash_root = False
 
     def build(self) -> Options:
-        """The Options; `squash_to_root` becomes an id where no other was given (fuse-overlayfs(1))."""
+        """The Options; `squash_to_root` becomes an id where no other was given (fuse-overlayfs(1)).
+
+        Raises:
+            UserError: USAGE: `--mine` with what says otherwise whose the files are.
+        """
         options = self.so_far
+        if options.mine:
+            return self._as_mine(options)
         if not self._squash_root:
             return options
         return options._replace(
             squash_uid=0 if options.squash_uid is None else options.squash_uid,
             squash_gid=0 if options.squash_gid is None else options.squash_gid,
         )
+
+    def _as_mine(self, options: Options) -> Options:
+        """Everything belongs to the one who mounts. A set-ID program of anybody must not become theirs by that."""
+        others = (
+            (options.uid_map or options.gid_map, "id maps"),
+            (self._squash_root or options.squash_uid is not None or options.squash_gid is not None, "squash options"),
+            (options.xattr_permissions is not XattrPermissions.OFF, "--fakeroot (xattr_permissions=)"),
+        )
+        for given, name in others:
+            if given:
+                raise UserError(f"--mine and {name} contradict each other about owners; leave one of them out")
+        suid = False if options.suid is None else options.suid
+        return options._replace(squash_uid=os.geteuid(), squash_gid=os.getegid(), suid=suid)
 
     def apply_words(self, text: str) -> list[str]:
         """Apply one `-o` string.
@@ -152,6 +173,8 @@ class OptionsBuilder:
                 return change(uid_map=parse_id_map(value, name))
             case "gidmapping":
                 return change(gid_map=parse_id_map(value, name))
+            case "fsname":
+                return change(source=value or None)
             case "squash_to_uid":
                 return change(squash_uid=parse_id(value, name))
             case "squash_to_gid":

@@ -90,6 +90,8 @@ class Options(NamedTuple):
     form: Form = Form.PLAIN
     engine: EngineChoice = EngineChoice.AUTO
     ranch: RanchOptions = RanchOptions()
+    source: str | None = None
+    """What /proc/mounts shows in the place of a device, where the caller names it; else the lowers."""
     read_only: bool = False
     ephemeral: bool = False
     size: str | None = None
@@ -115,6 +117,8 @@ class Options(NamedTuple):
     gid_map: tuple[IdTriple, ...] = ()
     squash_uid: int | None = None
     squash_gid: int | None = None
+    mine: bool = False
+    """Squashed to the one who mounts, by --mine."""
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
     redirect_dir: bool = False
     metacopy: bool = False

@@ -19,7 +19,7 @@ WORDS = (
     "uidmapping=", "gidmapping=",
     "redirect_dir=on", "redirect_dir=off", "redirect_dir=nofollow", "redirect_dir=follow",
     "metacopy=on", "metacopy=off",
-    "squash_to_root", "squash_to_uid=", "squash_to_gid=",
+    "fsname=", "squash_to_root", "squash_to_uid=", "squash_to_gid=",
     "xattr_permissions=1", "xattr_permissions=2",
 )  # fmt: skip
 """Words that set something; after `=` nothing where any value may stand."""
@@ -27,7 +27,7 @@ WORDS = (
 SILENT = frozenset((
     # what mount(8), fstab and systemd add for themselves
     "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev", "nonempty",
-    "fsname", "subtype", "comment", "async", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
+    "subtype", "comment", "async", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
     "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
     # security labels: fuse-overlayfs ignores them too
     "context", "fscontext", "defcontext", "rootcontext",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -19,9 +20,17 @@ trace_log = logging.getLogger("fuseunion.trace")
 
 
 class Traced(Protocol):
-    """What has handlers; `trace` says whether each request is logged."""
+    """What has handlers.
+
+    Attributes:
+        trace: whether each request is logged.
+        requests: how many there were, by the names of their handlers.
+        errors: how many were answered with an error, by its number, but for ENOSYS, which is asked for once.
+    """
 
     trace: bool
+    requests: Counter[str]
+    errors: Counter[int]
 
 
 _S = TypeVar("_S", bound=Traced)
@@ -35,19 +44,24 @@ def answered(handler: _Handler[_S, _P, _T]) -> _Handler[_S, _P, _T]:
     name = handler.__name__
 
     async def answer(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        self.requests[name] += 1
         try:
             if self.trace:
                 trace_log.debug("%s%r", name, args)
             return await handler(self, *args, **kwargs)
-        except FUSEError:
+        except FUSEError as error:
+            if error.errno != errno.ENOSYS:
+                self.errors[error.errno] += 1
             raise
         except OSError as error:
             code = error.errno or errno.EIO
+            self.errors[code] += 1
             if self.trace:
                 trace_log.debug("%s: %s", name, error)
             # ENOSYS would switch the whole operation off in the kernel.
             raise FUSEError(errno.EOPNOTSUPP if code == errno.ENOSYS else code) from None
         except Exception:
+            self.errors[errno.EIO] += 1
             log.exception("unexpected error in %s%r; answered EIO", name, args)
             raise FUSEError(errno.EIO) from None
 

@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import stat
+from collections import Counter
 from collections.abc import Sequence
 
 import pyfuse3
@@ -63,7 +64,10 @@ class Operations(pyfuse3.Operations):
         self._replies = Replies(self._union, timeout)
         self._handles: dict[int, Handle] = {}
         self._next_fh = itertools.count(1)
+        self.requests: Counter[str] = Counter()
+        self.errors: Counter[int] = Counter()
         requests.count_open = lambda: len(self._handles)
+        requests.counts = lambda: (self.requests, self.errors)
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -99,6 +103,7 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         # Not `answered`: forget has no reply, and pyfuse3 would let even a FUSEError end the mount.
+        self.requests["forget"] += len(inode_list)
         for ino, nlookup in inode_list:
             self._requests.forget(ino, nlookup)
 

@@ -25,15 +25,19 @@ class CopyUps:
     Args:
         workers: whose threads move the data.
         reader: what knows whether data would have to be waited for.
+
+    Attributes:
+        count: how many files were copied up.
     """
 
-    __slots__ = ("_reader", "_under_way", "_union", "_workers")
+    __slots__ = ("_reader", "_under_way", "_union", "_workers", "count")
 
     def __init__(self, union: Union, workers: Workers, reader: Reader) -> None:
         self._union = union
         self._workers = workers
         self._reader = reader
         self._under_way: dict[int, trio.Event] = {}
+        self.count = 0
 
     def now(self, file: File, change: Change | None = None) -> bool | None:
         """Copy a file up at once, if that takes no longer than a usual request. Arguments and errors as of `done`.
@@ -51,6 +55,7 @@ class CopyUps:
         except BlockingIOError:
             return None
         if job is None:
+            self.count += 1
             return True
         try:
             if not job.quick or self._would_wait(job.source, job.size):
@@ -59,6 +64,7 @@ class CopyUps:
             job.publish()
         finally:
             job.close()
+        self.count += 1
         return True
 
     def _would_wait(self, source: int, size: int) -> bool:
@@ -88,6 +94,7 @@ class CopyUps:
                 await patience.wait(error)
                 continue
             if job is None:
+                self.count += 1
                 return True
             event = self._under_way[file.ino] = trio.Event()
             try:
@@ -101,6 +108,7 @@ class CopyUps:
                 del self._under_way[file.ino]
                 event.set()
                 job.close()
+            self.count += 1
             return True
         return False
 

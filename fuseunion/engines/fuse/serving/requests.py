@@ -19,7 +19,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -35,7 +35,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
-from fuseunion.engines.fuse import questions
+from fuseunion.engines.fuse.asking import questions
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
@@ -56,6 +56,9 @@ COUNTS_XATTR = questions.COUNTS.encode()
 OWNER_XATTR = b"user.containers.override_stat"
 
 T = TypeVar("T")
+
+Counts: TypeAlias = tuple[Mapping[str, int], Mapping[int, int]]
+"""Of requests by their names, and of errors by their numbers."""
 
 Preparation: TypeAlias = Generator[Sequence[File] | None, None, None]
 """Steps before a rename, which say what has to be copied up meanwhile (Union.make_movable)."""
@@ -82,6 +85,7 @@ class Requests:
     Attributes:
         device: the /dev/fuse descriptor that the requests come from, once there are any.
         count_open: how many files and directories are open; set by the adapter.
+        counts: how many requests there were and how many were answered with each error number; set by the adapter.
     """
 
     def __init__(self, union: Union, *, own_root: bool = False) -> None:
@@ -95,6 +99,7 @@ class Requests:
         self._retyped: dict[int, Inode] = {}
         self.device = -1
         self.count_open: Callable[[], int] = lambda: 0
+        self.counts: Callable[[], Counts] = lambda: ({}, {})
         # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
         self._writing_out = trio.Lock()
 
@@ -404,4 +409,22 @@ class Requests:
         target = self.inode(number)
         if not self.union.xattr_is_there(target, name):
             return None
-        return self._copied_up(target, lambda: self.union.removexattr(target, name))
+        in_lower = isinstance(target, File) and not target.in_upper
+
+        def remove() -> None:
+            try:
+                self.union.removexattr(target, name)
+            except PermissionError:
+                # A capability does not come along with a copy that gets another owner (core/copying/metadata.py), and
+                # to remove one takes a privilege, also where there is none.
+                if not in_lower or self._has_xattr(target, name):
+                    raise
+
+        return self._copied_up(target, remove)
+
+    def _has_xattr(self, target: Inode, name: bytes) -> bool:
+        try:
+            self.union.getxattr(target, name)
+        except OSError:
+            return False
+        return True

@@ -29,7 +29,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
-from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.serving.requests import Counts, Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.absent_names import AbsentNames
 from fuseunion.engines.fuse.wire.entries import Entries
@@ -125,6 +125,16 @@ class Answers:
         if self._requests.own_root:
             handlers[layouts.ACCESS] = self._access
         return handlers
+
+    def count_with(self, counts: Callable[[], Counts]) -> None:
+        """Say who counts the requests."""
+        self._requests.counts = counts
+
+    def names(self) -> dict[int, str]:
+        """What each kind of request is called, those included that are refused without a handler."""
+        refused = {layouts.OPEN: "open", layouts.OPENDIR: "opendir", layouts.CREATE: "create", layouts.FLUSH: "flush"}
+        handled = {opcode: handler.__name__.removeprefix("_") for opcode, handler in self.handlers().items()}
+        return {**handled, **refused, layouts.BATCH_FORGET: "forget"}
 
     @property
     def holds_files(self) -> bool:

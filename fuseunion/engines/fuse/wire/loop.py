@@ -21,6 +21,7 @@ import pyfuse3
 import trio
 
 from fuseunion.engines.fuse.serving.later import Later
+from fuseunion.engines.fuse.serving.requests import Counts
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
 from fuseunion.engines.fuse.wire.native.device import compares, device
@@ -88,6 +89,8 @@ class WireLoop:
 
     def _attach(self) -> None:
         handlers = self._answers.handlers()
+        self._names = self._answers.names()
+        self._answers.count_with(self._counts)
         if self._trace:
             handlers = {opcode: _traced(handler) for opcode, handler in handlers.items()}
         assert device is not None
@@ -105,6 +108,17 @@ class WireLoop:
         )
         lowlevel = _Instead(trio.lowlevel, wait_readable=self._wait_readable)
         vars(pyfuse3)["trio"] = _Instead(trio, lowlevel=lowlevel)
+
+    def _counts(self) -> Counts:
+        """What Requests.counts says."""
+        assert device is not None
+        by_opcode, errors = device.counts()
+        requests: dict[str, int] = {}
+        for opcode, count in by_opcode.items():
+            name = self._names.get(opcode)
+            if name is not None:  # the others belong to the session: FUSE_INIT, FUSE_INTERRUPT
+                requests[name] = requests.get(name, 0) + count
+        return requests, errors
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests that take longer, until cancelled."""

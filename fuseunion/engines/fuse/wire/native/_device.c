@@ -48,6 +48,7 @@ enum {
     OP_SYNCFS = 50,
     OP_TMPFILE = 51,
     OPCODES = 64,
+    ERRORS = 134, /* error numbers are below (include/uapi/asm-generic/errno.h) */
     INTERRUPT_BIT = 1, /* FUSE_INT_REQ_BIT, fs/fuse/dev.c */
 };
 #define FLAG_KILLPRIV_V2 ((uint64_t)1 << 28)
@@ -108,6 +109,8 @@ static struct {
     bool compares;
     int64_t crowded_until; /* CLOCK_MONOTONIC */
     char *data; /* what is answered without Python */
+    uint64_t requests[OPCODES]; /* how many there were */
+    uint64_t errors[ERRORS];    /* how many were answered with each error, but for refusals */
 } device = {.fd = -1};
 
 /* -- libfuse ------------------------------------------------------------------------------------------------------- */
@@ -234,6 +237,8 @@ static int write_reply(uint64_t unique, int error, const void *data, size_t size
 /* The kernel takes a reply only if it has the size that it expects: what it does not take is answered EIO. */
 static void answer(uint64_t unique, int error, const void *data, size_t size)
 {
+    if (error > 0 && error < ERRORS)
+        device.errors[error]++;
     if (write_reply(unique, error, data, size) == EINVAL)
         write_reply(unique, EIO, NULL, 0);
 }
@@ -933,6 +938,8 @@ static enum outcome dispatch(size_t size)
         errno = EIO;
         return PASSED;
     }
+    if (header->opcode < OPCODES)
+        device.requests[header->opcode]++;
     const request whole = {header, device.buffer + sizeof *header, size - sizeof *header};
     const request *r = &whole;
     const uint32_t opcode = header->opcode;
@@ -962,11 +969,11 @@ static enum outcome dispatch(size_t size)
     if (opcode >= OPCODES || (device.handlers[opcode] == NULL && device.refusals[opcode] == 0)) {
         if (opcode == FUSE_DESTROY)
             return PASSED;
-        answer(unique, ENOSYS, NULL, 0);
+        write_reply(unique, ENOSYS, NULL, 0);
         return IDLE;
     }
     if (device.handlers[opcode] == NULL) {
-        answer(unique, device.refusals[opcode], NULL, 0);
+        write_reply(unique, device.refusals[opcode], NULL, 0);
         return IDLE;
     }
     struct known known;
@@ -1200,6 +1207,37 @@ static PyObject *attach(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(counts_doc, "counts() -> (requests, errors)\n--\n\n"
+                         "How many requests there were, by opcode, and how many were answered with an error, by its\n"
+                         "number; what is refused without a look (`refusals`) is no error.");
+
+static PyObject *nonzero(const uint64_t *values, int count)
+{
+    PyObject *result = PyDict_New();
+    for (int i = 0; result != NULL && i < count; i++) {
+        if (values[i] == 0)
+            continue;
+        PyObject *key = PyLong_FromLong(i), *value = PyLong_FromUnsignedLongLong(values[i]);
+        if (key == NULL || value == NULL || PyDict_SetItem(result, key, value) < 0)
+            Py_CLEAR(result);
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+    }
+    return result;
+}
+
+static PyObject *counts(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    PyObject *requests = nonzero(device.requests, OPCODES), *errors = nonzero(device.errors, ERRORS);
+    if (requests != NULL && errors != NULL)
+        return Py_BuildValue("(NN)", requests, errors);
+    Py_XDECREF(requests);
+    Py_XDECREF(errors);
+    return NULL;
+}
+
 /* -- the module ---------------------------------------------------------------------------------------------------- */
 
 static PyMethodDef functions[] = {
@@ -1211,6 +1249,7 @@ static PyMethodDef functions[] = {
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
+    {"counts", counts, METH_NOARGS, counts_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,0 +1,73 @@
+"""How one union is doing, whichever engine shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from fuseunion.mounting.options import EngineChoice
+
+
+class State(Enum):
+    """Whether a union can be used."""
+
+    LIVE = "live"
+    DEAD = "dead"
+    """Nobody serves it."""
+    SILENT = "silent"
+    """Its daemon is there and does not answer."""
+    UNMOUNTED = "unmounted"
+    """It is mounted nowhere any more, and its daemon has not ended."""
+    UNFINISHED = "unfinished"
+    """A killed command left it half made, or half taken down."""
+    UNKNOWN = "unknown"
+    """It may not be asked, or what is known of it cannot be read."""
+
+
+_NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+class Status(NamedTuple):
+    """How one union is doing. What is not known is None, or empty.
+
+    Attributes:
+        engine: who shows it.
+        merged: where, as the process `namespace` sees it.
+        namespace: a process of the mount namespace in which it is mounted; None for this one.
+        lowers: topmost first.
+        work: the work directory.
+        options: those that are not the usual ones, in the words of `-o` where there are such.
+        pid: the daemon.
+        age: seconds.
+        memory: bytes.
+        descriptors: that the daemon has open.
+        inodes: that it knows, because the kernel does.
+        open_files: files and directories that are open in it.
+        copy_ups: files that were copied up.
+        reading: who reads /dev/fuse: `extension`, the module in C, or `pyfuse3` alone.
+        requests: how many there were, by their names.
+        errors: how many were answered with an error, by its name.
+        remedy: what helps, where it is not live.
+    """
+
+    engine: EngineChoice
+    merged: str
+    state: State
+    namespace: int | None = None
+    lowers: tuple[str, ...] = ()
+    upper: str | None = None
+    work: str | None = None
+    options: tuple[str, ...] = ()
+    pid: int | None = None
+    age: int | None = None
+    memory: int | None = None
+    descriptors: int | None = None
+    inodes: int | None = None
+    open_files: int | None = None
+    copy_ups: int | None = None
+    reading: str | None = None
+    requests: Mapping[str, int] = _NOTHING
+    errors: Mapping[str, int] = _NOTHING
+    remedy: str = ""
