@@ -5,6 +5,7 @@
     prepare: check, open, lock
     fork ------------------------------------->  build the union, mount, import pyfuse3
     wait for one report                          /dev/null on 0-2, close what was inherited
+                                                 leave the mount namespace where it is private (linux/apart.py)
            <---------------------- b"+" -------  about to take the first request
     statvfs(MERGED): an answer from the child
     exit 0                                       serve ... unmounted: close layers, remove the work directory, let go
@@ -149,6 +150,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
             tell(layers, prepared, options)
+            if not (options.foreground or options.trace) and mounted.namespace is not None:
+                mounted.namespace.leave()
             ready()
             announce(layers, prepared)
 

@@ -25,10 +25,12 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.linux.apart import Namespace
 
 DEVICE = "/dev/fuse"
 TYPE = "fuse.fuseunion"
@@ -60,6 +62,7 @@ class MountPoint(NamedTuple):
         mount_id: which mount is ours, as long as anything is at the path.
         posix_acl: MS_POSIXACL is in force.
         own_root: the kernel checks no permissions, and nobody but the mounting user gets in.
+        namespace: the mount namespace that it was made in; None where somebody else mounted.
     """
 
     fd: int
@@ -67,6 +70,7 @@ class MountPoint(NamedTuple):
     mount_id: int | None
     posix_acl: bool
     own_root: bool = False
+    namespace: Namespace | None = None
 
     def is_ours(self) -> bool:
         """Whether the mount that the path shows is still this one."""
@@ -79,13 +83,20 @@ class MountPoint(NamedTuple):
 
     def unmount(self) -> None:
         """Unmount, lazily when busy; nothing if the mount is no longer ours."""
-        if self.path is None or not self.is_ours():
+        path = self.path
+        if path is None or not self.is_ours():
             return
         try:
-            unmount(self.path)
+            self._where_it_lies(lambda: unmount(path))
         except OSError as error:
             if error.errno == errno.EBUSY and self.is_ours():
-                unmount(self.path, lazy=True)
+                self._where_it_lies(lambda: unmount(path, lazy=True))
+
+    def _where_it_lies(self, do: Callable[[], None]) -> None:
+        if self.namespace is not None and self.namespace.left:
+            self.namespace.enter_and(do)
+        else:
+            do()
 
 
 def descriptor_of(target: str) -> int | None:
@@ -129,7 +140,7 @@ def make(target: str, flags: MountFlags) -> MountPoint:
         mount_id = syscalls.mount_id(os.fsencode(target))
     except OSError:
         mount_id = None  # a kernel before 5.8: this mount is left for others to unmount
-    return MountPoint(fd, target, mount_id, posix_acl, own_root)
+    return MountPoint(fd, target, mount_id, posix_acl, own_root, Namespace())
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:

@@ -115,6 +115,9 @@ class Options(NamedTuple):
     gid_map: tuple[IdTriple, ...] = ()
     squash_uid: int | None = None
     squash_gid: int | None = None
+    stranger_uid: int | None = None
+    """Whose the files are shown as whose owner has no number in the user namespace; None for nobody's."""
+    stranger_gid: int | None = None
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
     redirect_dir: bool = False
     metacopy: bool = False
