@@ -70,6 +70,15 @@ def parse(arguments: list[str], program: str = "fuseunion") -> Options:
     return builder.build()
 
 
+def operands(arguments: list[str]) -> list[str]:
+    """What in the arguments of a mount is neither an option nor the value of one.
+
+    Raises:
+        UserError: USAGE: a value is missing or empty.
+    """
+    return _scan(arguments)[0]
+
+
 def _scan(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Separate operands from options; options may stand anywhere until `--`."""
     operands: list[str] = []

@@ -13,6 +13,7 @@ from fuseunion.errors import ExitCode, UserError
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
     "doctor": "fuseunion.cli.commands.doctor",
+    "exec": "fuseunion.cli.commands.exec",
     "promote": "fuseunion.cli.commands.promote",
     "sync": "fuseunion.cli.commands.sync",
     "umount": "fuseunion.cli.commands.umount",

@@ -223,6 +223,11 @@ def hide_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def show_memory() -> None:
+    """The opposite of `hide_memory`: /proc/PID belongs to the user of the process again."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
 def drop_from_bounding_set(capability: int) -> None:
     """PR_CAPBSET_DROP (capabilities(7)).
 

@@ -1,0 +1,75 @@
+"""Finding and making places in a tree that anybody may have made.
+
+A path is resolved as if the tree were the root: absolute links lead back into it, `..` does not lead out of it
+(openat2(2), RESOLVE_IN_ROOT), and links of /proc lead nowhere. What is found is a descriptor, and what is mounted there
+is mounted by it, so that nobody can exchange the place in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
+
+_RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+
+_MAX_LINKS = 40
+"""As in the kernel (include/linux/namei.h, MAXSYMLINKS)."""
+
+
+def find(root_fd: int, path: str) -> int:
+    """An O_PATH descriptor of what a path in the tree leads to.
+
+    Raises:
+        OSError: ENOENT, ELOOP and what else openat2(2) says.
+    """
+    return syscalls.openat2(root_fd, os.fsencode(path), os.O_PATH, _RESOLVE)
+
+
+def find_or_make(root_fd: int, path: str, *, directory: bool) -> int:
+    """The same; what is missing is made, directories with mode 0755 and empty files with mode 0644.
+
+    Args:
+        directory: what is to be there.
+
+    Raises:
+        OSError: ENOTDIR or EISDIR where something else is there; EROFS, EACCES where nothing can be made.
+    """
+    fd = _descend(root_fd, path, directory, _MAX_LINKS)
+    if stat.S_ISDIR(os.fstat(fd).st_mode) != directory:
+        os.close(fd)
+        raise os_error(errno.ENOTDIR if directory else errno.EISDIR, os.fsencode(path))
+    return fd
+
+
+def by_descriptor(fd: int) -> bytes:
+    """The path of what a descriptor is open at, for mount(2)."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def _descend(root_fd: int, path: str, directory: bool, links: int) -> int:
+    try:
+        return find(root_fd, path)
+    except FileNotFoundError:
+        if links == 0:
+            raise os_error(errno.ELOOP, os.fsencode(path)) from None
+    parent, name = os.path.split(path.rstrip("/") or "/")
+    above = _descend(root_fd, parent or "/", True, links - 1)
+    try:
+        if name in ("", ".", ".."):
+            raise os_error(errno.ENOENT, os.fsencode(path))
+        if directory:
+            os.mkdir(name, 0o755, dir_fd=above)
+        else:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o644, dir_fd=above))
+    except FileExistsError:
+        # A link that leads to nothing yet.
+        target = os.readlink(name, dir_fd=above)
+        return _descend(root_fd, os.path.join(parent, target), directory, links - 1)
+    finally:
+        os.close(above)
+    return find(root_fd, path)
