@@ -164,7 +164,7 @@ class _Supervisor:
             elif os.WEXITSTATUS(ended) and pid in self._daemons:
                 self._task.say("what was changed last could not be put in order; see the log of the daemon")
                 status = status or ExitCode.FAILURE
-        if broken or status == ExitCode.FAILURE:
+        if broken or status == ExitCode.FAILURE or not self._daemons:
             self._put_in_order()
         if killed:
             self._task.say("a process of fuseunion was killed; the command was ended with it")

@@ -8,7 +8,8 @@ would keep all of them busy. So everything is taken out of it again.
 What is left is a process whose root directory lies in the namespace that it has left. A directory keeps one mount, and
 no namespace: paths lead to where they led before, and when the namespace ends everything in it is unmounted. Only
 mount(2) and umount2(2) work in the own namespace alone; `Namespace.enter_and` goes back for them, with the help of
-any process that is still there.
+any process that is still there. And when the namespace has ended paths lead no further than the root filesystem: for
+/proc, with which a layer is still put in order, there is one in the own namespace (`Namespace.outlive`).
 
 Nobody waits and nothing is polled: the kernel tells the end of a FUSE mount through /dev/fuse.
 """
@@ -26,8 +27,8 @@ from fuseunion.linux.proc import processes
 
 _log = logging.getLogger("fuseunion.apart")
 
-_EMPTY = b"/proc"
-"""Where the empty root is mounted for a moment, in the own namespace: any directory that is there."""
+_ROOT = b"/dev"
+"""Where the new root is mounted for a moment, in the own namespace: any directory that is there, but /proc."""
 
 
 def is_private() -> bool:
@@ -53,6 +54,7 @@ class Namespace:
     def __init__(self) -> None:
         self.left = False
         self._name = ""
+        self._home = -1
 
     def leave(self) -> None:
         """Go to an empty mount namespace, where this one is private; stay where that is not allowed.
@@ -68,6 +70,7 @@ class Namespace:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             try:
                 _empty()
+                self._home = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 self.left = True
             except OSError as error:
                 _log.info("the daemon stays in its mount namespace, and the mount with it: %s", error.strerror)
@@ -80,6 +83,15 @@ class Namespace:
         finally:
             os.close(here)
             os.close(root)
+
+    def outlive(self) -> None:
+        """Have a /proc, where that of the namespace has gone with it.
+
+        Precondition: nothing is looked up by a path any more, but in /proc.
+        """
+        if self.left and not os.path.exists("/proc/self"):
+            os.fchdir(self._home)
+            os.chroot(".")
 
     def enter_and(self, do: Callable[[], None]) -> None:
         """Do something there, in a child.
@@ -124,10 +136,14 @@ class Namespace:
 
 
 def _empty() -> None:
-    """Take every mount out of this namespace, which is a copy; the original keeps them."""
+    """Take every mount but /proc out of this namespace, which is a copy; the original keeps them."""
     namespaces.keep_mounts_private()
-    syscalls.mount(b"none", _EMPTY, b"tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, b"mode=0555,size=4k")
-    os.chdir(_EMPTY)
+    syscalls.mount(b"none", _ROOT, b"tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, b"mode=0555,size=4k")
+    os.mkdir(_ROOT + b"/proc", 0o555)
+    # With what lies over parts of it, which may not be taken off.
+    syscalls.mount(b"/proc", _ROOT + b"/proc", b"", syscalls.MS_BIND | syscalls.MS_REC, b"")
+    os.chdir(_ROOT)
     # The old root comes to lie over the new one, and goes from there (pivot_root(2), "pivot_root(".", ".")").
     syscalls.pivot_root(b".", b".")
     syscalls.umount2(b".", syscalls.MNT_DETACH)
+    os.chdir("/")

@@ -138,6 +138,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         stack.callback(mounted.unmount)
         union = build_union(layers, options, posix_acl=mounted.posix_acl)
         stack.callback(union.close)
+        if mounted.namespace is not None:
+            stack.callback(mounted.namespace.outlive)
 
         to_sync = -1
         if layers.upper is not None and not union.settings.volatile:
