@@ -21,7 +21,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NamedTuple
 
-from fuseunion.contained import families, ids, program, view
+from fuseunion.contained import families, ids, places, program, view
 from fuseunion.contained.wishes import Net, Wishes
 from fuseunion.engines import choose, registry
 from fuseunion.engines.engine import Progress
@@ -209,6 +209,7 @@ class _Command:
         self._link = link
         self._root = root
         self._daemons = daemons
+        self._made: list[places.Made] | None = None
 
     def run(self) -> int:
         """Start it and wait for it; returns its exit status."""
@@ -223,6 +224,15 @@ class _Command:
             return ExitCode.FAILURE  # nobody waits for us any more
         finally:
             families.end(self._daemons)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove the places that were made, from the view; it is still there for us, with nothing mounted over it."""
+        if self._made:
+            with suppress(OSError):  # the daemon has gone
+                root_fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                places.remove(root_fd, self._made)
+                os.close(root_fd)
 
     def _start(self) -> int:
         task = self._task
@@ -239,9 +249,11 @@ class _Command:
             theirs.close()
             # From here, because in a pid namespace the caller's group has no number.
             os.setpgid(first, task.group)
-            if ours.recv(1) == MAP and task.plan is not None:
-                user = task.wishes.user if task.plan.is_single else None
-                ids.write_inner(task.plan, user, first)
+            with ours.makefile("rb") as told:
+                self._made = _made(told.readline())
+            with suppress(BrokenPipeError):  # it has ended, and said why
+                if self._made is not None and task.plan is not None and task.wishes.place is None:
+                    ids.write_inner(task.plan, task.wishes.user if task.plan.is_single else None, first)
                 ours.sendall(GO)
         return first
 
@@ -250,25 +262,25 @@ class _Command:
         task = self._task
         wishes = task.wishes
         if wishes.place is not None:
-            link.sendall(GO)
+            link.sendall(_lines([]))
             os.chdir(wishes.workdir or os.path.abspath(os.curdir))
             self._execute_in_place(parent)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         single = ids.is_single_here()
-        as_root = task.plan is None
-        view.build(self._root, wishes, as_root=as_root)
-        view.enter(self._root)
+        over = view.View(self._root)
+        over.build(wishes, as_root=task.plan is None)
+        over.enter()
         if single:
             with suppress(OSError), open(program.APT_CONFIG, "xb") as file:
                 file.write(program.APT_SETTINGS)  # no /dev: then there is hardly an apt
         if task.plan is not None:
             syscalls.show_memory()  # else our maps are not ours to have written
             syscalls.unshare(syscalls.CLONE_NEWUSER)
-            link.sendall(MAP)
-            link.recv(1)
-            syscalls.hide_memory()
-        else:
-            link.sendall(GO)
+        link.sendall(_lines(over.made))
+        if link.recv(1) != GO:
+            os._exit(ExitCode.FAILURE)
+        syscalls.hide_memory()
+        as_root = task.plan is None
         if not wishes.own_pids:
             program.run(wishes, task.environment, parent, single_id=single, as_root=as_root)
         command = os.fork()
@@ -299,6 +311,19 @@ class _Command:
                 if pid in self._daemons:
                     self._task.say("the daemon of the union has ended; the command was ended too")
                     return ExitCode.FAILURE
+
+
+def _lines(made: list[places.Made]) -> bytes:
+    """What `_made` reads: one line, whatever is in the paths."""
+    return b" ".join(b"%d:%s" % (ino, os.fsencode(path).hex().encode()) for ino, path in made) + b"\n"
+
+
+def _made(line: bytes) -> list[places.Made] | None:
+    """None where nothing was told."""
+    if not line:
+        return None
+    pairs = (word.partition(b":") for word in line.split())
+    return [places.Made(int(ino), os.fsdecode(bytes.fromhex(path.decode()))) for ino, _, path in pairs]
 
 
 def exit_status(status: int) -> int:

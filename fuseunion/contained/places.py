@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from typing import NamedTuple
 
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
@@ -18,6 +20,18 @@ _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
 _MAX_LINKS = 40
 """As in the kernel (include/linux/namei.h, MAXSYMLINKS)."""
+
+
+class Made(NamedTuple):
+    """A place that was made.
+
+    Attributes:
+        ino: of what was made.
+        path: in the tree.
+    """
+
+    ino: int
+    path: str
 
 
 def find(root_fd: int, path: str) -> int:
@@ -29,16 +43,17 @@ def find(root_fd: int, path: str) -> int:
     return syscalls.openat2(root_fd, os.fsencode(path), os.O_PATH, _RESOLVE)
 
 
-def find_or_make(root_fd: int, path: str, *, directory: bool) -> int:
+def find_or_make(root_fd: int, path: str, made: list[Made], *, directory: bool) -> int:
     """The same; what is missing is made, directories with mode 0755 and empty files with mode 0644.
 
     Args:
+        made: gets what was made, in this order.
         directory: what is to be there.
 
     Raises:
         OSError: ENOTDIR or EISDIR where something else is there; EROFS, EACCES where nothing can be made.
     """
-    fd = _descend(root_fd, path, directory, _MAX_LINKS)
+    fd = _descend(root_fd, path, made, directory, _MAX_LINKS)
     if stat.S_ISDIR(os.fstat(fd).st_mode) != directory:
         os.close(fd)
         raise os_error(errno.ENOTDIR if directory else errno.EISDIR, os.fsencode(path))
@@ -50,14 +65,30 @@ def by_descriptor(fd: int) -> bytes:
     return b"/proc/self/fd/%d" % fd
 
 
-def _descend(root_fd: int, path: str, directory: bool, links: int) -> int:
+def remove(root_fd: int, made: list[Made]) -> None:
+    """Take away what was made and is still there, empty; what somebody has put something into stays."""
+    for ino, path in reversed(made):
+        parent, name = os.path.split(path)
+        with suppress(OSError):  # it is no longer there, or no longer empty, or nothing can be removed
+            above = find(root_fd, parent or "/")
+            try:
+                st = os.stat(name, dir_fd=above, follow_symlinks=False)
+                if st.st_ino == ino and stat.S_ISDIR(st.st_mode):
+                    os.rmdir(name, dir_fd=above)
+                elif st.st_ino == ino and stat.S_ISREG(st.st_mode) and st.st_size == 0:
+                    os.unlink(name, dir_fd=above)
+            finally:
+                os.close(above)
+
+
+def _descend(root_fd: int, path: str, made: list[Made], directory: bool, links: int) -> int:
     try:
         return find(root_fd, path)
     except FileNotFoundError:
         if links == 0:
             raise os_error(errno.ELOOP, os.fsencode(path)) from None
     parent, name = os.path.split(path.rstrip("/") or "/")
-    above = _descend(root_fd, parent or "/", True, links - 1)
+    above = _descend(root_fd, parent or "/", made, True, links - 1)
     try:
         if name in ("", ".", ".."):
             raise os_error(errno.ENOENT, os.fsencode(path))
@@ -66,10 +97,11 @@ def _descend(root_fd: int, path: str, directory: bool, links: int) -> int:
         else:
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(name, flags, 0o644, dir_fd=above))
+        made.append(Made(os.stat(name, dir_fd=above, follow_symlinks=False).st_ino, f"{parent}/{name}"))
     except FileExistsError:
         # A link that leads to nothing yet.
         target = os.readlink(name, dir_fd=above)
-        return _descend(root_fd, os.path.join(parent, target), directory, links - 1)
+        return _descend(root_fd, os.path.join(parent, target), made, directory, links - 1)
     finally:
         os.close(above)
     return find(root_fd, path)

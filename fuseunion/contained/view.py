@@ -1,8 +1,8 @@
 """What a command sees besides the union: /dev, /proc, /sys, /tmp, the names of hosts, and what is bound.
 
 Everything is mounted over the union in a mount namespace of its own, before the old root goes. What is missing in the
-tree as a place to mount at is made in the merged view, never in the lower; where nothing can be made, because the view
-is read-only, the usual places are left out, and a bind is an error.
+tree as a place to mount at is made in the merged view, never in the lower, and goes when the command has ended; where
+nothing can be made, because the view is read-only, the usual places are left out, and a bind is an error.
 """
 
 from __future__ import annotations
@@ -31,188 +31,180 @@ _OF_THE_MACHINE = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi")
 
 _NAMES_OF_HOSTS = ("/etc/resolv.conf", "/etc/hosts")
 
-_CANNOT_BE_MADE = frozenset((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT))
+_NO_PLACE = frozenset(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+)
+"""Nothing can be made there, or something else is there."""
 
 _BIND = syscalls.MS_BIND | syscalls.MS_REC
-_PLAIN = syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
-def build(root: str, wishes: Wishes, *, as_root: bool) -> None:
-    """Mount everything over the union.
-
-    Precondition: in a mount namespace of its own, which still has the machine's root.
+class View:
+    """What lies over one union.
 
     Args:
         root: where the union is mounted.
-        wishes: the binds, and whose processes are seen.
-        as_root: the command is to be the machine's root.
 
-    Raises:
-        UserError: a bind, or one of the usual mounts, that cannot be made.
+    Attributes:
+        made: the places that had to be made.
     """
-    namespaces.keep_mounts_private()
-    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _proc(root_fd, own=wishes.own_pids, as_root=as_root)
-        _sys(root_fd)
-        _dev(root_fd)
-        _new(root_fd, "/tmp", b"mode=1777")
-        for path in _NAMES_OF_HOSTS:
-            if os.path.exists(path):
-                _show(root_fd, Bind(path, path, read_only=True))
-        for bind in wishes.binds:
-            _bind(root_fd, bind)
-    except OSError as error:
-        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
-        raise UserError(f"the view cannot be built: {where}{error.strerror}", ExitCode.FAILURE) from None
-    finally:
-        os.close(root_fd)
 
+    def __init__(self, root: str) -> None:
+        self.made: list[places.Made] = []
+        self._root = root
+        self._root_fd = -1
 
-def enter(root: str) -> None:
-    """Make the union the root directory; nothing of the old root can be reached any more.
+    def build(self, wishes: Wishes, *, as_root: bool) -> None:
+        """Mount everything over the union.
 
-    Raises:
-        OSError: of pivot_root(2).
-    """
-    os.chdir(root)
-    # The old root comes to lie over the new one, and goes from there (pivot_root(2), "pivot_root(".", ".")").
-    syscalls.pivot_root(b".", b".")
-    syscalls.umount2(b".", syscalls.MNT_DETACH)
-    os.chdir("/")
+        Precondition: in a mount namespace of its own, which still has the machine's root.
 
+        Args:
+            wishes: the binds, and whose processes are seen.
+            as_root: the command is to be the machine's root.
 
-def _place(root_fd: int, path: str, *, directory: bool) -> int | None:
-    """Where to mount one of the usual things; None where there is no place and none can be made."""
-    try:
-        return places.find_or_make(root_fd, path, directory=directory)
-    except OSError as error:
-        if error.errno in _CANNOT_BE_MADE or error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
-            return None
-        raise
-
-
-def _mount(source: bytes, fd: int, fstype: bytes, flags: int, data: bytes = b"") -> None:
-    syscalls.mount(source, places.by_descriptor(fd), fstype, flags, data)
-
-
-def _new(root_fd: int, path: str, data: bytes) -> None:
-    """A new tmpfs, where there is a place for it."""
-    fd = _place(root_fd, path, directory=True)
-    if fd is not None:
+        Raises:
+            UserError: a bind, or one of the usual mounts, that cannot be made.
+        """
+        namespaces.keep_mounts_private()
+        self._root_fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _mount(b"tmpfs", fd, b"tmpfs", _PLAIN, data)
+            self._proc(own=wishes.own_pids, as_root=as_root)
+            if os.path.isdir("/sys"):
+                self._show(Bind("/sys", "/sys", read_only=True))
+            self._dev()
+            self._new("/tmp", b"mode=1777")
+            for path in _NAMES_OF_HOSTS:
+                if os.path.exists(path):
+                    self._show(Bind(path, path, read_only=True))
+            for bind in wishes.binds:
+                self._bind(bind)
+        except OSError as error:
+            where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
+            raise UserError(f"the view cannot be built: {where}{error.strerror}", ExitCode.FAILURE) from None
         finally:
-            os.close(fd)
+            os.close(self._root_fd)
 
+    def enter(self) -> None:
+        """Make the union the root directory; nothing of the old root can be reached any more.
 
-def _show(root_fd: int, bind: Bind) -> None:
-    """Bind one of the usual things, where there is a place for it."""
-    fd = _place(root_fd, bind.target, directory=os.path.isdir(bind.source))
-    if fd is None:
-        return
-    os.close(fd)
-    _bind_at(root_fd, bind)
+        Raises:
+            OSError: of pivot_root(2).
+        """
+        os.chdir(self._root)
+        # The old root comes to lie over the new one, and goes from there (pivot_root(2), "pivot_root(".", ".")").
+        syscalls.pivot_root(b".", b".")
+        syscalls.umount2(b".", syscalls.MNT_DETACH)
+        os.chdir("/")
 
-
-def _bind(root_fd: int, bind: Bind) -> None:
-    target = bind.target or os.path.abspath(bind.source)
-    try:
-        directory = os.path.isdir(bind.source)
-        os.stat(bind.source)
-    except OSError as error:
-        raise UserError(f"--bind: '{bind.source}' cannot be shown: {error.strerror}", ExitCode.LAYERS) from None
-    try:
-        os.close(places.find_or_make(root_fd, target, directory=directory))
-        _bind_at(root_fd, bind._replace(target=target))
-    except OSError as error:
-        kind = "directory" if directory else "file"
-        raise UserError(
-            f"--bind: '{bind.source}' cannot be shown at '{target}': {error.strerror}; the tree needs a {kind} there, "
-            "or an UPPER in which it can be made",
-            ExitCode.LAYERS,
-        ) from None
-
-
-def _bind_at(root_fd: int, bind: Bind) -> None:
-    source = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
-    try:
-        target = places.find(root_fd, bind.target)
+    def _place(self, path: str, *, directory: bool) -> int | None:
+        """Where to mount one of the usual things; None where there is no place and none can be made."""
         try:
-            _mount(places.by_descriptor(source), target, b"", _BIND)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
-    if bind.read_only:
-        # The same path again: what was mounted there lies on top now.
-        mounted = places.find(root_fd, bind.target)
-        try:
-            syscalls.make_read_only(places.by_descriptor(mounted))
-        finally:
-            os.close(mounted)
+            return places.find_or_make(self._root_fd, path, self.made, directory=directory)
+        except OSError as error:
+            if error.errno in _NO_PLACE:
+                return None
+            raise
 
+    def _new(self, path: str, data: bytes) -> None:
+        """A new tmpfs, where there is a place for it."""
+        self._mount_at(path, b"tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, data)
 
-def _proc(root_fd: int, *, own: bool, as_root: bool) -> None:
-    if not own:
-        _show(root_fd, Bind("/proc", "/proc"))
-    else:
-        fd = _place(root_fd, "/proc", directory=True)
+    def _mount_at(self, path: str, fstype: bytes, flags: int, data: bytes = b"") -> bool:
+        """Mount a new filesystem, where there is a place for it."""
+        fd = self._place(path, directory=True)
         if fd is None:
-            return
+            return False
         try:
-            _mount(b"proc", fd, b"proc", _PLAIN | syscalls.MS_NOEXEC)
-        except PermissionError:
+            syscalls.mount(fstype, places.by_descriptor(fd), fstype, flags, data)
+        finally:
+            os.close(fd)
+        return True
+
+    def _show(self, bind: Bind) -> None:
+        """Bind one of the usual things, where there is a place for it."""
+        fd = self._place(bind.target, directory=os.path.isdir(bind.source))
+        if fd is not None:
+            self._bind_at(fd, bind)
+
+    def _bind(self, bind: Bind) -> None:
+        target = bind.target or os.path.abspath(bind.source)
+        try:
+            os.stat(bind.source)
+        except OSError as error:
+            raise UserError(f"--bind: '{bind.source}' cannot be shown: {error.strerror}", ExitCode.LAYERS) from None
+        directory = os.path.isdir(bind.source)
+        try:
+            fd = places.find_or_make(self._root_fd, target, self.made, directory=directory)
+            self._bind_at(fd, bind._replace(target=target))
+        except OSError as error:
+            kind = "directory" if directory else "file"
             raise UserError(
-                "--pid: no /proc can be mounted here, because a part of the present one is hidden; leave --pid out",
-                ExitCode.UNAVAILABLE,
+                f"--bind: '{bind.source}' cannot be shown at '{target}': {error.strerror}; the tree needs a {kind} "
+                "there, or an UPPER in which it can be made",
+                ExitCode.LAYERS,
             ) from None
-        finally:
-            os.close(fd)
-    if as_root:
-        for name in _OF_THE_MACHINE:
-            if os.path.exists(f"/proc/{name}"):
-                _show(root_fd, Bind(f"/proc/{name}", f"/proc/{name}", read_only=True))
 
-
-def _sys(root_fd: int) -> None:
-    if os.path.isdir("/sys"):
-        _show(root_fd, Bind("/sys", "/sys", read_only=True))
-
-
-def _dev(root_fd: int) -> None:
-    place = _place(root_fd, "/dev", directory=True)
-    if place is None:
-        return
-    try:
-        _mount(b"tmpfs", place, b"tmpfs", syscalls.MS_NOSUID, b"mode=0755")
-    finally:
-        os.close(place)
-    for name in _SAFE_DEVICES:
-        if os.path.exists(f"/dev/{name}"):
-            _show(root_fd, Bind(f"/dev/{name}", f"/dev/{name}"))
-    _new(root_fd, "/dev/shm", b"mode=1777")
-    _terminals(root_fd)
-    directory = places.find(root_fd, "/dev")
-    try:
-        for name, target in _LINKS:
-            os.symlink(target, name, dir_fd=directory)
-    finally:
-        os.close(directory)
-
-
-def _terminals(root_fd: int) -> None:
-    """Pseudo terminals of its own; the terminal that the command is started from is /dev/console."""
-    fd = _place(root_fd, "/dev/pts", directory=True)
-    if fd is not None:
+    def _bind_at(self, place: int, bind: Bind) -> None:
+        """Bind at a place, which is closed."""
         try:
-            for data in (b"newinstance,ptmxmode=0666,mode=0620,gid=5", b"newinstance,ptmxmode=0666,mode=0620"):
-                try:
-                    _mount(b"devpts", fd, b"devpts", syscalls.MS_NOSUID | syscalls.MS_NOEXEC, data)
-                    break
-                except OSError:
-                    continue  # group 5 has no number in this user namespace; or there is no devpts here
+            source = os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+            try:
+                syscalls.mount(places.by_descriptor(source), places.by_descriptor(place), b"", _BIND, b"")
+            finally:
+                os.close(source)
         finally:
-            os.close(fd)
-    with suppress(OSError):  # no terminal
-        _show(root_fd, Bind(os.ttyname(0), "/dev/console"))
+            os.close(place)
+        if bind.read_only:
+            # The same path again: what was mounted there lies on top now.
+            mounted = places.find(self._root_fd, bind.target)
+            try:
+                syscalls.make_read_only(places.by_descriptor(mounted))
+            finally:
+                os.close(mounted)
+
+    def _proc(self, *, own: bool, as_root: bool) -> None:
+        if not own:
+            self._show(Bind("/proc", "/proc"))
+        else:
+            flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+            try:
+                self._mount_at("/proc", b"proc", flags)
+            except PermissionError:
+                raise UserError(
+                    "--pid: no /proc can be mounted here, because a part of the present one is hidden; leave --pid out",
+                    ExitCode.UNAVAILABLE,
+                ) from None
+        if as_root:
+            for name in _OF_THE_MACHINE:
+                if os.path.exists(f"/proc/{name}"):
+                    self._show(Bind(f"/proc/{name}", f"/proc/{name}", read_only=True))
+
+    def _dev(self) -> None:
+        if not self._mount_at("/dev", b"tmpfs", syscalls.MS_NOSUID, b"mode=0755"):
+            return
+        kept, self.made = self.made, []  # what is made from here on goes with the tmpfs
+        for name in _SAFE_DEVICES:
+            if os.path.exists(f"/dev/{name}"):
+                self._show(Bind(f"/dev/{name}", f"/dev/{name}"))
+        self._new("/dev/shm", b"mode=1777")
+        self._terminals()
+        directory = places.find(self._root_fd, "/dev")
+        try:
+            for name, target in _LINKS:
+                os.symlink(target, name, dir_fd=directory)
+        finally:
+            os.close(directory)
+        self.made = kept
+
+    def _terminals(self) -> None:
+        """Pseudo terminals of its own; the terminal that the command is started from is /dev/console."""
+        flags = syscalls.MS_NOSUID | syscalls.MS_NOEXEC
+        for data in (b"newinstance,ptmxmode=0666,mode=0620,gid=5", b"newinstance,ptmxmode=0666,mode=0620"):
+            try:
+                self._mount_at("/dev/pts", b"devpts", flags, data)
+                break
+            except OSError:
+                continue  # group 5 has no number in this user namespace; or there is no devpts here
+        with suppress(OSError):  # no terminal
+            self._show(Bind(os.ttyname(0), "/dev/console"))
