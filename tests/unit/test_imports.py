@@ -36,6 +36,7 @@ FLOORS = [
     "engines",
     "engines.registry",
     "engines.choose",
+    "engines.contained",
     "doctor",
     "offline",
     "cli",

@@ -21,8 +21,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NamedTuple
 
-from fuseunion.contained import families, ids, places, program, view
-from fuseunion.contained.wishes import Net, Wishes
+from fuseunion.engines.contained import families, ids, places, program, view
+from fuseunion.engines.contained.wishes import Net, Wishes
 from fuseunion.engines import choose, registry
 from fuseunion.engines.engine import Progress
 from fuseunion.errors import ExitCode, UserError
