@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fuseunion.cli import arguments as mount_arguments
 from fuseunion.cli.parser import Arguments, CommandParser
-from fuseunion.engines.contained.wishes import Net, Wishes, parse_bind, parse_hostname, parse_setting, parse_user
+from fuseunion.contained.wishes import Net, Wishes, parse_bind, parse_hostname, parse_setting, parse_user
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.options import EngineChoice
 from fuseunion.mounting.options.values import parse_choice
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     options = _options(rest[:end], tmpfs=given.writable_tmpfs)
     wishes = _wishes(given, tuple(rest[end + 1 :]), options)
 
-    from fuseunion.engines.contained import supervise
+    from fuseunion.contained import supervise
 
     return supervise.run(options, wishes, _progress, _say)
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
-from fuseunion.linux.apart import Namespace
+from fuseunion.linux.namespaces.apart import Namespace
 
 DEVICE = "/dev/fuse"
 TYPE = "fuse.fuseunion"

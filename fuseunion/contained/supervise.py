@@ -20,8 +20,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from fuseunion.engines.contained import families, ids, inside
-from fuseunion.engines.contained.wishes import Wishes
+from fuseunion.contained import families, ids, inside
+from fuseunion.contained.wishes import Wishes
 from fuseunion.engines.engine import Progress
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls

@@ -11,8 +11,8 @@ import errno
 import os
 from contextlib import suppress
 
-from fuseunion.engines.contained import places
-from fuseunion.engines.contained.wishes import Bind, Wishes
+from fuseunion.contained import places
+from fuseunion.contained.wishes import Bind, Wishes
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import namespaces, syscalls
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
-from fuseunion.engines.contained import filters
-from fuseunion.engines.contained.wishes import Wishes
+from fuseunion.contained import filters
+from fuseunion.contained.wishes import Wishes
 from fuseunion.linux import syscalls
 
 NOT_FOUND = 127

@@ -5,7 +5,7 @@ so do all mounts; the daemon sees that, puts the upper in order and ends too. Wh
 (`link` ends), the same happens at once.
 
     caller's namespaces     supervise.py, which waits for the daemon too
-    outer namespaces        this process; the daemon, as long as it starts; it then serves from outside (linux/apart.py)
+    outer namespaces        this process; the daemon, as long as it starts; it then serves from outside (linux/namespaces/apart.py)
     its own mount namespace, inner user namespace (and with --pid a pid namespace)      the command
 """
 
@@ -21,8 +21,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import NamedTuple
 
-from fuseunion.engines.contained import families, ids, places, program, view
-from fuseunion.engines.contained.wishes import Net, Wishes
+from fuseunion.contained import families, ids, places, program, view
+from fuseunion.contained.wishes import Net, Wishes
 from fuseunion.engines import choose, registry
 from fuseunion.engines.engine import Progress
 from fuseunion.errors import ExitCode, UserError
