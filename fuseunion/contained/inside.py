@@ -5,7 +5,7 @@ so do all mounts; the daemon sees that, puts the upper in order and ends too. Wh
 (`link` ends), the same happens at once.
 
     caller's namespaces     supervise.py, which waits for the daemon too
-    outer namespaces        this process; the daemon, as long as it starts; it then serves from outside (linux/namespaces/apart.py)
+    outer namespaces        this process; the daemon, until it has mounted (linux/namespaces/apart.py)
     its own mount namespace, inner user namespace (and with --pid a pid namespace)      the command
 """
 
@@ -268,11 +268,8 @@ class _Command:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         single = ids.is_single_here()
         over = view.View(self._root)
-        over.build(wishes, as_root=task.plan is None)
+        over.build(wishes, program.SETTINGS if single else {}, as_root=task.plan is None)
         over.enter()
-        if single:
-            with suppress(OSError), open(program.APT_CONFIG, "xb") as file:
-                file.write(program.APT_SETTINGS)  # no /dev: then there is hardly an apt
         if task.plan is not None:
             syscalls.show_memory()  # else our maps are not ours to have written
             syscalls.unshare(syscalls.CLONE_NEWUSER)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -43,17 +44,19 @@ def find(root_fd: int, path: str) -> int:
     return syscalls.openat2(root_fd, os.fsencode(path), os.O_PATH, _RESOLVE)
 
 
-def find_or_make(root_fd: int, path: str, made: list[Made], *, directory: bool) -> int:
+def find_or_make(root_fd: int, path: str, made: list[Made], own: Collection[int], *, directory: bool) -> int:
     """The same; what is missing is made, directories with mode 0755 and empty files with mode 0644.
 
     Args:
         made: gets what was made, in this order.
+        own: st_dev of the filesystems on which something may be made. A link of the tree may lead to what was bound.
         directory: what is to be there.
 
     Raises:
-        OSError: ENOTDIR or EISDIR where something else is there; EROFS, EACCES where nothing can be made.
+        OSError: ENOTDIR or EISDIR where something else is there; EROFS, EACCES where nothing can be made; EXDEV where
+            it would be made on a filesystem of others.
     """
-    fd = _descend(root_fd, path, made, directory, _MAX_LINKS)
+    fd = _descend(root_fd, path, made, own, directory, _MAX_LINKS)
     if stat.S_ISDIR(os.fstat(fd).st_mode) != directory:
         os.close(fd)
         raise os_error(errno.ENOTDIR if directory else errno.EISDIR, os.fsencode(path))
@@ -81,17 +84,19 @@ def remove(root_fd: int, made: list[Made]) -> None:
                 os.close(above)
 
 
-def _descend(root_fd: int, path: str, made: list[Made], directory: bool, links: int) -> int:
+def _descend(root_fd: int, path: str, made: list[Made], own: Collection[int], directory: bool, links: int) -> int:
     try:
         return find(root_fd, path)
     except FileNotFoundError:
         if links == 0:
             raise os_error(errno.ELOOP, os.fsencode(path)) from None
     parent, name = os.path.split(path.rstrip("/") or "/")
-    above = _descend(root_fd, parent or "/", made, True, links - 1)
+    above = _descend(root_fd, parent or "/", made, own, True, links - 1)
     try:
         if name in ("", ".", ".."):
             raise os_error(errno.ENOENT, os.fsencode(path))
+        if os.fstat(above).st_dev not in own:
+            raise os_error(errno.EXDEV, os.fsencode(path))
         if directory:
             os.mkdir(name, 0o755, dir_fd=above)
         else:
@@ -101,7 +106,7 @@ def _descend(root_fd: int, path: str, made: list[Made], directory: bool, links: 
     except FileExistsError:
         # A link that leads to nothing yet.
         target = os.readlink(name, dir_fd=above)
-        return _descend(root_fd, os.path.join(parent, target), made, directory, links - 1)
+        return _descend(root_fd, os.path.join(parent, target), made, own, directory, links - 1)
     finally:
         os.close(above)
     return find(root_fd, path)

@@ -26,6 +26,11 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OF_THE_MACHINE = ("TMPDIR", "XDG_RUNTIME_DIR", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "OLDPWD")
 """Variables that name what is not there inside."""
 
+_APT_SETTINGS = "fuseunion-apt.conf"
+
+SETTINGS = {_APT_SETTINGS: b'APT::Sandbox::User "root";\n'}
+"""Files in /dev, for where there is a single id: apt looks whether it has become another user, as nobody can there."""
+
 _PASSWD_LIMIT = 1 << 20
 """Bytes of /etc/passwd that are read."""
 
@@ -113,13 +118,8 @@ def _environment(inherited: Mapping[str, str], uid: int, gid: int, shell: str, *
     name, home = _account(uid)
     environment.update(PATH=_PATH, HOME=home, USER=name, LOGNAME=name, SHELL=shell)
     if single_id and "APT_CONFIG" not in environment:
-        # apt looks whether it has become another user, which nobody can here.
-        environment["APT_CONFIG"] = APT_CONFIG
+        environment["APT_CONFIG"] = f"/dev/{_APT_SETTINGS}"
     return environment
-
-
-APT_CONFIG = "/dev/fuseunion-apt.conf"
-APT_SETTINGS = b'APT::Sandbox::User "root";\n'
 
 
 def _account(uid: int) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 
 from fuseunion.contained import places
@@ -32,7 +33,17 @@ _OF_THE_MACHINE = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi")
 _NAMES_OF_HOSTS = ("/etc/resolv.conf", "/etc/hosts")
 
 _NO_PLACE = frozenset(
-    (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+    (
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.EXDEV,
+    )
 )
 """Nothing can be made there, or something else is there."""
 
@@ -53,14 +64,17 @@ class View:
         self.made: list[places.Made] = []
         self._root = root
         self._root_fd = -1
+        self._own: set[int] = set()
+        """st_dev of the union and of /dev: here places may be made."""
 
-    def build(self, wishes: Wishes, *, as_root: bool) -> None:
+    def build(self, wishes: Wishes, settings: Mapping[str, bytes], *, as_root: bool) -> None:
         """Mount everything over the union.
 
         Precondition: in a mount namespace of its own, which still has the machine's root.
 
         Args:
             wishes: the binds, and whose processes are seen.
+            settings: files in /dev, by name.
             as_root: the command is to be the machine's root.
 
         Raises:
@@ -69,10 +83,11 @@ class View:
         namespaces.keep_mounts_private()
         self._root_fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            self._own.add(os.fstat(self._root_fd).st_dev)
             self._proc(own=wishes.own_pids, as_root=as_root)
             if os.path.isdir("/sys"):
                 self._show(Bind("/sys", "/sys", read_only=True))
-            self._dev()
+            self._dev(settings)
             self._new("/tmp", b"mode=1777")
             for path in _NAMES_OF_HOSTS:
                 if os.path.exists(path):
@@ -100,7 +115,7 @@ class View:
     def _place(self, path: str, *, directory: bool) -> int | None:
         """Where to mount one of the usual things; None where there is no place and none can be made."""
         try:
-            return places.find_or_make(self._root_fd, path, self.made, directory=directory)
+            return places.find_or_make(self._root_fd, path, self.made, self._own, directory=directory)
         except OSError as error:
             if error.errno in _NO_PLACE:
                 return None
@@ -135,7 +150,7 @@ class View:
             raise UserError(f"--bind: '{bind.source}' cannot be shown: {error.strerror}", ExitCode.LAYERS) from None
         directory = os.path.isdir(bind.source)
         try:
-            fd = places.find_or_make(self._root_fd, target, self.made, directory=directory)
+            fd = places.find_or_make(self._root_fd, target, self.made, self._own, directory=directory)
             self._bind_at(fd, bind._replace(target=target))
         except OSError as error:
             kind = "directory" if directory else "file"
@@ -180,21 +195,26 @@ class View:
                 if os.path.exists(f"/proc/{name}"):
                     self._show(Bind(f"/proc/{name}", f"/proc/{name}", read_only=True))
 
-    def _dev(self) -> None:
+    def _dev(self, settings: Mapping[str, bytes]) -> None:
         if not self._mount_at("/dev", b"tmpfs", syscalls.MS_NOSUID, b"mode=0755"):
             return
         kept, self.made = self.made, []  # what is made from here on goes with the tmpfs
+        directory = places.find(self._root_fd, "/dev")
+        try:
+            self._own.add(os.fstat(directory).st_dev)
+            for name, target in _LINKS:
+                os.symlink(target, name, dir_fd=directory)
+            for name, text in settings.items():
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                with open(os.open(name, flags, 0o644, dir_fd=directory), "wb") as file:
+                    file.write(text)
+        finally:
+            os.close(directory)
         for name in _SAFE_DEVICES:
             if os.path.exists(f"/dev/{name}"):
                 self._show(Bind(f"/dev/{name}", f"/dev/{name}"))
         self._new("/dev/shm", b"mode=1777")
         self._terminals()
-        directory = places.find(self._root_fd, "/dev")
-        try:
-            for name, target in _LINKS:
-                os.symlink(target, name, dir_fd=directory)
-        finally:
-            os.close(directory)
         self.made = kept
 
     def _terminals(self) -> None:

@@ -5,7 +5,7 @@
     prepare: check, open, lock
     fork ------------------------------------->  build the union, mount, import pyfuse3
     wait for one report                          /dev/null on 0-2, close what was inherited
-                                                 leave the mount namespace where it is private (linux/namespaces/apart.py)
+                                                 leave a private mount namespace (linux/namespaces/apart.py)
            <---------------------- b"+" -------  about to take the first request
     statvfs(MERGED): an answer from the child
     exit 0                                       serve ... unmounted: close layers, remove the work directory, let go
