@@ -110,11 +110,7 @@ def _shell(inherited: Mapping[str, str]) -> str:
 
 
 def _environment(inherited: Mapping[str, str], uid: int, gid: int, shell: str, *, single_id: bool) -> dict[str, str]:
-    environment = {
-        name: value
-        for name, value in inherited.items()
-        if name not in _OF_THE_MACHINE and not name.startswith("FUSEUNION_")
-    }
+    environment = {name: value for name, value in inherited.items() if name not in _OF_THE_MACHINE}
     name, home = _account(uid)
     environment.update(PATH=_PATH, HOME=home, USER=name, LOGNAME=name, SHELL=shell)
     if single_id and "APT_CONFIG" not in environment:

@@ -5,8 +5,8 @@
     prepare: check, open, lock
     fork ------------------------------------->  build the union, mount, import pyfuse3
     wait for one report                          /dev/null on 0-2, close what was inherited
-                                                 leave a private mount namespace (linux/namespaces/apart.py)
            <---------------------- b"+" -------  about to take the first request
+                                                 leave a private mount namespace (linux/namespaces/apart.py)
     statvfs(MERGED): an answer from the child
     exit 0                                       serve ... unmounted: close layers, remove the work directory, let go
                                                  of the locks, put the upper on disk, exit
@@ -138,8 +138,6 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         stack.callback(mounted.unmount)
         union = build_union(layers, options, posix_acl=mounted.posix_acl)
         stack.callback(union.close)
-        if mounted.namespace is not None:
-            stack.callback(mounted.namespace.outlive)
 
         to_sync = -1
         if layers.upper is not None and not union.settings.volatile:
@@ -152,9 +150,9 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
             tell(layers, prepared, options)
+            ready()
             if not (options.foreground or options.trace) and mounted.namespace is not None:
                 mounted.namespace.leave()
-            ready()
             announce(layers, prepared)
 
         gc.freeze()

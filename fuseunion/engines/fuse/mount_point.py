@@ -25,7 +25,6 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
@@ -83,20 +82,21 @@ class MountPoint(NamedTuple):
 
     def unmount(self) -> None:
         """Unmount, lazily when busy; nothing if the mount is no longer ours."""
-        path = self.path
-        if path is None or not self.is_ours():
+        if self.namespace is None or not self.namespace.left:
+            self._unmount()
+            return
+        # Where nobody is left there is no mount either.
+        with contextlib.suppress(FileNotFoundError):
+            self.namespace.enter_and(self._unmount)
+
+    def _unmount(self) -> None:
+        if self.path is None or not self.is_ours():
             return
         try:
-            self._where_it_lies(lambda: unmount(path))
+            unmount(self.path)
         except OSError as error:
             if error.errno == errno.EBUSY and self.is_ours():
-                self._where_it_lies(lambda: unmount(path, lazy=True))
-
-    def _where_it_lies(self, do: Callable[[], None]) -> None:
-        if self.namespace is not None and self.namespace.left:
-            self.namespace.enter_and(do)
-        else:
-            do()
+                unmount(self.path, lazy=True)
 
 
 def descriptor_of(target: str) -> int | None:

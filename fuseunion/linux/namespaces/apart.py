@@ -5,11 +5,9 @@ that one, or `unshare --map-root-user --mount` leaves a mount behind that nobody
 goes to a mount namespace of its own. That begins as a copy, with another mount of everything, ours and others': it
 would keep all of them busy. So everything is taken out of it again.
 
-What is left is a process whose root directory lies in the namespace that it has left. A directory keeps one mount, and
-no namespace: paths lead to where they led before, and when the namespace ends everything in it is unmounted. Only
-mount(2) and umount2(2) work in the own namespace alone; `Namespace.enter_and` goes back for them, with the help of
-any process that is still there. And when the namespace has ended paths lead no further than the root filesystem: for
-/proc, with which a layer is still put in order, there is one in the own namespace (`Namespace.outlive`).
+What is left is /proc, through which descriptors are opened again. Everything else it reaches by descriptors that it has
+already: they keep a mount each, and no namespace. For an unmount `Namespace.enter_and` goes back, with the help of any
+process that is still there.
 
 Nobody waits and nothing is polled: the kernel tells the end of a FUSE mount through /dev/fuse.
 """
@@ -54,12 +52,11 @@ class Namespace:
     def __init__(self) -> None:
         self.left = False
         self._name = ""
-        self._home = -1
 
     def leave(self) -> None:
-        """Go to an empty mount namespace, where this one is private; stay where that is not allowed.
+        """Go to a mount namespace that holds /proc alone, where this one is private; stay where that is not allowed.
 
-        Precondition: the process has one thread.
+        Precondition: the process has one thread, and needs no path any more but in /proc.
         """
         if not is_private():
             return
@@ -70,28 +67,18 @@ class Namespace:
             syscalls.unshare(syscalls.CLONE_NEWNS)
             try:
                 _empty()
-                self._home = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 self.left = True
             except OSError as error:
                 _log.info("the daemon stays in its mount namespace, and the mount with it: %s", error.strerror)
                 syscalls.setns(here, syscalls.CLONE_NEWNS)
-            os.fchdir(root)
-            os.chroot(".")
+                os.fchdir(root)
+                os.chroot(".")
         except OSError as error:
             # Not for an ordinary user, whose mount lies in a namespace of others.
             _log.debug("no mount namespace of its own: %s", error)
         finally:
             os.close(here)
             os.close(root)
-
-    def outlive(self) -> None:
-        """Have a /proc, where that of the namespace has gone with it.
-
-        Precondition: nothing is looked up by a path any more, but in /proc.
-        """
-        if self.left and not os.path.exists("/proc/self"):
-            os.fchdir(self._home)
-            os.chroot(".")
 
     def enter_and(self, do: Callable[[], None]) -> None:
         """Do something there, in a child.
