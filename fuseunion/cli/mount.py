@@ -17,6 +17,7 @@ HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion --read-only LOWER[:LOWER...] MERGED
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
+       fuseunion exec LOWER[:LOWER...] [UPPER] [-- COMMAND...]
        fuseunion umount MERGED
        fuseunion doctor | chown | promote | sync ...     (each has its own --help)
 

@@ -79,8 +79,8 @@ def enter(plan: ids.Plan | None, link: socket.socket, flags: int = 0) -> None:
     except OSError as error:
         what = "user namespaces" if plan else "mount namespaces"
         raise UserError(
-            f"{what} cannot be made here ({error.strerror}); see fuseunion doctor, or ask for "
-            "kernel.unprivileged_userns_clone=1, user.max_user_namespaces",
+            f"{what} cannot be made here ({error.strerror}); see fuseunion doctor; "
+            "the machine's administrator allows them by user.max_user_namespaces and the like",
             ExitCode.UNAVAILABLE,
         ) from None
     if plan:

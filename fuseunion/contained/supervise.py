@@ -167,7 +167,7 @@ class _Supervisor:
         if broken or status == ExitCode.FAILURE or not self._daemons:
             self._put_in_order()
         if killed:
-            self._task.say("a process of fuseunion was killed; the command was ended with it")
+            self._task.say("one of our processes was killed; the command was ended with it")
         return 128 + self._stopped_by if self._stopped_by else status
 
     def _put_in_order(self) -> None:
