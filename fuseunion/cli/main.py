@@ -33,7 +33,8 @@ def run(argv: list[str]) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             name, *rest = arguments
-            if "" in rest:
+            # After `--` exec has the arguments of another command, which may be empty.
+            if "" in (rest[: rest.index("--")] if name == "exec" and "--" in rest else rest):
                 # Taken as a path it would be the working directory.
                 number = rest.index("") + 1
                 raise UserError(f"argument {number} of 'fuseunion {name}' is empty; is a variable not set?")

@@ -85,6 +85,7 @@ def test_the_exit_status_is_passed_on(arena: Arena, stage: Stage) -> None:
     for pids in ([], ["--pid"]):
         assert stage.run(*pids, lower, "--", "sh", "-c", "exit 7")[0] == 7
         assert stage.run(*pids, lower, "--", "sh", "-c", "kill -TERM $$; sleep 9")[0] == 128 + signal.SIGTERM
+    assert stage.run(lower, "--", "sh", "-c", "exit $#", "sh", "", "")[0] == 2
     code, _, errors = stage.run(lower, "--", "/no/such")
     assert code == 127 and errors == "fuseunion: '/no/such': no such command in the tree\n"
     assert stage.run(lower, "--", "/etc/passwd")[0] == 126
@@ -140,6 +141,7 @@ def test_the_root_of_the_machine_as_lower(arena: Arena, stage: Stage) -> None:
     ("arguments", "code", "says"),
     [
         ([], 2, "give LOWER"),
+        (["--bogus", "lower"], 2, "see fuseunion exec --help"),
         (["lower", "upper", "merged"], 2, "give LOWER"),
         (["--bind", "a:b", "lower"], 2, "has to be an absolute path"),
         (["--bind", "", "lower"], 2, "is empty"),

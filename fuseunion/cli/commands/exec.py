@@ -89,7 +89,10 @@ def _options(rest: list[str], *, tmpfs: bool) -> Options:
     if tmpfs and len(operands) == 2:
         raise UserError(f"--writable-tmpfs forgets what is changed, and '{operands[1]}' is given to keep it")
     throw_away = ["--ephemeral"] if len(operands) == 1 and not read_only and "--ephemeral" not in rest else []
-    options = mount_arguments.parse([*throw_away, *rest, os.path.sep])
+    try:
+        options = mount_arguments.parse([*throw_away, *rest, os.path.sep])
+    except UserError as error:
+        raise UserError(error.message.replace("fuseunion --help", "fuseunion exec --help"), error.exit_code) from None
     if options.foreground or options.trace:
         raise UserError("-f and -d have no meaning for exec, which ends with its command; use --log-file")
     if options.engine is EngineChoice.RANCH:
