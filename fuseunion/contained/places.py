@@ -19,6 +19,8 @@ from fuseunion.linux.os_error import os_error
 
 _RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
+_TRIES = 1000
+
 _MAX_LINKS = 40
 """As in the kernel (include/linux/namei.h, MAXSYMLINKS)."""
 
@@ -41,7 +43,12 @@ def find(root_fd: int, path: str) -> int:
     Raises:
         OSError: ENOENT, ELOOP and what else openat2(2) says.
     """
-    return syscalls.openat2(root_fd, os.fsencode(path), os.O_PATH, _RESOLVE)
+    for _ in range(_TRIES):
+        try:
+            return syscalls.openat2(root_fd, os.fsencode(path), os.O_PATH, _RESOLVE)
+        except BlockingIOError:
+            continue  # something was mounted or renamed somewhere, while a `..` was followed (openat2(2), EAGAIN)
+    raise os_error(errno.EAGAIN, os.fsencode(path))
 
 
 def find_or_make(root_fd: int, path: str, made: list[Made], own: Collection[int], *, directory: bool) -> int:

@@ -20,7 +20,7 @@ from tests.support.arena import Arena
 from tests.support.waiting import wait_until
 
 _STRESS = bool(os.environ.get(STRESS_VARIABLE))
-_RUNS = 200 if _STRESS else 6
+_RUNS = 200 if _STRESS else 3
 
 pytestmark = pytest.mark.actors("root")
 
