@@ -36,10 +36,11 @@ conformance:
 
 # Minutes of random operations, of creating and deleting, of many mounts, of races, of hostile layers, random errors and
 # power cuts, of two users; every errno at every system call. Each prints its seed and counts (docs/guarantees.md).
+# What is answered without Python is compared with what Python says, where no errors are made up.
 # Load: 64 processes for FUSEUNION_STRESS_LOAD seconds (600), a million files, 200 mounts, 500 lowers.
 stress:
 	@scripts/setup --tests
-	FUSEUNION_STRESS=1 $(PYTEST) tests -m stress $(ARGS)
+	FUSEUNION_STRESS=1 FUSEUNION_WIRE=compare $(PYTEST) tests -m stress $(ARGS)
 	FUSEUNION_STRESS=1 $(PYTEST) -rP tests/trust tests/model/test_faults.py tests/differential/test_two_users.py $(ARGS)
 
 # Every row of the benchmark, small, on tmpfs (docs/performance.md); fails when fuseunion does, or finds something else

@@ -22,6 +22,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
+from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up import data, link_names
@@ -34,7 +35,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
 from fuseunion.core.tree.inode import Inode, Unreadable
-from fuseunion.core.tree.listing import candidates, listing
+from fuseunion.core.tree.listing import PlainFiles, candidates, listing
 from fuseunion.core.tree.lookup import existing, lookup, unreadable
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
@@ -175,6 +176,26 @@ class Union:
         if isinstance(inode, File):
             link_names.complete(self.state, inode, directory, name)
 
+    def whole_stack(self, directory: Directory) -> tuple[int, ...] | None:
+        """Descriptors of all real directories that may hold a name of a directory, borrowed as of RealDir.fd.
+
+        Returns:
+            None where one might be added some day, or where a name is not looked for in all of them.
+        """
+        layers = directory.layers()
+        whole = directory.upper is not None or not self.writable
+        if not whole or len(layers) >= DEEP or directory.removed or any(real.holds_the_mount for real in layers):
+            return None
+        return tuple([real.fd() for real in layers])
+
+    def descriptors_to_spare(self, count: int) -> bool:
+        """Take descriptors for good, if there are plenty of them."""
+        descriptors = self.state.descriptors
+        if descriptors.capacity < 4 * count:
+            return False
+        descriptors.take(count)
+        return True
+
     def held(self, *inodes: Inode | None) -> AbstractContextManager[None]:
         """Keep inodes in the table for the length of a block, whatever is looked up and released meanwhile.
 
@@ -204,6 +225,16 @@ class Union:
         """lstat of an inode, its owner in disk ids, and the count of links to show."""
         st = attributes.stat_of(self.state, inode)
         return st, attributes.nlink_of(self.state, inode, st)
+
+    def shows_as_it_is(self, file: File) -> bool:
+        """Whether what is shown of a file, but for its number, is what fstat(2) says of an open descriptor of its data,
+        and will be as long as it is open."""
+        return (
+            file.in_upper
+            and file.group is None
+            and self.state.layer_of(file).ownership is None
+            and self.settings.identity.trivial
+        )
 
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
@@ -401,6 +432,14 @@ class Union:
                 fd = _open_closed(file, lambda: _open_for_writing(file, flags & os.O_ACCMODE))
         return FileHandle(file, fd, writable=wants_write)
 
+    def open_for_a_moment(self, file: File) -> int:
+        """A descriptor of a file to read from, which the caller closes before anybody else gets a turn.
+
+        Raises:
+            OSError: as `open`, without ENFILE.
+        """
+        return _open_closed(file, lambda: file.open(os.O_RDONLY)) if file.in_upper else file.open(os.O_RDONLY)
+
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""
         handle.file.closed(handle)
@@ -474,6 +513,15 @@ class Union:
         """
         directory.check()
         return listing(self.state, directory)
+
+    def plain_files(self, directory: Directory) -> PlainFiles | None:
+        """What makes inodes of most names of a listed directory sooner than `lookup`; None where it would of none.
+
+        Good until the next suspension point of the caller.
+        """
+        if not self.settings.identity.trivial or not PlainFiles.is_for(directory):
+            return None
+        return PlainFiles(self.state, directory)
 
     def release_directory(self, handle: DirectoryHandle) -> None:
         """The last user of a directory handle closed it."""

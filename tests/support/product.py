@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fuseunion.engines.fuse.wire.device import device
+from fuseunion.engines.fuse.wire.native.device import device
 from tests.support.interpreter import Interpreter
 
 PROGRAM_VARIABLE = "FUSEUNION_PROGRAM"

@@ -15,7 +15,8 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire.answers import Answers
-from fuseunion.engines.fuse.wire.layouts import ENTRY
+from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
+from fuseunion.steps import in_one_piece
 from tests.support.inprocess import InProcess, in_process
 
 
@@ -79,3 +80,43 @@ def test_a_link_that_is_made_is_answered_as_made(layers: Path, monkeypatch: pyte
         assert isinstance(entry, bytes)
         assert not failures, "nothing failed"
         answers._forget(number, 2)
+
+
+@pytest.mark.parametrize("lowers", [1, 2])
+def test_plain_files_are_listed_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowers: int) -> None:
+    layers = [tmp_path / f"lower{number}" for number in range(lowers)]
+    for path in (*layers, tmp_path / "upper", tmp_path / "work"):
+        path.mkdir()
+    top = layers[0]
+    for number in range(200):
+        (top / f"file {number}").write_bytes(b"x" * (number % 7))
+    (top / "link").symlink_to("nothing")
+    (top / "first name").write_bytes(b"two")
+    (top / "second name").hardlink_to(top / "first name")
+    (top / "directory").mkdir()
+    os.mkfifo(top / "fifo")
+    os.mknod(top / "gone", 0o020000)
+
+    def listed() -> tuple[list[bytes], dict[bytes, tuple[Any, ...]]]:
+        with in_process(layers, tmp_path / "upper", tmp_path / "work") as inside:
+            answers = Answers(Requests(inside.union), 1.0)
+            answers._lookup(1, b"file 7")
+            parts, position = [], 0
+            while part := in_one_piece(answers._list(inside.union.root, position, 4096)):
+                parts.append(part)
+                position = _last_position(part)
+            children = inside.union.root.children
+            return parts, {name: (one.ino, one.kind, one.nlookup) for name, one in children.items()}
+
+    plain = listed()
+    monkeypatch.setattr(Union, "plain_files", lambda *_: None)
+    assert plain == listed()
+    assert len(plain[1]) == 205
+
+
+def _last_position(entries: bytes) -> int:
+    at = last = 0
+    while at < len(entries):
+        _, last, length, _ = DIRENT.unpack_from(entries, at + ENTRY.size)
+        at += ENTRY.size + DIRENT.size + (length + 7 & ~7)
+    return last

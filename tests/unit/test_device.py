@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from fuseunion.engines.fuse.wire import device as found
 from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.native import device as found
 from tests.support.interpreter import PROJECT
 
 HEADER = struct.Struct("=IIQQIIII")
@@ -43,15 +43,17 @@ class Kernel:
         self.calls: list[tuple[Any, ...]] = []
         self.later: list[tuple[Any, ...]] = []
         self.errors: list[BaseException] = []
-        self.wrote: list[int] = []
+        self.changed: list[int] = []
         self.answer: Any = b""
         self.device: Any = found.device
         self._unique = 0
 
-    def attach(self, *opcodes: int, refusals: dict[int, int] | None = None) -> None:
+    def attach(self, *opcodes: int, refusals: dict[int, int] | None = None, compares: bool = False) -> None:
         """Let `calls` and `answer` be the handler of these."""
         handlers = {opcode: self._handler(opcode) for opcode in (*opcodes, layouts.FORGET)}
-        self.device.attach(self.fd, handlers, refusals or {}, self._later, self._failed, self.wrote.append, 0, 0)
+        self.device.attach(
+            self.fd, handlers, refusals or {}, self._later, self._failed, self.changed.append, 0, 0, 100, 5, compares
+        )
 
     def _handler(self, opcode: int) -> Callable[..., Any]:
         def handler(*args: Any) -> Any:
@@ -77,7 +79,7 @@ class Kernel:
 
     def serve(self) -> int:
         """Let the module deal with one request."""
-        outcome: int = self.device.serve(1, 0)
+        outcome: int = self.device.serve(1, 0, 0)
         return outcome
 
     def reply(self, unique: int) -> tuple[int, bytes]:
@@ -252,11 +254,11 @@ def test_forgetting(kernel: Kernel) -> None:
 def test_the_loop(kernel: Kernel) -> None:
     kernel.attach(layouts.LOOKUP)
     kernel.answer = 0
-    assert kernel.device.serve(10, 1000) == kernel.device.IDLE
+    assert kernel.device.serve(10, 1000, 0) == kernel.device.IDLE
     for _ in range(3):
         kernel.send(layouts.LOOKUP, b"x\0")
-    assert kernel.device.serve(2, 0) == kernel.device.TURN
-    assert kernel.device.serve(2, 0) == kernel.device.IDLE
+    assert kernel.device.serve(2, 0, 0) == kernel.device.TURN
+    assert kernel.device.serve(2, 0, 0) == kernel.device.IDLE
     assert len(kernel.calls) == 3
 
 
@@ -301,18 +303,28 @@ def test_writes_are_told_before_anything_else(kernel: Kernel, shared: int) -> No
     kernel.answer = 0
 
     def handler(*args: object) -> int:
-        assert kernel.wrote == [NODE]
+        assert kernel.changed == [NODE]
         return 0
 
     kernel.device.attach(
-        kernel.fd, {layouts.GETATTR: handler}, {}, kernel._later, kernel._failed, kernel.wrote.append, 0, 0
+        kernel.fd,
+        {layouts.GETATTR: handler},
+        {},
+        kernel._later,
+        kernel._failed,
+        kernel.changed.append,
+        0,
+        0,
+        100,
+        5,
+        False,
     )
-    assert kernel.device.serve(3, 0) == kernel.device.TURN
+    assert kernel.device.serve(3, 0, 0) == kernel.device.TURN
     assert [kernel.reply(number) for number in unique] == [(0, written), (0, written), (0, b"")]
-    assert kernel.wrote == [NODE]
+    assert kernel.changed == [NODE]
     assert os.pread(shared, 20, 0) == b"abcabc6789"
     assert _write(kernel, 0, b"xyz") == (0, written)
-    assert kernel.wrote == [NODE, NODE], "told at the end of a turn as well"
+    assert kernel.changed == [NODE, NODE], "told at the end of a turn as well"
 
 
 def test_a_write_that_fails(kernel: Kernel, shared: int, tmp_path: Path) -> None:
@@ -339,6 +351,253 @@ def test_numbers_that_share_a_place(kernel: Kernel, shared: int) -> None:
     assert _read(kernel, 0, 1) == (errno.EPERM, b"")
 
 
+ATTRIBUTES = struct.Struct("=QII" + "QQQQQQIIIIIIIIII")
+SETATTR = struct.Struct("=IIQQQQQQIIIIIIII")
+GETXATTR = struct.pack("=II", 100, 0)
+
+
+def _attributes(st: os.stat_result) -> bytes:
+    """struct fuse_attr_out."""
+    times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+    return ATTRIBUTES.pack(
+        *(100, 5, 0, NODE, st.st_size, st.st_blocks),
+        *(ns // 10**9 for ns in times),
+        *(ns % 10**9 for ns in times),
+        *(st.st_mode, st.st_nlink, st.st_uid, st.st_gid, 0, st.st_blksize, 0),
+    )
+
+
+def _set(kernel: Kernel, valid: int, mode: int = 0, ids: tuple[int, int] = (0, 0)) -> tuple[int, bytes]:
+    body = SETATTR.pack(valid, 0, 0, 3, 0, 7, 8, 0, 1, 2, 0, mode, 0, *ids, 0)
+    return kernel.ask(layouts.SETATTR, body)
+
+
+@pytest.fixture
+def owned(kernel: Kernel, shared: int) -> int:
+    """A descriptor that is shared for attributes too."""
+    device = kernel.device
+    kernel.attach(*(getattr(layouts, name) for name in ("GETATTR", "SETATTR", "GETXATTR", "FSYNC", "READ")))
+    device.share(NODE, shared, device.ATTRIBUTES | device.NO_CAPABILITY | device.NEVER_WAITS)
+    return shared
+
+
+def test_attributes_are_repeated(kernel: Kernel, owned: int) -> None:
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (0, _attributes(os.fstat(owned)))
+    assert _set(kernel, layouts.FATTR_MODE, 0o100640) == (0, _attributes(os.fstat(owned)))
+    assert os.fstat(owned).st_mode == 0o100640
+    assert _set(kernel, layouts.FATTR_MTIME) == (0, _attributes(os.fstat(owned)))
+    assert os.fstat(owned).st_mtime_ns == 8_000_000_002
+    before = os.fstat(owned).st_mtime_ns
+    assert _set(kernel, layouts.FATTR_ATIME | 1 << 7) == (0, _attributes(os.fstat(owned)))
+    assert (os.fstat(owned).st_atime_ns, os.fstat(owned).st_mtime_ns) == (7_000_000_001, before)
+    owner = layouts.FATTR_UID | layouts.FATTR_GID | layouts.FATTR_KILL_SUIDGID
+    ids = os.geteuid(), os.getegid()
+    assert _set(kernel, owner, ids=ids) == (0, _attributes(os.fstat(owned)))
+    assert not kernel.calls
+    assert kernel.changed == [NODE] * 4, "told at the end of each turn"
+
+
+@pytest.mark.parametrize(
+    ("valid", "mode"),
+    [
+        (layouts.FATTR_MODE, 0o104755),
+        (layouts.FATTR_MODE, 0o102755),
+        (layouts.FATTR_SIZE, 0),
+        (0, 0),
+        (layouts.FATTR_MODE | layouts.FATTR_UID, 0o100600),
+        (layouts.FATTR_MTIME | layouts.FATTR_SIZE, 0),
+    ],
+)
+def test_changes_that_need_a_decision(kernel: Kernel, owned: int, valid: int, mode: int) -> None:
+    before = os.fstat(owned)
+    assert _set(kernel, valid, mode) == (errno.EPERM, b"")
+    assert os.fstat(owned) == before
+    assert [call[0] for call in kernel.calls] == [layouts.SETATTR]
+
+
+def test_a_change_that_fails_is_begun_again(kernel: Kernel, owned: int, tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "file", os.O_PATH)
+    kernel.device.share(NODE, fd, kernel.device.ATTRIBUTES)
+    assert _set(kernel, layouts.FATTR_MODE, 0o100600) == (errno.EPERM, b"")
+    os.close(fd)
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (errno.EPERM, b"")
+
+
+def test_capabilities_and_fsync_are_repeated(kernel: Kernel, owned: int) -> None:
+    fsync = struct.pack("=QII", 0, 1, 0)
+    assert kernel.ask(layouts.GETXATTR, GETXATTR + b"security.capability\0") == (errno.ENODATA, b"")
+    assert kernel.ask(layouts.FSYNC, fsync) == (0, b"")
+    assert not kernel.calls
+    for name in (b"security.capabilit\0", b"security.capability2\0", b"user.x\0", b"security.capability"):
+        assert kernel.ask(layouts.GETXATTR, GETXATTR + name)[0] in (errno.EPERM, errno.EIO)
+    kernel.device.share(NODE, owned, kernel.device.ATTRIBUTES)
+    assert kernel.ask(layouts.GETXATTR, GETXATTR + b"security.capability\0") == (errno.EPERM, b"")
+    assert kernel.ask(layouts.FSYNC, fsync) == (errno.EPERM, b"")
+    kernel.device.share(NODE, owned, kernel.device.READS)
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (errno.EPERM, b"")
+    assert _set(kernel, layouts.FATTR_MODE, 0o100600) == (errno.EPERM, b"")
+
+
+def test_short_requests(kernel: Kernel, owned: int) -> None:
+    for opcode in (layouts.SETATTR, layouts.GETXATTR, layouts.FSYNC):
+        assert kernel.ask(opcode, bytes(4)) == (errno.EIO, b"")
+
+
+ABSENT = layouts.ENTRY.pack(0, 0, 100, 0, 5, *(0,) * 17)
+
+
+@pytest.fixture
+def layers(kernel: Kernel, tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Two directories, shared as one; what the handler says is an error."""
+    kernel.attach(layouts.LOOKUP)
+    kernel.answer = errno.EPERM
+    fds = []
+    for name, below in (("upper", "new"), ("lower", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / below).write_bytes(b"")
+        fds.append(os.open(tmp_path / name, os.O_PATH))
+    kernel.device.share_directory(NODE, tuple(fds))
+    yield fds[0], fds[1]
+    for fd in fds:
+        os.close(fd)
+    kernel.device.unshare_directories()
+
+
+def test_names_that_are_nowhere(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (0, ABSENT)
+    (tmp_path / "upper/none").symlink_to("nothing")
+    for name in (b"none", b"new", b"old", b".wh.none", b"n" * 256, b"new/none"):
+        assert kernel.ask(layouts.LOOKUP, name + b"\0") == (errno.EPERM, b""), name
+    assert kernel.ask(layouts.LOOKUP, b"unterminated") == (errno.EIO, b"")
+    assert kernel.ask(layouts.LOOKUP, b"none\0", NODE + 1) == (errno.EPERM, b"")
+
+
+@pytest.mark.parametrize("way", ["forgotten", "unshared", "another in its place"])
+def test_a_directory_is_shared_until(kernel: Kernel, layers: tuple[int, int], way: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    if way == "forgotten":
+        kernel.send(layouts.FORGET, struct.pack("=Q", 1))
+        kernel.serve()
+    elif way == "unshared":
+        kernel.device.unshare_directories()
+    else:
+        for number in range(1000, 1200):
+            kernel.device.share_directory(number, layers)
+        kernel.device.unshare_directories()
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
+    assert len(os.listdir("/proc/self/fd")) == before - 2, "the descriptors are its own"
+
+
+def test_what_is_no_directory_to_share(kernel: Kernel, layers: tuple[int, int]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for fds, error in (
+        ((), ValueError),
+        (layers * 2, ValueError),
+        ((layers[0], 1 << 20), OSError),
+        (("x",), TypeError),
+    ):
+        with pytest.raises(error):
+            kernel.device.share_directory(NODE + 1, fds)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_comparing(kernel: Kernel, layers: tuple[int, int], shared: int) -> None:
+    """For tests: Python is asked too, and a difference is told as the bug that it is."""
+    kernel.attach(layouts.LOOKUP, layouts.READ, compares=True)
+    kernel.device.share(NODE, shared, kernel.device.READS)
+    kernel.answer = ABSENT
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (0, ABSENT)
+    kernel.answer = b"234"
+    assert _read(kernel, 2, 3) == (0, b"234")
+    assert not kernel.errors
+    assert _read(kernel, 3, 3) == (0, b"234")
+    kernel.answer = errno.EIO
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EIO, b"")
+    kernel.errors.pop()
+    kernel.answer = OSError(errno.EIO, "at last")
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EIO, b"")
+    kernel.errors.pop(-2)
+    assert [type(error) for error in kernel.errors] == [AssertionError, AssertionError]
+
+
+# -- plain files of a listing ------------------------------------------------------------------------------------------
+
+LISTED = [(3, b"file"), (4, b"link"), (5, b"a name that takes more room"), (6, b"directory"), (7, b"file")]
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / "file").write_bytes(b"12345")
+    os.utime(tmp_path / "file", ns=(-1, 1_000_000_007))
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "a name that takes more room").write_bytes(b"x")
+    (tmp_path / "directory").mkdir()
+    fd = os.open(tmp_path, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+def _pack(fd: int, names: list[Any], first: int = 0, room: int = 4096) -> Any:
+    assert found.device is not None
+    return found.device.pack_plain(fd, names, first, room, os.fstat(fd).st_dev, 1 << 48, 100, 5)
+
+
+def test_plain_files(listed: int) -> None:
+    entries, files = _pack(listed, LISTED)
+    at = 0
+    assert len(files) == 3, "the directory is none"
+    for (position, name), (same, number, real, kind, length) in zip(LISTED, files, strict=False):
+        st = os.stat(name, dir_fd=listed, follow_symlinks=False)
+        assert (same, number, real, kind) == (name, 1 << 48 | st.st_ino, st.st_ino, st.st_mode & 0o170000)
+        times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
+        assert layouts.ENTRY.unpack_from(entries, at) == (
+            *(number, 0, 100, 100, 5, 5, number, st.st_size, st.st_blocks),
+            *(ns // 10**9 & (1 << 64) - 1 for ns in times),
+            *(ns % 10**9 for ns in times),
+            *(st.st_mode, 1, st.st_uid, st.st_gid, 0, st.st_blksize, 0),
+        )
+        begin = at + layouts.ENTRY.size
+        assert layouts.DIRENT.unpack_from(entries, begin) == (number, position, len(name), kind >> 12)
+        begin += layouts.DIRENT.size
+        assert entries[begin : at + length] == name + bytes(-len(name) % 8)
+        at += length
+    assert at == len(entries)
+    assert _pack(listed, LISTED, 3) == (b"", [])
+    assert [file[0] for file in _pack(listed, LISTED, 4)[1]] == [b"file"]
+    assert _pack(listed, LISTED, 5) == (b"", [])
+
+
+@pytest.mark.parametrize("room", [0, 159, 160, 319, 320, 500])
+def test_room_for_plain_files(listed: int, room: int) -> None:
+    entries, files = _pack(listed, LISTED, 0, room)
+    assert len(entries) == len(files) * 160 <= room < len(entries) + 184
+
+
+@pytest.mark.parametrize("make", ["empty", "two names", "fifo", "missing", "elsewhere"])
+def test_what_is_not_plain(listed: int, tmp_path: Path, make: str) -> None:
+    path = tmp_path / "one"
+    if make == "empty":
+        path.write_bytes(b"")
+    elif make == "two names":
+        path.write_bytes(b"x")
+        path.with_name("two").hardlink_to(path)
+    elif make == "fifo":
+        os.mkfifo(path)
+    elif make == "elsewhere":
+        assert found.device is not None
+        path.write_bytes(b"x")
+        assert found.device.pack_plain(listed, [(3, b"one")], 0, 4096, os.stat("/proc").st_dev, 0, 1, 0) == (b"", [])
+        return
+    assert _pack(listed, [(3, b"one"), (4, b"file")]) == (b"", [])
+
+
+def test_malformed_calls(listed: int) -> None:
+    for names in ([b"file"], [(3, "file")], [(3,)], [("x", b"file")], [(-1, b"file")]):
+        with pytest.raises((TypeError, OverflowError)):
+            _pack(listed, names)
+    assert _pack(listed, LISTED, -1) == (b"", [])
+
+
 # -- anything at all ---------------------------------------------------------------------------------------------------
 
 
@@ -348,7 +607,7 @@ def test_random_messages(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     module = tmp_path / "_device.so"
     include = sysconfig.get_paths()["include"]
-    source = PROJECT / "fuseunion/engines/fuse/wire/_device.c"
+    sources = sorted(map(str, (PROJECT / "fuseunion/engines/fuse/wire/native").glob("*.c")))
     watching = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [
         "gcc",
@@ -358,7 +617,7 @@ def test_random_messages(tmp_path: Path) -> None:
         "-fPIC",
         "-shared",
         f"-I{include}",
-        str(source),
+        *sources,
         "-o",
         str(module),
     ]
@@ -395,18 +654,23 @@ def feed(seed: int, module: str) -> None:
     kernel = Kernel()
     kernel.device = _loaded(module)
     shared = os.memfd_create("shared")
+    directory = os.open(PROJECT, os.O_PATH)
+    device = os.fstat(directory).st_dev
+    names = [(number, name) for number, name in enumerate([b"README.md", b"Makefile", b"LICENSE", b"x" * 300])]
     kernel.attach(*(opcode for opcode, _, _ in REQUESTS.values()))
     kernel.ours.setblocking(False)
     answers = [0, errno.EPERM, b"", b"x" * 128, b"x" * 70000, OSError(errno.EIO, "x"), ValueError("y"), object()]
     for _ in range(4000):
         kernel.answer = dice.choice(answers)
         if not dice.randrange(10):
-            kernel.device.share(NODE, shared, dice.randrange(8))
+            kernel.device.share(NODE, shared, dice.randrange(32))
+            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4))
+            kernel.device.pack_plain(directory, names, dice.randrange(4), dice.randrange(700), device, 0, 1, 0)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])
         opcode = dice.choice([dice.randrange(64), dice.randrange(1 << 32)])
         kernel.ours.send(HEADER.pack(length & 0xFFFFFFFF, opcode, dice.randrange(1 << 63), NODE, 0, 0, 0, 0) + body)
-        kernel.device.serve(1, 0)
+        kernel.device.serve(1, 0, 0)
         try:
             message = kernel.ours.recv(1 << 21)
         except BlockingIOError:

@@ -253,6 +253,11 @@ class RealDir:
 
     # -- files -----------------------------------------------------------------------------------------------------
 
+    @property
+    def holds_the_mount(self) -> bool:
+        """True when the union's own mount point lies in this directory, or below."""
+        return bool(self._trail)
+
     def is_covered(self, name: bytes) -> bool:
         """True for the name that the union itself is mounted over: any access by path would wait for ourselves."""
         return bool(self._trail) and self._trail == (name,)

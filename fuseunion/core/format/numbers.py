@@ -46,6 +46,11 @@ class Numbers:
         """The same st_dev, as one object for all who keep it: each lstat makes another, of 32 bytes."""
         return self._devices.setdefault(device, device)
 
+    def index(self, device: int) -> int | None:
+        """What the real numbers of a filesystem get in their upper bits; None where they are hashed."""
+        index = self._index.setdefault(device, len(self._index))
+        return None if index >= _INDEX_LIMIT else index << _INDEX_SHIFT
+
     def number(self, device: int, ino: int) -> Ino:
         """The number of an object. A device first met here (a btrfs subvolume inside a layer) gets the next index."""
         index = self._index.setdefault(device, len(self._index))

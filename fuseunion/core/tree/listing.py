@@ -13,10 +13,13 @@ from __future__ import annotations
 from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
+from fuseunion.core.format.numbers import Ino
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.marks.holders import DEEP, Holders
 from fuseunion.core.tree.directory import Directory, Names
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.lookup import resolve_in
+from fuseunion.core.tree.place import InLower
 from fuseunion.core.tree.state import State
 from fuseunion.steps import Steps, in_one_piece
 
@@ -65,6 +68,63 @@ def listing(state: State, directory: Directory) -> Steps[Names]:
 def candidates(state: State, directory: Directory) -> Names:
     """As `listing`, in one piece."""
     return in_one_piece(listing(state, directory))
+
+
+class PlainFiles:
+    """The files of a directory that one lower has for itself that need nothing but an lstat(2): most that are listed.
+
+    No other layer and no mark takes part in a regular file with data, one name and no stored owner, or in a symbolic
+    link with one name. Whoever looks at them tells which are such (`add`), and gets what `lookup` would give.
+
+    Args:
+        directory: `is_for` it is true, and stays so while this object is used.
+
+    Attributes:
+        device: st_dev of the files; what lies on another filesystem needs more.
+        index: what makes the number shown of a real inode number, if that is below 2^48 (numbers.py).
+    """
+
+    __slots__ = ("_directory", "_real", "_state", "device", "index")
+
+    def __init__(self, state: State, directory: Directory) -> None:
+        self._state = state
+        self._directory = directory
+        self._real = directory.lowers[0]
+        self.device = state.numbers.device(self._real.layer.st_dev)
+        self.index = state.numbers.index(self.device)
+
+    @staticmethod
+    def is_for(directory: Directory) -> bool:
+        """Whether there can be such files in a directory."""
+        if directory.upper is not None or len(directory.lowers) != 1 or directory.exchanged or directory.removed:
+            return False
+        (real,) = directory.lowers
+        return real.layer.ownership is None and not real.holds_the_mount
+
+    def fd(self) -> int:
+        """As RealDir.fd, of the directory."""
+        return self._real.fd()
+
+    def is_known(self, name: bytes) -> bool:
+        """Whether a name is that of an inode already."""
+        return name in self._directory.children
+
+    def add(self, name: bytes, number: int, real_number: int, kind: int) -> File | None:
+        """The inode of a name that is not known; None when another object has its number.
+
+        Args:
+            number: to show.
+            real_number: st_ino.
+            kind: S_IFMT bits.
+        """
+        table = self._state.table
+        if table.find(number) is not None:
+            return None
+        file = File(Ino(number), kind, InLower(self._real, name, self.device, real_number))
+        file.add_name(self._directory, name)
+        table.add(file)
+        self._directory.children[name] = file
+        return file
 
 
 def found_empty(state: State, directory: Directory) -> Steps[bool]:

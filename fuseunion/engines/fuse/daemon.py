@@ -118,7 +118,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             # Only now, when the user can be refused nothing any more: this imports pyfuse3 and trio.
             # What is beneath pyfuse3 has to be there first.
             from fuseunion.engines.fuse.pyfuse.lean_imports import import_lean
-            from fuseunion.engines.fuse.wire import device  # noqa: F401
+            from fuseunion.engines.fuse.wire.native import device  # noqa: F401
 
             import_lean()
             from fuseunion.engines.fuse import session

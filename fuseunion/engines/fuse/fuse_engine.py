@@ -105,7 +105,7 @@ def _extension() -> Finding:
 
     from fuseunion.engines.finding import Finding
 
-    if find_spec("fuseunion.engines.fuse.wire._device") is None:
+    if find_spec("fuseunion.engines.fuse.wire.native._device") is None:
         remedy = "install a C compiler, then this package once more"
         return Finding("extension module", None, "was not built: mounts are slower", remedy)
     if os.environ.get("FUSEUNION_WIRE") == "0":

@@ -22,8 +22,8 @@ from fuseunion.engines.fuse.pyfuse.negotiation import WANTED, Negotiation
 from fuseunion.engines.fuse.pyfuse.operations import Operations
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire.answers import Answers
-from fuseunion.engines.fuse.wire.device import device
 from fuseunion.engines.fuse.wire.loop import WireLoop
+from fuseunion.engines.fuse.wire.native.device import device
 
 _log = logging.getLogger("fuseunion.session")
 

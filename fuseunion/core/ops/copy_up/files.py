@@ -69,8 +69,10 @@ class CopyJob:
         try:
             self.source = file.open(os.O_RDONLY)
             self._st = os.fstat(self.source)
-            self._shown = stat_of(state, file)
             self._lower = state.layer_of(file)
+            if file.st is None and file.data is None and self._lower.ownership is None:
+                file.st = self._st  # what the next call would ask for
+            self._shown = stat_of(state, file)
             size = self._st.st_size
             if file.data is not None:
                 self._attributes = file.place.real.hold(file.place.name)

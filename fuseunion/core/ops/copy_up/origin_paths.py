@@ -46,4 +46,7 @@ def note_path(state: State, inode: Inode, directory: Directory, name: bytes) -> 
         if real is None:
             return True  # the lower was changed: the mark is no longer true
         completed = origin_mark.with_path(value, origin_mark.path_of(real, name))
-        return completed is not None and as_owner_of(held, lambda: origin_mark.rewrite(held, prefix, completed))
+        if completed is None:
+            return False
+        inode.stale()  # its time of change will be another
+        return as_owner_of(held, lambda: origin_mark.rewrite(held, prefix, completed))

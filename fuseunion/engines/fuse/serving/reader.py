@@ -56,6 +56,22 @@ class Reader:
             return os.pread(fd, size, offset)
         return self._workers.read(os.pread, fd, size, offset)
 
+    def whole(self, fd: int, most: int) -> bytes | None:
+        """All of a file that has less than `most` bytes; None for another, or where a disk would have to be waited for.
+
+        Raises:
+            OSError: EIO and the like.
+        """
+        st = os.fstat(fd)
+        if st.st_size >= most:
+            return None
+        if self._direct.get(st.st_dev):
+            return os.pread(fd, most, 0)
+        if self.would_wait(fd, st.st_size):
+            return None
+        data = os.pread(fd, most, 0)
+        return data if len(data) == st.st_size else None
+
     def never_waits(self, fd: int) -> bool:
         """Whether a file lies on a filesystem in memory."""
         device = os.fstat(fd).st_dev
@@ -64,17 +80,19 @@ class Reader:
             direct = self._direct[device] = syscalls.is_in_memory(fd)
         return direct
 
-    def would_wait(self, fd: int, size: int) -> bool:
-        """Whether reading the first `size` bytes of a file would have to wait for a disk.
+    def would_wait(self, fd: int, size: int, offset: int = 0) -> bool:
+        """Whether reading some bytes of a file would have to wait for a disk.
 
         Raises:
             OSError: EIO and the like.
         """
+        if self.never_waits(fd):
+            return False
         try:
-            return os.preadv(fd, [bytearray(size)], 0, os.RWF_NOWAIT) < size
+            return os.preadv(fd, [bytearray(size)], offset, os.RWF_NOWAIT) < size
         except BlockingIOError:
             return True
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            return not self.never_waits(fd)
+            return True

@@ -17,6 +17,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import islice
 from types import CoroutineType
 from typing import NamedTuple, TypeVar
 
@@ -30,8 +31,10 @@ from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.absent_names import AbsentNames
 from fuseunion.engines.fuse.wire.entries import Entries
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
+from fuseunion.engines.fuse.wire.native.device import device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
@@ -51,7 +54,11 @@ _CHANGES = (
     | layouts.FATTR_MTIME
 )
 _NAMES_AT_ONCE = 16
+_PLAIN_AT_ONCE = 64
 _DIRECTORY = stat.S_IFDIR >> 12
+_SMALL_RANGE = 64 << 10
+"""Bytes of a copy_file_range that is made at once, from what is in memory."""
+
 _MOST_AT_ONCE = 64 << 20
 """Bytes of one copy_file_range: so long as others can wait for the thread."""
 
@@ -79,7 +86,8 @@ class Answers:
         self._callers = requests.callers
         self._identity = self._union.settings.identity
         self._entries = Entries(self._union, timeout)
-        self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS)
+        self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS, shows_all=not requests.own_root)
+        self._absent_names = AbsentNames(self._union)
         self._listings = Listings(self._union)
         self._lost_capability = -1  # the inode of which the kernel took one away last
 
@@ -119,16 +127,22 @@ class Answers:
 
     @property
     def holds_files(self) -> bool:
-        """True when a descriptor of a file is kept open."""
-        return bool(self._open_files)
+        """True when a descriptor is kept for what may come next."""
+        return bool(self._open_files) or bool(self._absent_names)
 
     def close_files(self) -> None:
-        """Nobody has asked for anything for a while: keep no file open."""
+        """Nobody has asked for anything for a while: keep nothing open."""
         self._open_files.close_all()
+        self._absent_names.close()
 
-    def wrote(self, number: int) -> None:
-        """A file was written to through the descriptor that was shared."""
-        self._open_files.wrote(number)
+    @property
+    def valid(self) -> tuple[int, int]:
+        """How long the kernel may believe what it is told, in whole seconds and nanoseconds."""
+        return self._entries.valid
+
+    def changed(self, number: int) -> None:
+        """A file was changed through the descriptor that was shared."""
+        self._open_files.changed_alone(number)
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 
@@ -140,7 +154,10 @@ class Answers:
 
     def _lookup(self, parent: int, name: bytes) -> bytes:
         inode = self._requests.lookup(parent, name)
-        return self._entries.negative if inode is None else self._told(inode)
+        if inode is not None:
+            return self._told(inode)
+        self._absent_names.found_in(parent)
+        return self._entries.negative
 
     def _forget(self, number: int, nlookup: int) -> None:
         self._requests.forget(number, nlookup)
@@ -258,7 +275,7 @@ class Answers:
             return self._told(self._union.mknod(directory, name, mode, rdev, owner))
         # It is going to be written to.
         file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
-        self._open_files.keep(handle)
+        self._open_files.share_new(self._open_files.keep(handle), mode)
         return self._told(file)
 
     def _mkdir(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, name: bytes) -> bytes:
@@ -310,44 +327,90 @@ class Answers:
             if position < offset:
                 parts.append(_dots(special.ino, offset, dots))
                 left -= len(parts[-1])
-        for count, (place, name) in enumerate(listing.after(position)):
-            length = len(name)
-            room = layouts.ENTRY.size + layouts.DIRENT.size + (length + 7 & ~7)
-            if room > left:
-                return b"".join(parts)
-            try:
-                listed = self._requests.listed(directory, name, self._entries)
-            except OSError:
-                if not parts:
-                    raise
-                return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
-            if listed is None:
-                continue
-            left -= room
-            inode, entry = listed
-            parts += (
-                entry,
-                layouts.DIRENT.pack(inode.ino, place, length, inode.kind >> 12),
-                name,
-                _PADDING[length & 7],
-            )
-            self._requests.told(inode)
-            if count % _NAMES_AT_ONCE == _NAMES_AT_ONCE - 1:
-                yield
+        names = listing.after(position)
+        at_once = _NAMES_AT_ONCE if self._union.plain_files(directory) is None else _PLAIN_AT_ONCE
+        while batch := list(islice(names, at_once)):
+            done = 0
+            while done < len(batch):
+                packed, count = self._plain(directory, batch, done, left)
+                if count:
+                    parts.append(packed)
+                    left -= len(packed)
+                    done += count
+                    continue
+                place, name = batch[done]
+                room = layouts.ENTRY.size + layouts.DIRENT.size + (len(name) + 7 & ~7)
+                if room > left:
+                    return b"".join(parts)
+                try:
+                    listed = self._requests.listed(directory, name, self._entries)
+                except OSError:
+                    if not parts:
+                        raise
+                    return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
+                done += 1
+                if listed is None:
+                    continue
+                left -= room
+                inode, entry = listed
+                parts += (
+                    entry,
+                    layouts.DIRENT.pack(inode.ino, place, len(name), inode.kind >> 12),
+                    name,
+                    _PADDING[len(name) & 7],
+                )
+                self._requests.told(inode)
+            yield
         if not parts:
             self._listings.forgotten(directory.ino)
         return b"".join(parts)
+
+    def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
+        """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""
+        plain = self._union.plain_files(directory)
+        if plain is None or plain.index is None or plain.is_known(names[first][1]):
+            return b"", 0
+        assert device is not None
+        try:
+            packed, files = device.pack_plain(
+                plain.fd(), names, first, room, plain.device, plain.index, *self._entries.valid
+            )
+        except OSError:
+            return b"", 0  # a lookup says the same
+        end = 0
+        for count, (name, number, real_number, kind, length) in enumerate(files):
+            file = None if plain.is_known(name) else plain.add(name, number, real_number, kind)
+            if file is None:
+                return packed[:end], count
+            self._requests.told(file)
+            end += length
+        return packed, len(files)
 
     # -- data --------------------------------------------------------------------------------------------------------
 
     def _read(self, number: int, offset: int, size: int) -> Answer:
         file = self._requests.file(number)
+        if not offset and number not in self._open_files:
+            data = self._read_whole(file, size)
+            if data is not None:
+                return data
         opened = now_or_patiently(lambda: self._open_files.reading(file))
         if not isinstance(opened, OpenFile):
             return self._read_opened(opened, offset, size)
         result = self._requests.reader.read(opened.handle.fd, offset, size)
         self._open_files.share_for_reading(opened)
         return _while(opened.used(), result) if isinstance(result, CoroutineType) else bytes(result)  # type: ignore[arg-type]
+
+    def _read_whole(self, file: File, most: int) -> bytes | None:
+        """All of a small file, which nobody is going to ask for again; None where more has to be said or done."""
+        try:
+            fd = self._union.open_for_a_moment(file)
+        except OSError:
+            return None
+        try:
+            return self._requests.reader.whole(fd, most)
+        finally:
+            os.close(fd)
 
     async def _read_opened(self, opening: Later[OpenFile], offset: int, size: int) -> bytes:
         opened = await opening
@@ -432,7 +495,28 @@ class Answers:
     ) -> Answer:
         source, file = self._requests.file(number), self._requests.file(target)
         sender = Sender(uid, gid, pid)
+        copied = self._copy_small_range(source, offset, file, target_offset, length, sender)
+        if copied is not None:
+            return layouts.WRITTEN.pack(copied, 0)
         return self._copy_range(source, offset, file, target_offset, min(length, _MOST_AT_ONCE), sender)
+
+    def _copy_small_range(
+        self, source: File, offset: int, file: File, target_offset: int, length: int, caller: Sender
+    ) -> int | None:
+        """Copy what takes no longer than a usual request; None for all else."""
+        if not file.in_upper:
+            return None
+        try:
+            origin, target = self._open_files.reading(source), self._open_files.writing(file)
+        except BlockingIOError:
+            return None  # somebody has a lease
+        fd = origin.handle.fd
+        length = min(length, max(os.fstat(fd).st_size - offset, 0))
+        if length > _SMALL_RANGE or (length and self._requests.reader.would_wait(fd, length, offset)):
+            return None
+        self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
+        file.stale()
+        return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0
 
     async def _copy_range(
         self, source: File, offset: int, file: File, target_offset: int, length: int, caller: Sender

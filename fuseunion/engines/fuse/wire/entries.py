@@ -26,16 +26,18 @@ class Entries:
         timeout: how long the kernel may keep entries and attributes, in seconds.
 
     Attributes:
+        valid: how long, in whole seconds and nanoseconds.
         negative: tells the kernel that a name is not there, and that it may remember that.
     """
 
-    __slots__ = ("_identity", "_nsec", "_seconds", "_union", "negative")
+    __slots__ = ("_identity", "_nsec", "_seconds", "_union", "negative", "valid")
 
     def __init__(self, union: Union, timeout: float) -> None:
         self._union = union
         self._identity = union.settings.identity
         self._seconds = int(min(timeout, _LONGEST))
         self._nsec = int((timeout - int(timeout)) * _SECOND) if timeout < _LONGEST else 0
+        self.valid = (self._seconds, self._nsec)
         self.negative = ENTRY.pack(0, 0, self._seconds, 0, self._nsec, *(0,) * 17)
 
     def attributes(self, inode: Inode) -> bytes:

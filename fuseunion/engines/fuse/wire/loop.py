@@ -4,7 +4,9 @@ pyfuse3 looks trio up in its own module, as its asyncio adapter shows (pyfuse3/a
 can be ours: it serves requests, and returns only when one is for libfuse.
 
 A wake-up costs more than most requests do. So before the loop sleeps it looks for another request for a few dozen
-microseconds, giving way to whoever needs the core (sched_yield(2)).
+microseconds, giving way to whoever needs the core (sched_yield(2)); not where others do need it. And a wake-up of trio
+costs more than one of the module. So as long as requests follow each other and nobody here waits for anything else, it
+is the module that sleeps.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import trio
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
-from fuseunion.engines.fuse.wire.device import device
+from fuseunion.engines.fuse.wire.native.device import compares, device
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")
@@ -31,6 +33,9 @@ _AT_ONCE = 64
 
 _IDLE = 0.1
 """Seconds without a request, after which no descriptor of a file is kept any more."""
+
+_SLEEP = 10_000_000
+"""Nanoseconds without a request, after which trio waits for one: other tasks can have to wait for so long."""
 
 _REFUSALS = {
     layouts.OPEN: errno.ENOSYS,
@@ -78,6 +83,7 @@ class WireLoop:
         self._trace = trace
         self._wanted = wanted | layouts.HANDLE_KILLPRIV_V2 | layouts.CACHE_SYMLINKS | layouts.PARALLEL_DIROPS
         self._nursery: trio.Nursery | None = None
+        self._unfinished = 0  # requests that are answered later
         self._attach()
 
     def _attach(self) -> None:
@@ -91,9 +97,11 @@ class WireLoop:
             _REFUSALS,
             self._later,
             self._failed,
-            self._answers.wrote,
+            self._answers.changed,
             self._wanted,
             layouts.ATOMIC_O_TRUNC,
+            *self._answers.valid,
+            compares,
         )
         lowlevel = _Instead(trio.lowlevel, wait_readable=self._wait_readable)
         vars(pyfuse3)["trio"] = _Instead(trio, lowlevel=lowlevel)
@@ -109,7 +117,7 @@ class WireLoop:
         assert device is not None
         serve, most, patience = device.serve, _AT_ONCE, self._patience
         while True:
-            outcome = serve(most, patience)
+            outcome = serve(most, patience, 0 if self._unfinished else _SLEEP)
             if outcome == device.IDLE:
                 await self._wait_idly(fd)
             elif outcome == device.TURN:
@@ -127,6 +135,7 @@ class WireLoop:
 
     def _later(self, opcode: int, unique: int, room: int, result: Later[bytes | int]) -> None:
         assert self._nursery is not None
+        self._unfinished += 1
         self._nursery.start_soon(self._finish, opcode, unique, room, result)
 
     async def _finish(self, opcode: int, unique: int, room: int, result: Later[bytes | int]) -> None:
@@ -135,6 +144,8 @@ class WireLoop:
             answer = await result
         except Exception as error:  # noqa: BLE001 - the boundary of a handler
             answer = self._failed(opcode, error)
+        finally:
+            self._unfinished -= 1
         assert device is not None
         device.reply(opcode, unique, room, answer)
 

@@ -5,8 +5,9 @@ number of descriptors is kept, the least recently used is closed first, and all 
 one does no harm: the file can be opened again, or is held (File.closed) when no name leads to it any more.
 
 A descriptor is shared with `_device.c`, which then reads and writes without asking, while that needs no decision: for
-writes, while the file is in the upper and has nothing that a write takes away. This is the only module that shares one,
-and `_unshare` the only place that takes it back: when it is closed, and when owner, mode or attributes change.
+writes, while the file is in the upper and has nothing that a write takes away; for attributes, while those of the
+descriptor are what is shown besides. This is the only module that shares one, and `_unshare` the only place that takes
+it back: when it is closed, and when Python changes owner, mode or extended attributes.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import ModuleType
 from typing import TypeVar
 
+from fuseunion.core.format import xattr_names
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.wire import device
+from fuseunion.engines.fuse.wire.native import device
 
 T = TypeVar("T")
 
@@ -78,10 +81,12 @@ class OpenFiles:
     Args:
         reader: knows whose reads never wait.
         most: how many are kept.
+        shows_all: the kernel decides who may change what.
     """
 
-    def __init__(self, union: Union, reader: Reader, most: int) -> None:
+    def __init__(self, union: Union, reader: Reader, most: int, *, shows_all: bool) -> None:
         self._union = union
+        self._shows_all = shows_all
         self._reader = reader
         self._most = most
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
@@ -142,12 +147,26 @@ class OpenFiles:
         if opened.plain:
             self._share(opened, _device().WRITES | (_device().READS if opened.readable else 0))
 
+    def share_new(self, opened: OpenFile, mode: int) -> None:
+        """As `share_for_writing`, of a file that was just made.
+
+        Args:
+            mode: with which it was asked for.
+        """
+        if not mode & (stat.S_ISUID | stat.S_ISGID) and not self._union.stores_ownership:
+            opened.plain = True
+            self.share_for_writing(opened)
+
     def _share(self, opened: OpenFile, uses: int) -> None:
         handle = opened.handle
         if self._files.get(handle.file.ino) is opened:
             opened.uses |= uses
             if self._reader.never_waits(handle.fd):
                 opened.uses |= _device().NEVER_WAITS
+            if opened.plain and self._shows_all and self._union.shows_as_it_is(handle.file):
+                opened.uses |= _device().ATTRIBUTES
+                if xattr_names.CAPABILITY in handle.file.absent_xattrs:
+                    opened.uses |= _device().NO_CAPABILITY
             _device().share(handle.file.ino, handle.fd, opened.uses)
 
     @staticmethod
@@ -156,8 +175,8 @@ class OpenFiles:
             opened.uses = 0
             _device().unshare(number)
 
-    def wrote(self, number: int) -> None:
-        """A file was written to through the descriptor that was shared."""
+    def changed_alone(self, number: int) -> None:
+        """A file was changed through the descriptor that was shared, which stays as it is."""
         known = self._files.get(number)
         if known is not None:
             known.handle.file.stale()
@@ -174,6 +193,10 @@ class OpenFiles:
         known = self._files.get(number)
         if known is not None and not known.handle.file.nlookup:
             self.close(number)
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a descriptor of a file is kept."""
+        return number in self._files
 
     def __len__(self) -> int:
         """How many descriptors are kept."""

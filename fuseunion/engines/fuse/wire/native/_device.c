@@ -11,8 +11,9 @@
  * not ask for.
  *
  * What needs no decision is repeated here without asking Python: reads and writes of a file whose descriptor Python has
- * shared (`share`), until it takes that back (`unshare`). What was written is told to Python before it does anything
- * else (`wrote`), because the attributes that it remembers are not true any more.
+ * shared (`share`), its attributes, and changes of them, until Python takes that back (`unshare`). What was changed is
+ * told to Python before it does anything else (`changed`), because the attributes that it remembers are not true any
+ * more. And a name that is in none of the layers of a directory (`share_directory`) is answered as not being there.
  *
  * Nothing is allocated for a request but what Python needs. One session for each process, one thread: the functions are
  * called with the GIL held, and let go of it only while they wait.
@@ -20,15 +21,15 @@
  * Layouts: include/uapi/linux/fuse.h. What a request must hold is checked before it is read: a short one is EIO.
  */
 
-#define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
-#include <Python.h>
+#include "plain.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -53,10 +54,17 @@ enum {
 /* What libfuse negotiates with the kernel at most, and the headers before it (FUSE_BUFFER_HEADER_SIZE). */
 #define BUFFER_SIZE ((size_t)(1 << 20) + 0x1000)
 
+#define SECOND ((int64_t)1000000000)
+
+/* A turn of others on our core that is longer than what a request takes, and how long they are believed to want more. */
+#define LONG_TURN (SECOND / 2000)
+#define CROWDED (SECOND / 10)
+
 enum outcome { IDLE, PASSED, TURN };
 
-/* What a shared descriptor may be used for. */
-enum { READS = 1, WRITES = 2, NEVER_WAITS = 4 };
+/* What a shared descriptor may be used for. NEVER_WAITS: for a disk. ATTRIBUTES: what it has is what is shown of the
+ * file, and what is changed of it, but for set-ID bits. NO_CAPABILITY: the file has no attribute security.capability. */
+enum { READS = 1, WRITES = 2, NEVER_WAITS = 4, ATTRIBUTES = 8, NO_CAPABILITY = 16 };
 
 #define SHARED 1024
 
@@ -66,7 +74,16 @@ struct shared {
     uint64_t number; /* 0: nobody's */
     int fd;
     int uses;
-    bool written; /* Python has not been told of a write yet */
+    bool changed; /* Python has not been told of a change yet */
+};
+
+#define DIRECTORIES 16
+#define LAYERS 3
+
+/* A directory by descriptors of everything that may hold a name in it, which are ours. As `shared` for the rest. */
+struct directory {
+    uint64_t number;
+    int count, fds[LAYERS];
 };
 
 /* -- state --------------------------------------------------------------------------------------------------------- */
@@ -78,11 +95,16 @@ static struct {
     uint64_t init_unique, offered, wanted, unwanted;
     PyObject *handlers[OPCODES]; /* callables; NULL for what libfuse answers */
     int refusals[OPCODES];       /* an error number that needs no handler */
-    PyObject *later, *failed, *wrote;
+    PyObject *later, *failed, *tell;
     struct shared shared[SHARED];
-    uint64_t written[SHARED]; /* the numbers to tell Python of */
-    size_t writes;
-    char *data; /* what is read */
+    uint64_t changed[SHARED]; /* the numbers to tell Python of */
+    size_t changes;
+    uint64_t seconds; /* how long the kernel may believe what it is told */
+    uint32_t nsec;
+    struct directory directories[DIRECTORIES];
+    bool compares;
+    int64_t crowded_until; /* CLOCK_MONOTONIC */
+    char *data; /* what is answered without Python */
 } device = {.fd = -1};
 
 /* -- libfuse ------------------------------------------------------------------------------------------------------- */
@@ -283,20 +305,28 @@ static int error_of_exception(uint32_t opcode)
 
 /* -- what needs no decision ---------------------------------------------------------------------------------------- */
 
+#define CAPABILITY "security.capability"
+
+/* An answer without Python: an error number, or bytes in `device.data`. */
+struct known {
+    int error;
+    size_t size;
+};
+
 static struct shared *place_of(uint64_t number)
 {
     return &device.shared[(number * 0x9E3779B97F4A7C15u) >> 54]; /* the upper ten bits */
 }
 
-/* Tell Python of what was written since it last was told. Returns -1 with an exception. */
-static int tell_writes(void)
+/* Tell Python of what was changed since it last was told. Returns -1 with an exception. */
+static int tell_changes(void)
 {
-    while (device.writes > 0) {
-        uint64_t number = device.written[--device.writes];
+    while (device.changes > 0) {
+        uint64_t number = device.changed[--device.changes];
         struct shared *shared = place_of(number);
         if (shared->number == number)
-            shared->written = false;
-        PyObject *result = PyObject_CallFunction(device.wrote, "K", (unsigned long long)number);
+            shared->changed = false;
+        PyObject *result = PyObject_CallFunction(device.tell, "K", (unsigned long long)number);
         if (result == NULL)
             return -1;
         Py_DECREF(result);
@@ -304,39 +334,36 @@ static int tell_writes(void)
     return 0;
 }
 
-static bool note_write(struct shared *shared)
+static bool note_change(struct shared *shared)
 {
-    if (shared->written)
+    if (shared->changed)
         return true;
-    if (device.writes == SHARED)
+    if (device.changes == SHARED)
         return false;
-    device.written[device.writes++] = shared->number;
-    shared->written = true;
+    device.changed[device.changes++] = shared->number;
+    shared->changed = true;
     return true;
 }
 
-/* Answer a read from what is in memory. Returns false when Python has to wait for a disk. */
-static bool repeat_read(const struct fuse_in_header *header, const struct fuse_read_in *in, const struct shared *shared)
+/* Read what is in memory into `device.data`. Returns -1 when Python has to wait for a disk. */
+static ssize_t read_shared(const struct fuse_read_in *in, const struct shared *shared)
 {
     if (in->size > BUFFER_SIZE)
-        return false;
+        return -1;
     struct iovec iov = {device.data, in->size};
     ssize_t got = preadv2(shared->fd, &iov, 1, (off_t)in->offset, shared->uses & NEVER_WAITS ? 0 : RWF_NOWAIT);
-    if (got < 0)
-        return false;
-    if ((size_t)got < in->size) {
+    if (got >= 0 && (size_t)got < in->size) {
         struct stat st;
         if (fstat(shared->fd, &st) != 0 || (off_t)in->offset + got < st.st_size)
-            return false;
+            return -1;
     }
-    answer(header->unique, 0, device.data, (size_t)got);
-    return true;
+    return got;
 }
 
 /* Write as much as there is space for (Union.write). */
 static bool repeat_write(const struct fuse_in_header *header, const struct fuse_write_in *in, struct shared *shared)
 {
-    if (!note_write(shared))
+    if (!note_change(shared))
         return false;
     const char *data = (const char *)(in + 1);
     size_t done = 0;
@@ -358,24 +385,172 @@ static bool repeat_write(const struct fuse_in_header *header, const struct fuse_
     return true;
 }
 
-/* Answer a request without Python, if that can be. */
+static struct directory *directory_of(uint64_t number)
+{
+    return &device.directories[(number * 0x9E3779B97F4A7C15u) >> 60]; /* the upper four bits */
+}
+
+static void unshare_directory(struct directory *directory)
+{
+    for (int i = 0; i < directory->count; i++)
+        close(directory->fds[i]);
+    directory->number = 0;
+    directory->count = 0;
+}
+
+/* Say that a name is not there, where no layer has it. Returns false for all else: Python decides. */
+static bool look_in_shared(const struct directory *directory, const char *name, size_t size, struct known *known)
+{
+    if (strnlen(name, size) == size || strncmp(name, ".wh.", 4) == 0)
+        return false;
+    struct stat st;
+    for (int i = 0; i < directory->count; i++)
+        if (fstatat(directory->fds[i], name, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
+            return false;
+    struct fuse_entry_out out = {.entry_valid = device.seconds, .entry_valid_nsec = device.nsec};
+    memcpy(device.data, &out, sizeof out);
+    *known = (struct known){.size = sizeof out};
+    return true;
+}
+
+/* The attributes of a shared file (Entries in entries.py). */
+static bool look_at_shared(const struct shared *shared, struct known *known)
+{
+    struct stat st;
+    if (fstat(shared->fd, &st) != 0)
+        return false;
+    struct fuse_attr_out out = {.attr_valid = device.seconds, .attr_valid_nsec = device.nsec};
+    fill_attributes(&out.attr, &st, shared->number);
+    memcpy(device.data, &out, sizeof out);
+    *known = (struct known){.size = sizeof out};
+    return true;
+}
+
+/* The answer to a request that changes nothing. Returns false where Python has to give it. */
+static bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
+{
+    if (header->opcode == FUSE_LOOKUP) {
+        const struct directory *directory = directory_of(header->nodeid);
+        return directory->number == header->nodeid && look_in_shared(directory, body, size, known);
+    }
+    const struct shared *shared = place_of(header->nodeid);
+    if (shared->number != header->nodeid)
+        return false;
+    switch (header->opcode) {
+    case FUSE_READ: {
+        if (!(shared->uses & READS) || size < sizeof(struct fuse_read_in))
+            return false;
+        ssize_t got = read_shared((const struct fuse_read_in *)body, shared);
+        *known = (struct known){.size = (size_t)got};
+        return got >= 0;
+    }
+    case FUSE_GETATTR:
+        return shared->uses & ATTRIBUTES && look_at_shared(shared, known);
+    case FUSE_GETXATTR: {
+        const size_t at = sizeof(struct fuse_getxattr_in);
+        *known = (struct known){.error = ENODATA};
+        return shared->uses & NO_CAPABILITY && size == at + sizeof CAPABILITY &&
+               memcmp(body + at, CAPABILITY, sizeof CAPABILITY) == 0;
+    }
+    case FUSE_FSYNC:
+        /* Nothing to wait for, and no owner stored elsewhere that would have to be written out too. */
+        *known = (struct known){.error = 0};
+        return shared->uses & NEVER_WAITS && shared->uses & ATTRIBUTES && size >= sizeof(struct fuse_fsync_in) &&
+               fsync(shared->fd) == 0;
+    default:
+        return false;
+    }
+}
+
+/* Make a change of owner, of mode, or of times: one of them, which is done or not. Returns false when it was not. */
+static bool set_attributes(int fd, const struct fuse_setattr_in *in)
+{
+    enum { OWNER = FATTR_UID | FATTR_GID, TIMES = FATTR_ATIME | FATTR_MTIME };
+    const uint32_t meant = in->valid & (FATTR_MODE | FATTR_SIZE | OWNER | TIMES);
+    if (meant != 0 && (meant & ~(uint32_t)OWNER) == 0)
+        return fchown(fd, meant & FATTR_UID ? in->uid : (uid_t)-1, meant & FATTR_GID ? in->gid : (gid_t)-1) == 0;
+    if (meant == FATTR_MODE)
+        return (in->mode & (S_ISUID | S_ISGID)) == 0 && fchmod(fd, in->mode & ALLPERMS) == 0;
+    if (meant != 0 && (meant & ~(uint32_t)TIMES) == 0) {
+        const struct timespec times[2] = {
+            {.tv_sec = (time_t)in->atime, .tv_nsec = meant & FATTR_ATIME ? (long)in->atimensec : UTIME_OMIT},
+            {.tv_sec = (time_t)in->mtime, .tv_nsec = meant & FATTR_MTIME ? (long)in->mtimensec : UTIME_OMIT},
+        };
+        return futimens(fd, times) == 0;
+    }
+    return false;
+}
+
+/* Change attributes. What fails is begun again by Python, which knows what is to be said. */
+static bool repeat_change(const struct fuse_in_header *header, const struct fuse_setattr_in *in, struct shared *shared)
+{
+    struct known known;
+    if (!note_change(shared) || !set_attributes(shared->fd, in) || !look_at_shared(shared, &known))
+        return false;
+    answer(header->unique, 0, device.data, known.size);
+    return true;
+}
+
+/* Change what was asked for, if that can be done without Python. */
 static bool repeat(const struct fuse_in_header *header, const char *body, size_t size)
 {
     struct shared *shared = place_of(header->nodeid);
     if (shared->number != header->nodeid)
         return false;
-    if (header->opcode == FUSE_READ && shared->uses & READS && size >= sizeof(struct fuse_read_in))
-        return repeat_read(header, (const struct fuse_read_in *)body, shared);
     if (header->opcode == FUSE_WRITE && shared->uses & WRITES && size >= sizeof(struct fuse_write_in)) {
         const struct fuse_write_in *in = (const struct fuse_write_in *)body;
         return size - sizeof *in >= in->size && repeat_write(header, in, shared);
     }
+    if (header->opcode == FUSE_SETATTR && shared->uses & ATTRIBUTES && size >= sizeof(struct fuse_setattr_in))
+        return repeat_change(header, (const struct fuse_setattr_in *)body, shared);
     return false;
 }
 
-PyDoc_STRVAR(share_doc, "share(number, fd, uses)\n--\n\n"
-                        "Let a descriptor be used for the inode with this number: READS, WRITES; NEVER_WAITS for one whose\n"
-                        "reads never wait for a disk. It may be forgotten at any time.");
+/* Where an entry and the attributes in `device.data` differ, from the beginning of struct fuse_attr; -1: nowhere that
+ * counts. A read changes the time of access without telling Python. */
+static int difference_of_attributes(const char *entry)
+{
+    struct fuse_entry_out one;
+    struct fuse_attr_out other;
+    memcpy(&one, entry, sizeof one);
+    memcpy(&other, device.data, sizeof other);
+    one.attr.atime = other.attr.atime;
+    one.attr.atimensec = other.attr.atimensec;
+    const char *left = (const char *)&one.attr, *right = (const char *)&other.attr;
+    for (int at = 0; at < (int)sizeof one.attr; at++)
+        if (left[at] != right[at])
+            return at;
+    return -1;
+}
+
+/* Whether Python answers as we would have done: a bug is logged (attach, `compares`). */
+static void compare(uint32_t opcode, PyObject *result, const struct known *known)
+{
+    int at = -1;
+    if (PyLong_Check(result)) {
+        if (PyLong_AsLong(result) == known->error && known->size == 0)
+            return;
+    } else if (PyBytes_Check(result)) {
+        const char *data = PyBytes_AS_STRING(result);
+        size_t size = (size_t)PyBytes_GET_SIZE(result);
+        if (opcode == FUSE_GETATTR && known->error == 0 && size == sizeof(struct fuse_entry_out))
+            at = difference_of_attributes(data);
+        else if (known->error != 0 || size != known->size || memcmp(data, device.data, size) != 0)
+            at = 0;
+        if (at < 0)
+            return;
+    } else {
+        return; /* it answers later, and the file may be another then */
+    }
+    PyErr_Format(PyExc_AssertionError, "request %u: Python answers otherwise (at %d)", opcode, at);
+    error_of_exception(opcode);
+}
+
+PyDoc_STRVAR(share_doc,
+             "share(number, fd, uses)\n--\n\n"
+             "Let a descriptor be used for the inode with this number. It may be forgotten at any time.\n\n"
+             "uses: READS, WRITES; ATTRIBUTES where those of the descriptor are what is shown and changed, but for set-ID\n"
+             "bits, of which it has none; NO_CAPABILITY where it has none; NEVER_WAITS where it waits for no disk.");
 PyDoc_STRVAR(unshare_doc, "unshare(number)\n--\n\nUse no descriptor for this inode any more.");
 
 static PyObject *share_number(PyObject *module, PyObject *const *args, Py_ssize_t count)
@@ -403,6 +578,51 @@ static PyObject *unshare_number(PyObject *module, PyObject *argument)
     struct shared *shared = place_of(number);
     if (shared->number == number)
         *shared = (struct shared){.number = 0};
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(share_directory_doc,
+             "share_directory(number, fds)\n--\n\n"
+             "Answer for the directory with this number which names are not there, by descriptors of all that may hold one,\n"
+             "which are opened again. It may be forgotten at any time, and is when the kernel forgets the number.\n\n"
+             "Raises OSError of openat(2), ValueError for more than 3.");
+PyDoc_STRVAR(unshare_directories_doc, "unshare_directories()\n--\n\nClose the descriptors of all directories.");
+
+static PyObject *share_directory(PyObject *module, PyObject *args)
+{
+    (void)module;
+    unsigned long long number;
+    PyObject *fds;
+    if (!PyArg_ParseTuple(args, "KO!", &number, &PyTuple_Type, &fds))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(fds);
+    if (count < 1 || count > LAYERS) {
+        PyErr_SetString(PyExc_ValueError, "1 to 3 descriptors");
+        return NULL;
+    }
+    struct directory shared = {.number = number};
+    for (; shared.count < count; shared.count++) {
+        int fd = (int)PyLong_AsLong(PyTuple_GET_ITEM(fds, shared.count));
+        /* Not duplicated: the lock that a layer's root has would be held too. */
+        int own = PyErr_Occurred() ? -1 : openat(fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (own < 0) {
+            unshare_directory(&shared);
+            return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
+        }
+        shared.fds[shared.count] = own;
+    }
+    struct directory *place = directory_of(number);
+    unshare_directory(place);
+    *place = shared;
+    Py_RETURN_NONE;
+}
+
+static PyObject *unshare_directories(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    for (size_t i = 0; i < DIRECTORIES; i++)
+        unshare_directory(&device.directories[i]);
     Py_RETURN_NONE;
 }
 
@@ -679,6 +899,9 @@ static void forget(const request *r)
         list = (struct fuse_forget_one *)(r->body + sizeof(struct fuse_batch_forget_in));
     }
     for (size_t i = 0; i < count; i++) {
+        struct directory *directory = directory_of(list[i].nodeid);
+        if (directory->number == list[i].nodeid)
+            unshare_directory(directory);
         PyObject *result = PyObject_CallFunction(handler, "KK", (unsigned long long)list[i].nodeid,
                                                  (unsigned long long)list[i].nlookup);
         if (result == NULL)
@@ -716,7 +939,7 @@ static enum outcome dispatch(size_t size)
         return IDLE;
     }
     if (opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET) {
-        if (device.writes > 0 && tell_writes() < 0)
+        if (device.changes > 0 && tell_changes() < 0)
             error_of_exception(opcode);
         forget(r);
         return IDLE;
@@ -731,9 +954,15 @@ static enum outcome dispatch(size_t size)
         answer(unique, device.refusals[opcode], NULL, 0);
         return IDLE;
     }
+    struct known known;
+    const bool without = is_known(header, r->body, r->size, &known);
+    if (without && !device.compares) {
+        answer(unique, known.error, device.data, known.size);
+        return IDLE;
+    }
     if (repeat(header, r->body, r->size))
         return IDLE;
-    if (device.writes > 0 && tell_writes() < 0) {
+    if (device.changes > 0 && tell_changes() < 0) {
         answer(unique, error_of_exception(opcode), NULL, 0);
         return IDLE;
     }
@@ -744,10 +973,15 @@ static enum outcome dispatch(size_t size)
     if (!a.failed)
         result = PyObject_Vectorcall(device.handlers[opcode], a.items, a.count, NULL);
     release_arguments(&a);
+    if (result == NULL)
+        result = PyLong_FromLong(error_of_exception(opcode));
     if (result == NULL) {
-        answer(unique, error_of_exception(opcode), NULL, 0);
+        PyErr_Clear();
+        answer(unique, ENOMEM, NULL, 0);
         return IDLE;
     }
+    if (without)
+        compare(opcode, result, &known);
     if (PyBytes_Check(result) || PyLong_Check(result)) {
         answer_with(opcode, unique, result, room);
         Py_DECREF(result);
@@ -767,38 +1001,68 @@ static int64_t now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
 }
 
-/* Read a request; where there is none, look again for a while, and let whoever needs the core have it. */
-static ssize_t read_request(int64_t patience)
+/* Look for a request for a while, and let whoever needs the core have it. Who had it for long will want it again, and the
+ * scheduler lets him, because we take all that we are given: so there is no looking then for some time. */
+static ssize_t look_for_request(int64_t patience)
 {
-    ssize_t got = read(device.fd, device.buffer, BUFFER_SIZE);
-    if (got >= 0 || errno != EAGAIN || patience <= 0)
-        return got;
-    int error;
-    Py_BEGIN_ALLOW_THREADS
-    int64_t end = now() + patience;
+    ssize_t got;
+    int64_t before = now();
+    const int64_t end = before + patience;
+    if (before < device.crowded_until) {
+        errno = EAGAIN;
+        return -1;
+    }
     do {
         sched_yield();
+        const int64_t after = now();
+        if (after - before > LONG_TURN)
+            device.crowded_until = after + CROWDED;
+        before = after;
         got = read(device.fd, device.buffer, BUFFER_SIZE);
+    } while (got < 0 && errno == EAGAIN && before < end && before >= device.crowded_until);
+    return got;
+}
+
+/* Read a request; where there is none, look for one, and then sleep until one comes. */
+static ssize_t read_request(int64_t patience, int64_t sleep)
+{
+    ssize_t got = read(device.fd, device.buffer, BUFFER_SIZE);
+    if (got >= 0 || errno != EAGAIN || (patience <= 0 && sleep <= 0))
+        return got;
+    int error = EAGAIN;
+    Py_BEGIN_ALLOW_THREADS
+    if (patience > 0) {
+        got = look_for_request(patience);
         error = errno;
-    } while (got < 0 && error == EAGAIN && now() < end);
+    }
+    if (got < 0 && error == EAGAIN && sleep > 0) {
+        struct pollfd waiting = {.fd = device.fd, .events = POLLIN};
+        const struct timespec most = {.tv_sec = sleep / SECOND, .tv_nsec = sleep % SECOND};
+        if (ppoll(&waiting, 1, &most, NULL) >= 0)
+            got = read(device.fd, device.buffer, BUFFER_SIZE);
+        error = errno;
+    }
     Py_END_ALLOW_THREADS
     errno = error;
     return got;
 }
 
 PyDoc_STRVAR(serve_doc,
-             "serve(most, patience) -> outcome\n--\n\n"
-             "Answer requests: at most `most` of them, and as long as one comes within `patience` nanoseconds.\n\n"
+             "serve(most, patience, sleep) -> outcome\n--\n\n"
+             "Answer requests: at most `most` of them, and as long as one comes within `patience` nanoseconds of looking for\n"
+             "it and `sleep` nanoseconds of waiting for it.\n\n"
              "Returns IDLE when none comes, PASSED when one waits for libfuse (or an error of /dev/fuse does, as ENODEV\n"
              "when it is unmounted), TURN when others ought to get their turn.");
 
-static PyObject *serve_requests(long most, int64_t patience)
+static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
 {
     while (most-- > 0) {
-        ssize_t got = read_request(patience);
+        if (device.changes > 0)
+            sleep = 0; /* what was written is told before we wait */
+        ssize_t got = read_request(patience, sleep);
         if (got < 0) {
             if (errno == EINTR || errno == ENOENT) { /* ENOENT: the request was taken back */
                 if (PyErr_CheckSignals() < 0)
@@ -819,16 +1083,16 @@ static PyObject *serve_requests(long most, int64_t patience)
 static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "serve(most, patience)");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "serve(most, patience, sleep)");
         return NULL;
     }
     long most = PyLong_AsLong(args[0]);
-    int64_t patience = PyLong_AsLongLong(args[1]);
+    int64_t patience = PyLong_AsLongLong(args[1]), sleep = PyLong_AsLongLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
-    PyObject *outcome = serve_requests(most, patience);
-    if (tell_writes() < 0) /* before anybody else looks */
+    PyObject *outcome = serve_requests(most, patience, sleep);
+    if (tell_changes() < 0) /* before anybody else looks */
         Py_CLEAR(outcome);
     return outcome;
 }
@@ -853,21 +1117,24 @@ static PyObject *reply(PyObject *module, PyObject *args)
 }
 
 PyDoc_STRVAR(attach_doc,
-             "attach(fd, handlers, refusals, later, failed, wrote, wanted, unwanted)\n--\n\n"
+             "attach(fd, handlers, refusals, later, failed, changed, wanted, unwanted, seconds, nsec, compares)\n--\n\n"
              "Serve a mounted /dev/fuse descriptor from here on; comes before pyfuse3.init.\n\n"
              "handlers: opcode -> callable; refusals: opcode -> errno; later(opcode, unique, room, result) takes what is no\n"
-             "answer yet; failed(opcode, exception) -> errno; wrote(number): what was written to without asking; wanted,\n"
-             "unwanted: flags of FUSE_INIT.\n"
+             "answer yet; failed(opcode, exception) -> errno; changed(number): a file that was changed without asking;\n"
+             "wanted, unwanted: flags of FUSE_INIT; seconds, nsec: how long the kernel may believe what it is told;\n"
+             "compares: ask Python too where it need not be asked, for tests.\n"
              "Raises OSError of fcntl(2), mmap(2).");
 
 static PyObject *attach(PyObject *module, PyObject *args)
 {
     (void)module;
     int fd;
-    PyObject *handlers, *refusals, *later, *failed, *wrote;
-    unsigned long long wanted, unwanted;
-    if (!PyArg_ParseTuple(args, "iO!O!OOOKK", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
-                          &wrote, &wanted, &unwanted))
+    PyObject *handlers, *refusals, *later, *failed, *changed;
+    unsigned long long wanted, unwanted, seconds;
+    unsigned int nsec;
+    int compares;
+    if (!PyArg_ParseTuple(args, "iO!O!OOOKKKIp", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
+                          &changed, &wanted, &unwanted, &seconds, &nsec, &compares))
         return NULL;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
@@ -905,10 +1172,13 @@ static PyObject *attach(PyObject *module, PyObject *args)
     Py_XSETREF(device.later, later);
     Py_INCREF(failed);
     Py_XSETREF(device.failed, failed);
-    Py_INCREF(wrote);
-    Py_XSETREF(device.wrote, wrote);
+    Py_INCREF(changed);
+    Py_XSETREF(device.tell, changed);
     device.wanted = wanted;
     device.unwanted = unwanted;
+    device.compares = compares;
+    device.seconds = seconds;
+    device.nsec = nsec;
     device.pending = 0;
     device.init_unique = 0;
     device.fd = fd;
@@ -923,6 +1193,9 @@ static PyMethodDef functions[] = {
     {"reply", reply, METH_VARARGS, reply_doc},
     {"share", (PyCFunction)(void (*)(void))share_number, METH_FASTCALL, share_doc},
     {"unshare", unshare_number, METH_O, unshare_doc},
+    {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
+    {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
+    {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -938,7 +1211,8 @@ PyMODINIT_FUNC PyInit__device(void)
         return NULL;
     if (PyModule_AddIntMacro(module, IDLE) < 0 || PyModule_AddIntMacro(module, PASSED) < 0 ||
         PyModule_AddIntMacro(module, TURN) < 0 || PyModule_AddIntMacro(module, READS) < 0 ||
-        PyModule_AddIntMacro(module, WRITES) < 0 || PyModule_AddIntMacro(module, NEVER_WAITS) < 0) {
+        PyModule_AddIntMacro(module, WRITES) < 0 || PyModule_AddIntMacro(module, NEVER_WAITS) < 0 ||
+        PyModule_AddIntMacro(module, ATTRIBUTES) < 0 || PyModule_AddIntMacro(module, NO_CAPABILITY) < 0) {
         Py_DECREF(module);
         return NULL;
     }

@@ -10,12 +10,15 @@ from types import ModuleType
 device: ModuleType | None = None
 """`_device`, or None where it was not built or is switched off by FUSEUNION_WIRE=0."""
 
+compares = os.environ.get("FUSEUNION_WIRE") == "compare"
+"""Whether Python is asked too where it need not be, and a difference is logged as the bug that it is: for tests."""
+
 if os.environ.get("FUSEUNION_WIRE") != "0":
     # Where pyfuse3 looks for libfuse's functions first, it finds those of the module.
     _flags = sys.getdlopenflags()
     sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
     try:
-        device = import_module("fuseunion.engines.fuse.wire._device")
+        device = import_module("fuseunion.engines.fuse.wire.native._device")
     except ImportError:
         pass
     finally:

@@ -1,0 +1,1 @@
+"""The extension module that reads /dev/fuse, in C."""

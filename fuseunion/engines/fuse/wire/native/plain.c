@@ -1,0 +1,152 @@
+/* Plain files of a listing, ready to be sent: what core/tree/listing.py (PlainFiles) calls plain, many at once.
+ *
+ * It is lstat(2) of each name and a struct fuse_direntplus made of it, without a Python object for each number. What is
+ * not plain, or cannot be looked at, ends the run: Python looks it up and says what is wrong with it.
+ *
+ * Layouts: include/uapi/linux/fuse.h.
+ */
+
+#include "plain.h"
+
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+const char pack_plain_doc[] =
+    "pack_plain(dirfd, names, first, room, device, index, seconds, nsec) -> (entries, files)\n--\n\n"
+    "Entries for the plain files among `names`, from number `first` up to the first that is none, or has no room.\n\n"
+    "names: a list of (position, name); device: st_dev of the directory's filesystem; index: what is added to a real inode\n"
+    "number (core/format/numbers.py); seconds, nsec: how long the kernel may keep an entry.\n"
+    "Returns bytes of at most `room`, and for each file (name, number shown, real number, S_IFMT of its mode, length of\n"
+    "its entry).";
+
+#define AT_ONCE 64 /* as many as answers.py asks for at most */
+#define REAL_BITS 48
+
+/* One file, or the reason to stop. */
+static bool is_plain(const struct stat *st, dev_t device)
+{
+    return st->st_dev == device && st->st_nlink == 1 && (S_ISLNK(st->st_mode) || (S_ISREG(st->st_mode) && st->st_size > 0)) &&
+           st->st_ino > FUSE_ROOT_ID && st->st_ino >> REAL_BITS == 0;
+}
+
+void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t number)
+{
+    *attr = (struct fuse_attr){
+        .ino = number,
+        .size = (uint64_t)st->st_size,
+        .blocks = (uint64_t)st->st_blocks,
+        .atime = (uint64_t)st->st_atim.tv_sec,
+        .mtime = (uint64_t)st->st_mtim.tv_sec,
+        .ctime = (uint64_t)st->st_ctim.tv_sec,
+        .atimensec = (uint32_t)st->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)st->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)st->st_ctim.tv_nsec,
+        .mode = st->st_mode,
+        .nlink = (uint32_t)st->st_nlink,
+        .uid = st->st_uid,
+        .gid = st->st_gid,
+        .rdev = (uint32_t)st->st_rdev,
+        .blksize = (uint32_t)st->st_blksize,
+    };
+}
+
+static void fill(struct fuse_direntplus *to, const struct stat *st, uint64_t number, uint64_t seconds, uint32_t nsec,
+                 uint64_t position, uint32_t length)
+{
+    memset(to, 0, sizeof *to);
+    to->entry_out.nodeid = number;
+    to->entry_out.entry_valid = to->entry_out.attr_valid = seconds;
+    to->entry_out.entry_valid_nsec = to->entry_out.attr_valid_nsec = nsec;
+    fill_attributes(&to->entry_out.attr, st, number);
+    to->dirent.ino = number;
+    to->dirent.off = position;
+    to->dirent.namelen = length;
+    to->dirent.type = st->st_mode >> 12;
+}
+
+/* The name of an item of the list, or NULL with an exception. */
+static PyObject *name_of(PyObject *names, Py_ssize_t index, uint64_t *position)
+{
+    PyObject *item = PyList_GET_ITEM(names, index);
+    if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2 || !PyBytes_Check(PyTuple_GET_ITEM(item, 1))) {
+        PyErr_SetString(PyExc_TypeError, "names are pairs of a position and bytes");
+        return NULL;
+    }
+    *position = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(item, 0));
+    return PyErr_Occurred() ? NULL : PyTuple_GET_ITEM(item, 1);
+}
+
+/* Look at the names from `first` on, without the GIL. Returns how many are plain. */
+static Py_ssize_t look(int dirfd, char *const *paths, Py_ssize_t count, dev_t device, struct stat *stats)
+{
+    Py_ssize_t found = 0;
+    Py_BEGIN_ALLOW_THREADS
+    while (found < count && fstatat(dirfd, paths[found], &stats[found], AT_SYMLINK_NOFOLLOW) == 0 &&
+           is_plain(&stats[found], device))
+        found++;
+    Py_END_ALLOW_THREADS
+    return found;
+}
+
+PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 8 || !PyList_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "pack_plain(dirfd, names, first, room, device, index, seconds, nsec)");
+        return NULL;
+    }
+    int dirfd = (int)PyLong_AsLong(args[0]);
+    PyObject *names = args[1];
+    Py_ssize_t first = PyLong_AsSsize_t(args[2]), room = PyLong_AsSsize_t(args[3]);
+    dev_t device = PyLong_AsUnsignedLongLong(args[4]);
+    uint64_t index = PyLong_AsUnsignedLongLong(args[5]), seconds = PyLong_AsUnsignedLongLong(args[6]);
+    uint32_t nsec = (uint32_t)PyLong_AsUnsignedLong(args[7]);
+    if (PyErr_Occurred())
+        return NULL;
+    Py_ssize_t left = first < 0 ? 0 : PyList_GET_SIZE(names) - first;
+    char *paths[AT_ONCE];
+    uint64_t positions[AT_ONCE];
+    struct stat stats[AT_ONCE];
+    Py_ssize_t asked = 0, size = 0;
+    for (; asked < left && asked < AT_ONCE; asked++) {
+        PyObject *name = name_of(names, first + asked, &positions[asked]);
+        if (name == NULL)
+            return NULL;
+        size += (Py_ssize_t)FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + (size_t)PyBytes_GET_SIZE(name));
+        if (size > room)
+            break;
+        paths[asked] = PyBytes_AS_STRING(name);
+    }
+    Py_ssize_t found = look(dirfd, paths, asked, device, stats);
+    PyObject *entries = PyBytes_FromStringAndSize(NULL, room), *files = PyList_New(found);
+    char *at = entries == NULL ? NULL : PyBytes_AS_STRING(entries);
+    for (Py_ssize_t i = 0; entries != NULL && files != NULL && i < found; i++) {
+        PyObject *name = PyTuple_GET_ITEM(PyList_GET_ITEM(names, first + i), 1);
+        size_t length = (size_t)PyBytes_GET_SIZE(name), whole = FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + length);
+        uint64_t number = index | stats[i].st_ino;
+        struct fuse_direntplus entry;
+        fill(&entry, &stats[i], number, seconds, nsec, positions[i], (uint32_t)length);
+        memcpy(at, &entry, FUSE_NAME_OFFSET_DIRENTPLUS);
+        memset(at + whole - 8, 0, 8);
+        memcpy(at + FUSE_NAME_OFFSET_DIRENTPLUS, paths[i], length);
+        at += whole;
+        PyObject *file = Py_BuildValue("OKKIn", name, (unsigned long long)number, (unsigned long long)stats[i].st_ino,
+                                       stats[i].st_mode & S_IFMT, (Py_ssize_t)whole);
+        if (file == NULL)
+            Py_CLEAR(files);
+        else
+            PyList_SET_ITEM(files, i, file);
+    }
+    if (files == NULL || entries == NULL || _PyBytes_Resize(&entries, at - PyBytes_AS_STRING(entries)) < 0) {
+        Py_XDECREF(files);
+        Py_XDECREF(entries);
+        return NULL;
+    }
+    PyObject *result = PyTuple_Pack(2, entries, files);
+    Py_DECREF(entries);
+    Py_DECREF(files);
+    return result;
+}

@@ -1,0 +1,17 @@
+/* The part of the module that is in plain.c. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <linux/fuse.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+/* Not for others: the module is loaded with RTLD_GLOBAL. */
+#pragma GCC visibility push(hidden)
+extern const char pack_plain_doc[];
+PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
+/* What is shown of an object with this lstat; `number` is its inode number there. */
+void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t number);
+#pragma GCC visibility pop
