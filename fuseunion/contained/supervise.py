@@ -173,8 +173,12 @@ class _Supervisor:
     def _put_in_order(self) -> None:
         """What a killed daemon left in the work directory goes, as at the next mount."""
         options = self._task.options
-        if options.upper is None or options.read_only or not os.path.isdir(options.upper):
+        if options.upper is None or options.read_only:
             return
+        from fuseunion.mounting.prepare import default_work_path
+
+        if options.work is None and not os.path.isdir(default_work_path(os.path.realpath(options.upper))):
+            return  # nothing was left
         ours, theirs = socket.socketpair()
         child = os.fork()
         if child == 0:
@@ -191,13 +195,15 @@ class _Supervisor:
 
 
 def _clean(options: Options, plan: ids.Plan | None, link: socket.socket) -> int:
-    inside.enter(plan, link)
     from fuseunion.mounting.assembly import build_union, open_layers
     from fuseunion.mounting.prepare import prepare
 
-    prepared = prepare(options._replace(target="/proc", engine=options.engine))
-    build_union(open_layers(prepared, options), options, posix_acl=False).close()
-    prepared.close()
+    # What cannot be tidied now, because somebody mounts it already, is tidied by the next mount.
+    with suppress(UserError):
+        inside.enter(plan, link)
+        prepared = prepare(options._replace(target="/proc"))
+        build_union(open_layers(prepared, options), options, posix_acl=False).close()
+        prepared.close()
     return ExitCode.OK
 
 
