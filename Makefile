@@ -8,7 +8,7 @@ PYTEST := $(ISOLATED) $(PYTHON) -m pytest
 # Side by side, where each worker can have a mount namespace for itself (tests/conftest.py).
 WORKERS := $(if $(ISOLATED),--numprocesses auto --maxprocesses 4 --dist worksteal)
 
-.PHONY: demo test test-rootfs stress conformance bench bench-waiting lint format clean setup
+.PHONY: demo test test-rootfs stress conformance bench bench-waiting lint format manual clean setup
 
 setup:
 	@scripts/setup
@@ -61,6 +61,10 @@ lint:
 format:
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+# The manual page is made of docs/options.md.
+manual:
+	scripts/manual >docs/man/.new && mv docs/man/.new docs/man/fuseunion.1
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,21 @@ an errno that the kernel hands to the program that made the system call.
 from enum import IntEnum
 
 
+def one_line(message: str) -> str:
+    """A message as one line that a terminal shows and does not obey.
+
+    What somebody put into a file name stays visible: a line break is shown as \\n, a byte that is no UTF-8 as \\xff.
+    """
+    return "".join(each if each.isprintable() else _escaped(each) for each in message.rstrip("\n"))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode has made it of a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
 class ExitCode(IntEnum):
     """The program's exit status; the numbers are a contract with scripts."""
 

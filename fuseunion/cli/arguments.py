@@ -4,19 +4,20 @@ Hand-written, because a container engine starts the program for every mount and 
 this. Operands, by what `-o` leaves open:
 
     fuseunion LOWER[:LOWER...] UPPER MERGED
-    fuseunion --read-only LOWER[:LOWER...] MERGED           also -o ro
+    fuseunion --read-only LOWER[:LOWER...] [UPPER] MERGED   also -o ro
     fuseunion --ephemeral LOWER[:LOWER...] MERGED
     fuseunion -o lowerdir=LOWER... UPPER MERGED             lowerdir= and upperdir= each replace their operand
     fuseunion [-f] -o lowerdir=...[,upperdir=...] MERGED    mount program: podman, buildah, Apptainer
     fuseunion SOURCE MERGED -o lowerdir=... [-o ...]        mount program: mount.fuse3, fstab, containerd
 
-An operand before MERGED, when lowerdir= is given, is a SOURCE (only a label) if UPPER cannot be meant: upperdir= or
-ro is given too, or it is one of the customary labels in SOURCES. The two mount-program lines are recognised by
-lowerdir= without any option that only a person would write (the long ones), or by the name that the program is called
-under.
+An operand before MERGED, when lowerdir= is given, is a SOURCE (only a label) if it is one of the customary labels in
+SOURCES, or if the program is called as a mount program and UPPER cannot be meant: upperdir= or ro is given too. The two
+mount-program lines are recognised by lowerdir= without any option that only a person would write (the long ones), or by
+the name that the program is called under.
 """
 
 import os
+from typing import Any
 
 from fuseunion.errors import UserError
 from fuseunion.mounting.options import EngineChoice, Form, LinkStyle, Options, RanchOptions
@@ -28,6 +29,7 @@ from fuseunion.mounting.options.values import (
     parse_injection,
     parse_lowers,
     parse_size,
+    parse_timeout,
 )
 
 SOURCES = frozenset(("overlay", "overlayfs", "fuseunion", "fuse-overlayfs", "fuse", "none"))
@@ -35,10 +37,29 @@ SOURCES = frozenset(("overlay", "overlayfs", "fuseunion", "fuse-overlayfs", "fus
 MOUNT_PROGRAM_NAME = "fuse-overlayfs"
 """Called under this name (a symbolic link), the program is always a mount program."""
 
+_FLAGS = {
+    "-f": "foreground",
+    "--foreground": "foreground",
+    "-d": "trace",
+    "--debug": "trace",
+    "-r": "read_only",
+    "--read-only": "read_only",
+    "--ephemeral": "ephemeral",
+    "--volatile": "volatile",
+    "--allow-other": "allow_other",
+}
+"""Options without a value, and the field of Options that each sets."""
+
 _WITH_VALUE = frozenset((
     "-o", "--options", "--work", "--size", "--log-file", "--uid-map", "--gid-map", "--timeout", "--engine",
     "--links", "--depth", "--copy", "--inject",
 ))  # fmt: skip
+
+OPTIONS = frozenset((
+    *_FLAGS, *_WITH_VALUE, "--fakeroot", "--allow-writable-lower", "-h", "--help", "-V", "--version",
+))  # fmt: skip
+"""Every option of a mount."""
+
 _MOUNT_PROGRAM_ARGUMENTS = frozenset(("-f", "-d", "-o", "--foreground", "--debug"))
 
 
@@ -61,7 +82,7 @@ def parse(arguments: list[str], program: str = "fuseunion") -> Options:
     for name, value in options:
         unknown += _apply(builder, name, value)
     if unknown and form is Form.PLAIN:
-        raise UserError(f"unknown or unavailable option '{unknown[0]}'; see fuseunion --help")
+        raise _unknown(unknown[0])
     builder.so_far = builder.so_far._replace(ignored=tuple(unknown))
     if {"-r", "--read-only"} & {name for name, _ in options} and not builder.so_far.read_only:
         raise UserError("--read-only and -o rw contradict each other; leave one of them out")
@@ -77,6 +98,16 @@ def operands(arguments: list[str]) -> list[str]:
         UserError: USAGE: a value is missing or empty.
     """
     return _scan(arguments)[0]
+
+
+def _unknown(written: str) -> UserError:
+    from fuseunion.cli import near
+    from fuseunion.mounting.options.vocabulary import WORDS
+
+    remedy = near.option(written, OPTIONS, WORDS) or "see fuseunion --help"
+    if written in OPTIONS or written.partition("=")[0] in OPTIONS:
+        return UserError(f"{written.partition('=')[0]} takes no value; see fuseunion --help")
+    return UserError(f"unknown or unavailable option '{written}'; {remedy}")
 
 
 def _scan(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -125,7 +156,9 @@ def _form(words: list[str], operands: list[str], names: set[str], named: bool) -
 
 
 def _is_source(options: Options, operand: str) -> bool:
-    return options.upper is not None or options.read_only or operand in SOURCES
+    if operand in SOURCES:
+        return True
+    return options.form is Form.MOUNT_PROGRAM and (options.upper is not None or options.read_only)
 
 
 def _apply(builder: OptionsBuilder, name: str, value: str) -> list[str]:
@@ -135,7 +168,8 @@ def _apply(builder: OptionsBuilder, name: str, value: str) -> list[str]:
     if name == "--fakeroot":
         return builder.apply_words("xattr_permissions=2")
     if name == "--timeout":
-        return builder.apply_words(f"timeout={value}")
+        builder.so_far = builder.so_far._replace(timeout=parse_timeout(value, name))
+        return []
     if name == "--work":
         builder.set_layer("workdir", value)
         return []
@@ -151,20 +185,11 @@ def _apply(builder: OptionsBuilder, name: str, value: str) -> list[str]:
 
 def _option(options: Options, name: str, value: str) -> Options | None:
     """The options with one more; None for one that is not known here."""
+    if name in _FLAGS:
+        field: dict[str, Any] = {_FLAGS[name]: True}
+        return options._replace(**field)
     change = options._replace
     match name:
-        case "-f" | "--foreground":
-            return change(foreground=True)
-        case "-d" | "--debug":
-            return change(trace=True)
-        case "-r" | "--read-only":
-            return change(read_only=True)
-        case "--ephemeral":
-            return change(ephemeral=True)
-        case "--volatile":
-            return change(volatile=True)
-        case "--allow-other":
-            return change(allow_other=True)
         case "--size":
             return change(size=parse_size(value))
         case "--log-file":
@@ -207,12 +232,17 @@ def _place_operands(builder: OptionsBuilder, operands: list[str]) -> None:
     if builder.has_lowers and len(others) == 1 and _is_source(given, others[0]):
         others = []
     if not builder.has_lowers:
-        if not others or mount_program:
-            raise UserError("no lower directory given; usage: fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)")
+        if mount_program:
+            raise UserError("no lower directory given; usage: fuseunion -o lowerdir=LOWER[:LOWER...] MERGED")
+        if not others:
+            raise UserError(
+                f"'{target}' alone is not enough: no lower directory given; usage: "
+                "fuseunion LOWER[:LOWER...] UPPER MERGED (see --help)"
+            )
         builder.set_lowers(parse_lowers(others.pop(0)))
     if not builder.so_far.lowers:
         raise UserError("lowerdir= names no directory")
-    upper = others.pop(0) if others and given.upper is None and not no_upper else given.upper
+    upper = others.pop(0) if others and given.upper is None and not given.ephemeral else given.upper
     if others:
         raise UserError(f"too many directories: {', '.join(map(repr, operands))} (see fuseunion --help)")
     if upper is None and not (no_upper or mount_program):
@@ -224,7 +254,7 @@ def _place_operands(builder: OptionsBuilder, operands: list[str]) -> None:
 def _refuse_empty(given: Options, operands: list[str], *, has_lowers: bool) -> None:
     """An empty operand is a variable that was not set, and must not mean "none"."""
     before = ["UPPER", "MERGED"] if has_lowers else ["LOWER", "UPPER", "MERGED"]
-    if given.read_only or given.ephemeral or given.upper is not None:
+    if given.ephemeral or given.upper is not None or (given.read_only and len(operands) < len(before)):
         before.remove("UPPER")
     names = ["SOURCE", *before] if len(operands) > len(before) else [*before[: len(operands) - 1], "MERGED"]
     for name, operand in zip(names, operands, strict=False):

@@ -8,10 +8,11 @@ import importlib
 import os
 import sys
 
-from fuseunion.errors import ExitCode, UserError
+from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
+    "completion": "fuseunion.cli.commands.completion",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
     "promote": "fuseunion.cli.commands.promote",
@@ -41,19 +42,46 @@ def run(argv: list[str]) -> int:
             return int(importlib.import_module(COMMANDS[name]).main(rest))
         from fuseunion.cli import mount
 
-        return mount.main(arguments, program)
+        try:
+            return mount.main(arguments, program)
+        except UserError as error:
+            raise _unknown_command(arguments, error) or error from None
     except UserError as error:
         _say(error.message)
         return error.exit_code
     except OSError as error:
-        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
-        _say(f"{where}{error.strerror or error}")
+        _say(_of_system(error))
         return ExitCode.FAILURE
     except KeyboardInterrupt:
         # The shell's convention for a program ended by SIGINT.
         return 130
 
 
+def _of_system(error: OSError) -> str:
+    if error.filename is not None:
+        return f"'{os.fsdecode(error.filename)}': {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return "the working directory does not exist any more; change to another"
+    return error.strerror or str(error)
+
+
+def _unknown_command(arguments: list[str], error: UserError) -> UserError | None:
+    """The error of a mount whose first directory is no directory, but like the name of a command; else None."""
+    if not arguments or error.exit_code not in (ExitCode.USAGE, ExitCode.LAYERS):
+        return None
+    first = arguments[0]
+    if not first or "/" in first or os.path.lexists(first):
+        return None
+    from fuseunion.cli import near
+
+    remedy = near.command(first, COMMANDS)
+    if remedy is None and len(arguments) == 1 and not first.startswith("-"):
+        remedy = f"the commands are {', '.join(COMMANDS)}; a mount is: fuseunion LOWER[:LOWER...] UPPER MERGED"
+    return UserError(f"unknown command '{first}'; {remedy}") if remedy else None
+
+
 def _say(message: str) -> None:
-    line = " ".join(message.splitlines())
-    sys.stderr.write(f"fuseunion: {line}\n".encode("utf-8", "backslashreplace").decode())
+    sys.stderr.write(f"fuseunion: {one_line(message)}\n")

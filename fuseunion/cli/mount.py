@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from fuseunion.cli.arguments import parse
-from fuseunion.errors import ExitCode
+from fuseunion.errors import ExitCode, one_line
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
-       fuseunion --read-only LOWER[:LOWER...] MERGED
+       fuseunion --read-only LOWER[:LOWER...] [UPPER] MERGED
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
        fuseunion exec LOWER[:LOWER...] [UPPER] [-- COMMAND...]
        fuseunion umount MERGED
-       fuseunion doctor | chown | promote | sync ...     (each has its own --help)
+       fuseunion doctor | chown | promote | sync | completion ...     (each has its own --help)
 
 Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the
 leftmost is on top; write a colon within a path as '\\:'. UPPER is created if it is missing; MERGED must exist, and may
@@ -27,7 +27,7 @@ be the same directory as LOWER.
 
 Options:
   --work DIR            work directory, on UPPER's filesystem (default: a hidden sibling of UPPER, removed at unmount)
-  -r, --read-only       no upper directory; nothing can be written
+  -r, --read-only       nothing can be written; UPPER, if there is one, is shown on top
   --ephemeral           an upper in memory that is gone after unmount
   --size SIZE           its limit: bytes, or with k, m, g, t, or % of the memory
   --volatile            never sync; after a crash of the machine the upper is lost
@@ -71,9 +71,14 @@ def main(arguments: list[str], program: str = "fuseunion") -> int:
     if {"-h", "--help"} & set(arguments[:options_end]):
         print(HELP, end="")
         return ExitCode.OK
+    if {"-V", "--version"} & set(arguments[:options_end]):
+        from fuseunion import __version__
+
+        print(f"fuseunion {__version__}")
+        return ExitCode.OK
     options = parse(arguments, program)
     for word in options.ignored:
-        sys.stderr.write(f"unknown argument ignored: {word}\n")
+        sys.stderr.write(f"unknown argument ignored: {one_line(word)}\n")
 
     from fuseunion.engines import choose
 
@@ -88,4 +93,4 @@ def _progress(what: str) -> AbstractContextManager[Report]:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"fuseunion: {line}\n")
+    sys.stderr.write(f"fuseunion: {one_line(line)}\n")

@@ -33,6 +33,9 @@ class CommandParser:
     Args:
         command: its name, for messages.
         text: what -h prints.
+
+    Attributes:
+        options: every spelling of every option.
     """
 
     def __init__(self, command: str, text: str) -> None:
@@ -42,21 +45,27 @@ class CommandParser:
             add_help=False, allow_abbrev=False, exit_on_error=False, formatter_class=_formatter
         )
         self._with_value: set[str] = set()
+        self.options: set[str] = set()
         self.flag("-h", "--help")
 
     def flag(self, *names: str) -> None:
         """Add an option without a value."""
+        self.options.update(names)
         self._parser.add_argument(*names, action="store_true")
 
     def value(self, name: str) -> None:
         """Add an option with a value, None where it is not given; the last one wins."""
         self._parser.add_argument(name)
-        self._with_value.add(name)
+        self._add_value(name)
 
     def values(self, name: str) -> None:
         """Add an option that may be given several times, as the list of its values."""
         self._parser.add_argument(name, action="append", default=[])
+        self._add_value(name)
+
+    def _add_value(self, name: str) -> None:
         self._with_value.add(name)
+        self.options.add(name)
 
     def parse(self, arguments: list[str]) -> Arguments | None:
         """Read the arguments of a command.
@@ -103,5 +112,7 @@ class CommandParser:
         end = rest.index("--") if "--" in rest else len(rest)
         for argument in rest[:end]:
             if argument.startswith("-") and argument != "-":
-                raise UserError(f"unknown option '{argument}'; {self._remedy}")
+                from fuseunion.cli import near
+
+                raise UserError(f"unknown option '{argument}'; {near.option(argument, self.options) or self._remedy}")
         return rest[:end] + rest[end + 1 :]

@@ -243,6 +243,17 @@ class Union:
             copy_up_directory(self.state, inode)
         attributes.apply(self.state, inode, change)
 
+    def flags(self, inode: Inode, command: int, size: int) -> bytes:
+        """The inode flags (attributes.flags_of)."""
+        return attributes.flags_of(inode, command, size)
+
+    def set_flags(self, inode: Inode, command: int, value: bytes) -> None:
+        """Set inode flags (attributes.set_flags). Precondition: a file was copied up."""
+        self.state.writable()
+        if isinstance(inode, Directory):
+            copy_up_directory(self.state, inode)
+        attributes.set_flags(inode, command, value)
+
     def readlink(self, file: File) -> bytes:
         """The target of a symbolic link."""
         return readlink(file)

@@ -12,12 +12,17 @@ from fuseunion.linux.mountinfo import filesystem_of
 from fuseunion.mounting.options import Options
 
 
-def layers(options: Options) -> Iterator[Finding]:
-    """Each lower, the upper and what is known of it, and MERGED."""
+def layers(options: Options, *, try_upper: bool) -> Iterator[Finding]:
+    """Each lower, the upper and what is known of it, and MERGED.
+
+    Args:
+        options: what was asked for.
+        try_upper: make a directory beside the upper, and see what its filesystem can do.
+    """
     for path in options.lowers:
         yield _directory("lower", path)
     if options.upper is not None:
-        yield from _upper(options.upper)
+        yield from _upper(options.upper, try_it=try_upper)
     if not options.target.startswith("/dev/fd/"):
         yield _directory("merged", options.target)
 
@@ -30,7 +35,7 @@ def _directory(part: str, path: str) -> Finding:
     return Finding(f"{part} {path}", True, f"on {filesystem_of(path)}")
 
 
-def _upper(upper: str) -> Iterator[Finding]:
+def _upper(upper: str, *, try_it: bool) -> Iterator[Finding]:
     path = os.path.realpath(upper)
     parent = path if os.path.isdir(path) else os.path.dirname(path)
     if not os.path.isdir(parent):
@@ -39,6 +44,8 @@ def _upper(upper: str) -> Iterator[Finding]:
     yield Finding(f"upper {upper}", True, f"on {filesystem_of(parent)}" + ("" if parent == path else " (to be made)"))
     for engine in registry.every():
         yield from engine.claims(path)
+    if not try_it:
+        return
     found = trials.capabilities(os.path.dirname(path))
     if found is None:
         remedy = f"use an UPPER in a directory that you can write, or --work; '{os.path.dirname(path)}' is not"

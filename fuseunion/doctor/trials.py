@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 import fuseunion
 from fuseunion.core.disk.capabilities import Capabilities
-from fuseunion.errors import UserError
+from fuseunion.engines import choose
+from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import namespaces, syscalls
-from fuseunion.mounting.options import EngineChoice
+from fuseunion.mounting import rehearsal
+from fuseunion.mounting.options import EngineChoice, Options
 
 _PACKAGES = str(Path(fuseunion.__file__).parent.parent)
 _PATIENCE = 60
@@ -67,6 +69,18 @@ def user_namespace() -> Outcome:
         syscalls.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"")
 
     return _in_child(body)
+
+
+def mount(options: Options) -> UserError | None:
+    """What would refuse a mount before any engine is asked; None where nothing would. Nothing is made."""
+    try:
+        choose.make_way(options, only_look=True)
+        rehearsal.rehearse(options)
+    except UserError as error:
+        return error
+    except OSError as error:
+        return UserError(str(error), ExitCode.FAILURE)
+    return None
 
 
 def engine(which: EngineChoice, beside: str | None) -> Outcome:

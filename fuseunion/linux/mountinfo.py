@@ -63,6 +63,20 @@ def mount_at(path: str) -> Mount | None:
     return found
 
 
+def mount_above(path: str) -> Mount | None:
+    """The mount that a path lies on, found by its text: the topmost of the longest mount point.
+
+    Args:
+        path: absolute, without symbolic links.
+    """
+    found = None
+    for mount in mounts():
+        holds = path == mount.target or path.startswith(f"{mount.target.rstrip('/')}/")
+        if holds and (found is None or len(mount.target) >= len(found.target)):
+            found = mount
+    return found
+
+
 def filesystem_type(device: int) -> str | None:
     """The type of a mounted filesystem; None where it has no mount, as the subvolumes of btrfs have none.
 

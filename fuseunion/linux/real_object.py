@@ -168,6 +168,22 @@ class RealObject(NamedTuple):
         else:
             os.link(b"/proc/self/fd/%d" % self.fd, name, dst_dir_fd=directory_fd, follow_symlinks=True)
 
+    def ioctl(self, command: int, value: bytes) -> bytes:
+        """ioctl(2) of a regular file or directory, which is opened for that; the value as it is afterwards.
+
+        Raises:
+            OSError: of the system calls; ENOTTY for other types, and where the filesystem does not know the command.
+        """
+        with self._held() as fd:
+            held = RealObject(fd)
+            if stat.S_IFMT(held.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                raise os_error(errno.ENOTTY)
+            opened = held.open(os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                return fcntl.ioctl(opened, command, value)
+            finally:
+                os.close(opened)
+
     def handle(self) -> tuple[int, bytes]:
         """name_to_handle_at(2): the type and the bytes of the file handle."""
         return syscalls.name_to_handle_at(self.fd, self.name, 0 if self.name else syscalls.AT_EMPTY_PATH)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from fuseunion.errors import ExitCode, UserError
+from fuseunion.errors import ExitCode, UserError, one_line
 
 _ROOT = logging.getLogger("fuseunion")
 _LIBRARY = logging.getLogger("pyfuse3")
@@ -51,8 +51,7 @@ class _SyslogHandler(logging.Handler):
 
 def tell(message: str) -> None:
     """One line to the person at the terminal, whatever happens to the log."""
-    line = " ".join(message.splitlines())
-    sys.stderr.write(f"fuseunion: {line}\n".encode("utf-8", "backslashreplace").decode())
+    sys.stderr.write(f"fuseunion: {one_line(message)}\n")
 
 
 def to_stderr(*, trace: bool = False) -> None:
@@ -76,11 +75,17 @@ def file_handler(path: str) -> logging.Handler:
         UserError: USAGE, when it cannot be opened.
     """
     try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        stream = open(path, "a", encoding="utf-8", errors="backslashreplace", opener=_open_at_once)  # noqa: SIM115
     except OSError as error:
         raise UserError(f"--log-file '{path}' cannot be opened: {error.strerror}", ExitCode.USAGE) from None
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     return handler
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Nobody waits for the reader of a FIFO, now or later: what does not fit is lost."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def to_handler(handler: logging.Handler, *, trace: bool = False) -> None:

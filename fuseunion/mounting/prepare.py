@@ -15,7 +15,7 @@ import logging
 import os
 import resource
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fuseunion.core.disk.work import INNER
 from fuseunion.core.ids.identity import overflow_id
@@ -54,18 +54,12 @@ def prepare(options: Options, *, for_ranch: bool = False) -> Prepared:
         UserError: LAYERS or BUSY, with nothing changed.
     """
     _raise_file_limit()
-    if len(options.lowers) > _MAX_LOWERS:
-        raise UserError(
-            f"{len(options.lowers)} lower directories are more than the {_MAX_LOWERS} that can be stacked",
-            ExitCode.LAYERS,
-        )
+    refuse_too_many(options.lowers)
     survey = Survey()
-    merged = _merged(survey, options.target)
+    merged = merged_place(survey, options.target)
     prepared = Prepared(merged.path if merged else options.target, options.form)
     try:
-        # A read-only mount with an upper shows it as one more layer, as the kernel does with "ro,upperdir=".
-        shown = [options.upper, *options.lowers] if options.upper and options.read_only else options.lowers
-        lowers = [survey.place(Part.LOWER, path) for path in shown]
+        lowers = lower_places(survey, options)
         if options.form is Form.PLAIN:
             placement.refuse_twice(lowers)
         for place in lowers:
@@ -83,17 +77,56 @@ def prepare(options: Options, *, for_ranch: bool = False) -> Prepared:
     return prepared
 
 
+def refuse_too_many(lowers: Sequence[str]) -> None:
+    """Refuse more lowers than can be stacked.
+
+    Raises:
+        UserError: LAYERS.
+    """
+    if len(lowers) > _MAX_LOWERS:
+        raise UserError(
+            f"{len(lowers)} lower directories are more than the {_MAX_LOWERS} that can be stacked", ExitCode.LAYERS
+        )
+
+
+def lower_places(survey: Survey, options: Options) -> list[Place]:
+    """The layers that are only read, topmost first.
+
+    A read-only mount with an upper shows it as one more of them, as the kernel does with "ro,upperdir=".
+
+    Raises:
+        UserError: LAYERS, where a path with a colon was taken for two.
+    """
+    lowers = [survey.place(Part.LOWER, path) for path in options.lowers]
+    whole = ":".join(options.lowers)
+    if len(lowers) > 1 and not all(place.key for place in lowers) and os.path.isdir(whole):
+        raise UserError(
+            f"lower directory '{options.lowers[0]}' is a part of '{whole}'; write a colon in a path as '\\:'",
+            ExitCode.LAYERS,
+        )
+    if options.upper and options.read_only:
+        lowers.insert(0, survey.place(Part.UPPER, options.upper))
+    return lowers
+
+
 def _raise_file_limit() -> None:
     """As many descriptors as the user may have: each layer keeps one, and each open file."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _merged(survey: Survey, target: str) -> Place | None:
-    """The merged directory; None for /dev/fd/N, which the engine judges."""
+def merged_place(survey: Survey, target: str) -> Place | None:
+    """The merged directory; None for /dev/fd/N, which the engine judges.
+
+    Raises:
+        UserError: LAYERS, where nothing can be mounted on it.
+    """
     if target.startswith("/dev/fd/"):
         return None
     place = survey.place(Part.MERGED, target)
+    if place.path == "/":
+        # Every process starts beneath such a mount, which nobody would see, nor could take away.
+        raise UserError("merged directory '/' cannot be covered; give another directory", ExitCode.LAYERS)
     try:
         if not stat.S_ISDIR(os.stat(place.path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -136,6 +169,8 @@ def _prepare_upper(
 
     upper_fd = _open_or_make(prepared, upper, 0o755)
     prepared.upper = prepared.opened(upper_fd, upper.path, merged.way_from(upper) if merged else ())
+    if options.form is Form.PLAIN:
+        refuse_unwritable(upper, upper_fd)
     if upper.key is None and options.xattr_permissions is not XattrPermissions.OFF and belief.is_needed():
         # It stays root's: with an option the objects of its owner are believed (core/ownership/belief.py).
         prepared.shown_as = os.fstat(prepared.lowers[0].fd)
@@ -173,10 +208,10 @@ def _prepare_work(
     work_fd = _open_or_make(prepared, work, 0o700)
     try:
         in_engine_form = options.form is Form.MOUNT_PROGRAM
-        refuse_foreign_work(work, work_fd, _engine_owners(upper_fd, work_fd) if in_engine_form else ())
+        refuse_foreign_work(work, work_fd, engine_owners(upper_fd, work_fd) if in_engine_form else ())
         occupancy.add_work(work, work_fd, default=work.path == default_work_path(upper.path))
         in_use.refuse_kernel_overlays(upper, work)
-        _judge_work(upper, work, upper_fd, work_fd, default_work)
+        judge_work(upper, work, upper_fd, work_fd, default_work)
         if default_work:
             parent_fd, name = _parent_of(work)
             own_fd = os.dup(work_fd)
@@ -203,6 +238,28 @@ def _make_inner(prepared: Prepared, upper: Place, work: Place, work_fd: int) -> 
     prepared.on_failure(volatile.clear, prepared.hold(os.dup(work_fd)))
 
 
+def refuse_unwritable(upper: Place, fd: int) -> None:
+    """Refuse a person's upper in which nothing could ever be made: somebody else's that the person may not write.
+
+    An upper of one's own that is closed by its mode is no mistake: MERGED shows that mode, and there it can be changed.
+    A container engine knows what it does: directories within the upper may be the container's.
+
+    Args:
+        upper: for the message.
+        fd: of it.
+
+    Raises:
+        UserError: LAYERS.
+    """
+    owner = os.fstat(fd).st_uid
+    if owner != os.geteuid() and not os.access(f"/proc/self/fd/{fd}", os.W_OK | os.X_OK, effective_ids=True):
+        raise UserError(
+            f"upper directory '{upper.given}' belongs to another user ({owner}), and you may not write there; use "
+            "another, or mount with --read-only",
+            ExitCode.LAYERS,
+        )
+
+
 def default_work_path(upper: str) -> str:
     """The hidden sibling of an upper directory: on the same filesystem unless the upper is a mount point."""
     return os.path.join(os.path.dirname(upper), f".{os.path.basename(upper)}.fuseunion-work")
@@ -227,7 +284,7 @@ def work_place(survey: Survey, upper: Place, given: str | None) -> Place:
     return survey.place(Part.WORK, given or usual)
 
 
-def _engine_owners(upper_fd: int, work_fd: int) -> set[int]:
+def engine_owners(upper_fd: int, work_fd: int) -> set[int]:
     """Who may own a work directory that a container engine made, which is the root of the container.
 
     That is the owner of the upper. In a user namespace, where every id that is mapped is the user's own
@@ -259,7 +316,12 @@ def refuse_foreign_work(work: Place, fd: int, owners: Collection[int] = ()) -> N
         )
 
 
-def _judge_work(upper: Place, work: Place, upper_fd: int, work_fd: int, default_work: bool) -> None:
+def judge_work(upper: Place, work: Place, upper_fd: int, work_fd: int, default_work: bool) -> None:
+    """Refuse a work directory that cannot serve this upper, or holds what is not of a mount.
+
+    Raises:
+        UserError: LAYERS.
+    """
     if os.fstat(upper_fd).st_dev != os.fstat(work_fd).st_dev:
         remedy = (
             "the upper is a mount point: use a directory inside it as UPPER"
@@ -303,20 +365,15 @@ def _open_or_make(prepared: Prepared, place: Place, mode: int) -> int:
         parent = os.path.dirname(place.path)
         try:
             os.mkdir(place.path, mode)
-        except FileNotFoundError:
-            raise UserError(
-                f"{place.part.value} '{place.given}' cannot be made: make the directory '{parent}' first",
-                ExitCode.LAYERS,
-            ) from None
         except FileExistsError:
             pass  # it is there, but could not be looked at; opening says why
         except OSError as error:
             if place.part is Part.WORK and space.is_lacking(error):
                 raise
-            raise UserError(
-                f"{place.part.value} '{place.given}' cannot be made: {error.strerror}; choose another place",
-                ExitCode.LAYERS,
-            ) from None
+            why = f"{error.strerror}; choose another place"
+            if not os.path.isdir(parent):
+                why = f"make the directory '{parent}' first"
+            raise UserError(f"{place.part.value} '{place.given}' cannot be made: {why}", ExitCode.LAYERS) from None
         else:
             fd = placement.open_found(place)
             if os.fstat(fd).st_uid != os.geteuid():

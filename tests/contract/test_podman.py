@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import pytest
 
 from tests.support.interpreter import Interpreter
 from tests.support.namespace import login_namespace
+from tests.support.processes import command_line
 from tests.support.product import make_launcher
 from tests.support.store import Store, make_store
 from tests.support.tiny_base import make_tiny_base
 from tests.support.user import User
+from tests.support.waiting import wait_until
 
 CONTAINERFILE = """
 FROM localhost/tiny
@@ -87,3 +90,24 @@ def test_buildah_from_scratch(store: Store) -> None:
 def test_the_containers_own_ids(store: Store) -> None:
     output = store.podman("run", "--rm", "--userns=keep-id", "localhost/tiny", "stat", "-c", "%u", "/etc/passwd")
     assert output == "0\n"
+
+
+def _kill_daemons(store: Store) -> int:
+    """Kill whoever serves a mount of this store, as the kernel does when memory is short; returns how many."""
+    layers = f"lowerdir={store.directory}"
+    found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if layers in str(command_line(pid))]
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}/exe") for pid in found), "the daemons' end")
+    return len(found)
+
+
+def test_a_container_whose_daemon_was_killed_starts_again(store: Store) -> None:
+    """podman itself stumbles over the dead mount, and says so; the remedy is the one of docs/howto-podman.md."""
+    store.podman("create", "--name=dead", "localhost/tiny", "sh", "-c", "echo x >>/opt/count; cat /opt/count")
+    store.podman("unshare", "podman", "mount", "dead")
+    assert _kill_daemons(store) == 1
+    assert "transport endpoint is not connected" in store.run("podman", "start", "--attach", "dead", check=False).stderr
+    store.podman("unshare", "podman", "umount", "--force", "dead")
+    assert store.podman("start", "--attach", "dead") == "x\n"
+    assert store.podman("start", "--attach", "dead") == "x\nx\n", "nothing was lost"

@@ -16,7 +16,7 @@ import pytest
 from fuseunion.cli import arguments, mount
 from fuseunion.cli.main import COMMANDS
 from fuseunion.errors import UserError
-from fuseunion.mounting.options.options_builder import SILENT
+from fuseunion.mounting.options.vocabulary import SILENT
 from tests.docs.examples import documents
 from tests.support.interpreter import PROJECT
 

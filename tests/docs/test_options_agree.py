@@ -1,9 +1,10 @@
-"""`--help`, docs/options.md and the manual page describe the same command line.
+"""One description of the command line: docs/options.md.
 
-Each of the three is read into one shape: for each command ("" is the mount) its options, an option being its spellings
-and its argument, as `-r --read-only` or `--work DIR`. What one has and another lacks fails with its name.
-docs/options.md is the reference, so the others are compared with it. The exit codes have their reference in
-docs/exit-codes.md, and the numbers in fuseunion/errors.py.
+The manual page is made of it, and is what `make manual` would write. The help texts are written by hand, because they
+are short; each is read into one shape, as is the reference: for each command ("" is the mount) its options, an option
+being its spellings and its argument, as `-r --read-only` or `--work DIR`. What one has and the other lacks fails with
+its name. So does an option or a word of -o that is described and not understood, or understood and not described. The
+exit codes have their reference in docs/exit-codes.md, and the numbers in fuseunion/errors.py.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fuseunion.cli.arguments import OPTIONS
+from fuseunion.cli.completion import spec
 from fuseunion.cli.main import COMMANDS, run
+from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode
 from fuseunion.mounting.options import Form
 from fuseunion.mounting.options.options_builder import OptionsBuilder
+from fuseunion.mounting.options.vocabulary import WORDS
 from tests.support.interpreter import PROJECT
 
 REFERENCE = PROJECT / "docs/options.md"
@@ -50,17 +57,8 @@ def _help(command: str) -> str:
 
 
 def options_of_help(text: str) -> Options:
-    """Lines that begin with an option; its description is two spaces away, or on the next line."""
-    found = set()
-    for line in re.findall(r"^ +(-\S.*)$", text, re.MULTILINE):
-        head = re.split(r" {2,}", line)[0]
-        spellings, argument = [], ""
-        for part in re.split(r", (?=-)", head):
-            name, _, value = part.partition(" ")
-            spellings.append(name)
-            argument = value or argument
-        found.add(_option(spellings, argument))
-    return found
+    """As completion reads them."""
+    return {_option([*option.spellings], option.argument) for option in spec.options(text)}
 
 
 # -- docs/options.md ---------------------------------------------------------------------------------------------------
@@ -131,9 +129,32 @@ def test_the_help_agrees(command: str) -> None:
     assert options_of_help(_help(command)) == options_of_reference(reference(), command)
 
 
+def test_the_manual_is_made_of_this() -> None:
+    made = subprocess.run([sys.executable, PROJECT / "scripts/manual"], capture_output=True, text=True, check=True)
+    assert manual() == made.stdout, "run: make manual"
+
+
 @pytest.mark.parametrize("command", ALL)
 def test_the_manual_agrees(command: str) -> None:
     assert options_of_manual(manual(), command) == options_of_reference(reference(), command)
+
+
+def _understood(command: str) -> set[str]:
+    """The spellings that the parser of a command knows."""
+    if command == MOUNT:
+        return set(OPTIONS)
+    known: list[set[str]] = []
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()):
+        patched.setattr(CommandParser, "parse_known", lambda parser, _: known.append(parser.options))
+        run(["fuseunion", command, "--help"])
+    (spellings,) = known
+    return spellings
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_what_is_described_is_what_is_understood(command: str) -> None:
+    described = " ".join(options_of_reference(reference(), command)).split()
+    assert _understood(command) == {word for word in described if word.startswith("-")}
 
 
 def test_every_command_has_its_section_and_no_other() -> None:
@@ -201,8 +222,9 @@ def test_the_words_agree() -> None:
     # `xattr_permissions=1`, `=2`: the second is short for the same word.
     words: list[str] = []
     for word in _words():
-        words.append(words[-1].partition("=")[0] + word if word.startswith("=") else _bare(word))
-    assert sorted(_items(_part(manual(), r".Ss Words of \-o"), "Cm")) == sorted(words)
+        words.append(words[-1].partition("=")[0] + word if word.startswith("=") else word)
+    assert _items(_part(manual(), r".Ss Words of \-o"), "Cm") == words
+    assert sorted(WORDS) == sorted(map(_bare, words))
 
 
 @pytest.mark.parametrize("word", [word for word in _words() if "=" not in word or word.partition("=")[2].islower()])

@@ -228,6 +228,49 @@ def test_read_only_with_an_upper_shows_it(arena: Arena) -> None:
     run(arena, "umount", merged)
 
 
+@pytest.mark.parametrize("words", [["--read-only"], ["-r"], ["-o", "ro"]])
+def test_read_only_takes_an_upper_to_show(arena: Arena, words: list[str]) -> None:
+    lower, upper, merged = arena.lower({"f": File(b"x")}), arena.lower({"g": File(b"g")}), arena.directory("merged")
+    run(arena, *words, lower, upper, merged)
+    assert names(merged) == ["f", "g"]
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        (merged / "new").touch()
+    run(arena, "umount", merged)
+
+
+def test_merged_need_not_be_empty(arena: Arena) -> None:
+    """What is in it is hidden, and is there again afterwards."""
+    lower, merged = arena.lower({"f": File(b"x")}), arena.lower({"own": File(b"own")}, "merged")
+    run(arena, lower, "upper", merged)
+    assert names(merged) == ["f"]
+    run(arena, "umount", merged)
+    assert names(merged) == ["own"]
+    assert names(arena.upper) == []
+
+
+def test_an_upper_that_its_mode_closes(arena: Arena) -> None:
+    """It is shown as it is; its owner may open it there."""
+    lower, merged = arena.lower({"f": File(b"x")}), arena.directory("merged")
+    arena.directory("upper").chmod(0o500)
+    run(arena, lower, "upper", merged)
+    assert (names(merged), stat.S_IMODE(merged.stat().st_mode)) == (["f"], 0o500)
+    if arena.actor.role is Role.USER:
+        with pytest.raises(PermissionError):
+            (merged / "new").touch()
+    merged.chmod(0o700)
+    (merged / "new").touch()
+    run(arena, "umount", merged)
+    assert names(arena.upper) == ["new"]
+
+
+@pytest.mark.actors("user")
+def test_an_upper_of_somebody_else(arena: Arena) -> None:
+    lower = arena.lower({"f": File(b"x")})
+    said = run(arena, "--work", "work", lower, "/usr", arena.directory("merged"), code=3)
+    assert "upper directory '/usr' belongs to another user (0), and you may not write there" in said
+    assert names(arena.root) == ["logs", "lower0", "merged"]
+
+
 @pytest.mark.parametrize("size", [None, "1m"])
 def test_ephemeral(arena: Arena, size: str | None) -> None:
     lower = arena.lower({"f": File(b"x")})
@@ -528,10 +571,8 @@ def test_umount_of_a_dead_mount(arena: Arena) -> None:
         os.kill(daemon_of(arena), signal.SIGKILL)
         wait_until(lambda: not processes.with_token(arena.place.token), "the daemon's end")
         said = run(arena, lower, "upper", merged, code=3)
-        assert (
-            said
-            == f"fuseunion: merged directory '{merged}' is a dead mount; remove it with: fuseunion umount '{merged}'"
-        )
+        remedy = f"remove it with: fuseunion umount '{merged}'"
+        assert said == f"fuseunion: merged directory '{merged}' is a dead mount of fuseunion; {remedy}"
         run(arena, "umount", merged)
     assert mount_at(merged) is None
     run(arena, lower, "upper", merged)
@@ -545,7 +586,7 @@ def test_umount_of_a_dead_mount(arena: Arena) -> None:
         ([], 2, "fuseunion umount MERGED"),
         (["a", "b"], 2, "give one mounted directory"),
         (["--frobnicate", "a"], 2, "--frobnicate"),
-        (["missing"], 3, "'missing' is not a mount point"),
+        (["missing"], 3, "'missing' does not exist"),
         (["."], 3, "'.' is not a mount point"),
         (["/proc"], 3, "'/proc' is mounted by 'proc'"),
     ],

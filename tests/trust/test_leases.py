@@ -15,6 +15,7 @@ import pytest
 from tests.support.arena import Arena
 from tests.support.layers import File, build
 from tests.support.product import WITH_EXTENSION
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.actors("root", "user"), pytest.mark.limit(40)]
 
@@ -36,10 +37,27 @@ def _append(path: Path) -> None:
         file.write(b"+")
 
 
+def _is_asked_back(path: Path) -> bool:
+    """proc_locks(5)."""
+    number = f":{path.stat().st_ino} "
+    return any(
+        " BREAKING " in line and number in line for line in Path("/proc/locks").read_text().splitlines(keepends=True)
+    )
+
+
+def _through(call: Callable[[int], object], path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        call(fd)
+    finally:
+        os.close(fd)
+
+
 ACTS: dict[str, tuple[str, int, Callable[[Path], object], bytes]] = {
     "read": ("upper", fcntl.F_WRLCK, Path.read_bytes, b"upper"),
     "write": ("upper", fcntl.F_RDLCK, _append, b"upper+"),
     "truncate": ("upper", fcntl.F_RDLCK, lambda path: os.truncate(path, 1), b"u"),
+    "fsync": ("upper", fcntl.F_WRLCK, lambda path: _through(os.fsync, path), b"upper"),
     "copy-up": ("lower", fcntl.F_WRLCK, lambda path: os.chmod(path, 0o600), b"lower"),
 }
 
@@ -68,6 +86,23 @@ def test_the_mount_does_not_wait(arena: Arena, act: str) -> None:
             worker.join()
         assert ended.is_set()
         assert (mount / where).read_bytes() == expected
+
+
+@pytest.mark.skipif(not WITH_EXTENSION, reason="pyfuse3 has no handler for it: the kernel does it by itself")
+def test_seeking_a_hole_waits_too(arena: Arena) -> None:
+    """It was answered EAGAIN."""
+    lower = arena.lower({"lower": File(b"lower")})
+    with arena.mount(lower) as mount, leased(lower / "lower", fcntl.F_WRLCK) as give_back:
+        fd = os.open(mount / "lower", os.O_RDONLY)
+        found: list[int] = []
+        worker = threading.Thread(target=lambda: found.append(os.lseek(fd, 0, os.SEEK_HOLE)))
+        worker.start()
+        wait_until(lambda: _is_asked_back(lower / "lower"), "the lease to be asked back")
+        assert mount.merged.is_dir()
+        give_back()
+        worker.join()
+        os.close(fd)
+        assert found == [5]
 
 
 def test_who_does_not_want_to_wait(arena: Arena) -> None:

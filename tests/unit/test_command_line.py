@@ -15,6 +15,7 @@ from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
     "chown": ["--to", "root"],
+    "completion": [],
     "doctor": ["--repair"],
     "exec": ["--pid"],
     "promote": ["-r"],
@@ -57,14 +58,19 @@ RUNS_ANOTHER = {"exec"}
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - RUNS_ANOTHER))
-@pytest.mark.parametrize("word", ["--bogus", "-x", "--hel", "--bogus=1", "-5"])
+@pytest.mark.parametrize("word", ["--bogus", "-x", "--bogus=1", "-5"])
 def test_an_unknown_option(command: str, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Abbreviations are unknown too."""
     line = said(capsys, command, *ENOUGH[command], "dir", word, code=ExitCode.USAGE)
     assert line == f"unknown option '{word}'; see fuseunion {command} --help"
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - RUNS_ANOTHER))
+def test_an_abbreviation_is_unknown_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(capsys, command, *ENOUGH[command], "dir", "--hel", code=ExitCode.USAGE)
+    assert line == "unknown option '--hel'; did you mean --help?"
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"completion", *RUNS_ANOTHER}))
 def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After `--` nothing is an option, not even -h or another `--`."""
     after = ["-h", "--"] if command == "promote" else ["-h"]
@@ -96,6 +102,7 @@ def test_options_may_follow_operands(command: str, capsys: pytest.CaptureFixture
         (["chown", "u", "--map", "--dry-run"], "--map needs a value; see fuseunion chown --help"),
         (["umount", "--lazy=1", "m"], "--lazy takes no value; see fuseunion umount --help"),
         (["promote", "-rx", "m", "p"], "--recursive takes no value; see fuseunion promote --help"),
+        (["completion", "ksh"], "give one of the shells bash, zsh, fish: fuseunion completion bash"),
         (["doctor", "--json=yes"], "--json takes no value; see fuseunion doctor --help"),
         (["doctor", "--repair"], "give the UPPER or the MERGED of a ranch: fuseunion doctor --repair UPPER"),
     ],

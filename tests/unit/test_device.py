@@ -143,6 +143,7 @@ REQUESTS: dict[str, tuple[int, bytes, tuple[Any, ...]]] = {
     "listxattr": (layouts.LISTXATTR, struct.pack("=II", 100, 0), (NODE, UID)),
     "removexattr": (layouts.REMOVEXATTR, b"user.x\0", (NODE, b"user.x")),
     "access": (layouts.ACCESS, struct.pack("=II", 4, 0), (NODE, 4)),
+    "ioctl": (layouts.IOCTL, struct.pack("=QIIQII", 0, 1, 7, 2, 3, 1 << 20) + b"abc", (NODE, 7, b"abc", 4096)),
     "fallocate": (layouts.FALLOCATE, struct.pack("=QQQII", 0, 1, 2, 3, 0), (NODE, *CALLER, 1, 2, 3)),
     "lseek": (layouts.LSEEK, struct.pack("=QQII", 0, 5, 3, 0), (NODE, 5, 3)),
     "copy_file_range": (

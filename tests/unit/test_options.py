@@ -11,8 +11,8 @@ from fuseunion.cli.arguments import parse
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.options import Form, Options, XattrPermissions
 from fuseunion.mounting.options.grammar import escape, split_words
-from fuseunion.mounting.options.options_builder import SILENT
 from fuseunion.mounting.options.values import parse_id_map, parse_lowers
+from fuseunion.mounting.options.vocabulary import SILENT
 
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=12)
 
@@ -335,10 +335,12 @@ def test_plain_forms() -> None:
     ("arguments", "says"),
     [
         ([], "no directories given"),
-        (["/m"], "no lower directory"),
+        (["/m"], "'/m' alone is not enough"),
         (["/l", "/m"], "no UPPER"),
         (["/l", "/u", "/m", "/x"], "too many directories: '/l', '/u', '/m', '/x'"),
-        (["--read-only", "/l", "/u", "/m"], "too many directories: '/l', '/u', '/m'"),
+        (["--read-only", "/l", "/u", "/m", "/x"], "too many directories: '/l', '/u', '/m', '/x'"),
+        (["--ephemeral", "/l", "/u", "/m"], "too many directories: '/l', '/u', '/m'"),
+        (["--volatile", "-o", "lowerdir=/l,upperdir=/u", "/x", "/m"], "too many directories: '/x', '/m'"),
         (["-o", "lowerdir=", "/m"], "names no directory"),
         (["-o", "lowerdir=:", "/m"], "names no directory"),
         (["--frobnicate", "/l", "/u", "/m"], "--frobnicate"),

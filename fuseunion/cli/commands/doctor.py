@@ -13,7 +13,7 @@ from fuseunion.doctor import diagnosis
 from fuseunion.doctor.diagnosis import Diagnosis
 from fuseunion.engines import registry
 from fuseunion.engines.finding import Finding
-from fuseunion.errors import ExitCode, UserError
+from fuseunion.errors import ExitCode, UserError, one_line
 
 HELP = """\
 Usage: fuseunion doctor [--json] [LOWER[:LOWER...] UPPER MERGED [options of the mount]]
@@ -21,7 +21,7 @@ Usage: fuseunion doctor [--json] [LOWER[:LOWER...] UPPER MERGED [options of the 
 
 Tries what this machine, this user and these directories can do, and says which engine would be taken, what would be
 lost with each, and what helps where something does not work. Changes nothing: what has to be tried for real is tried
-in a new directory, which is removed again.
+in a new directory, which is removed again. The exit status is that of the mount: 0 where it would be made.
 
 Options:
   --json       the same for programs
@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> int:
     """Report, or repair.
 
     Returns:
-        UNAVAILABLE when no engine would do, else OK.
+        What the mount in question would end with, as far as that can be known; without one UNAVAILABLE when no engine
+        would do, else OK.
     Raises:
         UserError: USAGE; LAYERS when there is nothing to repair.
     """
@@ -63,14 +64,19 @@ def main(arguments: list[str]) -> int:
         print()
     else:
         _print(found)
-    return ExitCode.OK if found.chosen is not None else ExitCode.UNAVAILABLE
+    return found.code
 
 
 def _as_json(found: Diagnosis) -> dict[str, object]:
     return {
         "findings": [finding._asdict() for finding in found.findings],
         "engines": {
-            report.choice.value: {"works": report.works, "why_not": report.why_not, "losses": list(report.losses)}
+            report.choice.value: {
+                "works": report.works,
+                "why_not": report.why_not,
+                "remedy": report.remedy,
+                "losses": list(report.losses),
+            }
             for report in found.engines
         },
         "chosen": found.chosen.value if found.chosen is not None else None,
@@ -82,7 +88,8 @@ def _print(found: Diagnosis) -> None:
         _line(finding)
     print()
     for report in found.engines:
-        _line(Finding(f"{report.choice.value} engine", report.works, "works" if report.works else report.why_not))
+        says = "works" if report.works else report.why_not
+        _line(Finding(f"{report.choice.value} engine", report.works, says, report.remedy))
         for loss in report.losses:
             print(f"         {loss}")
     print()
@@ -91,10 +98,9 @@ def _print(found: Diagnosis) -> None:
 
 def _line(finding: Finding) -> None:
     mark = {True: "yes", False: "no", None: "-"}[finding.ok]
-    text = f"{mark:>4}  {finding.name}: {finding.says}"
-    print(text.encode("utf-8", "backslashreplace").decode())
-    if finding.ok is False and finding.remedy:
-        print(f"         remedy: {finding.remedy}")
+    print(one_line(f"{mark:>4}  {finding.name}: {finding.says}"))
+    if finding.remedy:
+        print(one_line(f"         remedy: {finding.remedy}"))
 
 
 def _repair(given: str) -> None:

@@ -72,7 +72,9 @@ def _busy(live: LiveMount, holders: list[Holder]) -> UserError:
 
 def _nothing_of_ours(given: str) -> UserError:
     entry = mountinfo.mount_at(os.path.realpath(given))
-    if entry is None:
+    if entry is None and not os.path.lexists(given):
+        why = "does not exist; see the mounted ones with: mount -t fuse.fuseunion"
+    elif entry is None:
         why = "is not a mount point; see the mounted ones with: mount -t fuse.fuseunion"
     else:
         why = f"is mounted by '{entry.fstype}', not by fuseunion; use umount"

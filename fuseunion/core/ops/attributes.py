@@ -124,6 +124,31 @@ def nlink_of(state: State, inode: Inode, st: os.stat_result) -> int:
     return 0 if inode.removed else 1
 
 
+def flags_of(inode: Inode, command: int, size: int) -> bytes:
+    """What an ioctl(2) says that reads inode flags (ioctl_iflags(2)).
+
+    Args:
+        size: of what it gives, in bytes.
+
+    Raises:
+        OSError: ENOTTY for what has none; of the layer.
+    """
+    with inode.grasp() as held:
+        # Commands say that they take a long, though it is an int (ioctl_iflags(2), Notes).
+        return as_owner_of(held, lambda: held.ioctl(command, bytes(max(size, 8))))[:size]
+
+
+def set_flags(inode: Inode, command: int, value: bytes) -> None:
+    """Set inode flags by an ioctl(2). Precondition: the inode is in the upper; the kernel has checked the caller.
+
+    Raises:
+        OSError: EPERM, EOPNOTSUPP, ENOTTY of the upper's filesystem.
+    """
+    with inode.grasp() as held:
+        as_owner_of(held, lambda: held.ioctl(command, value.ljust(8, b"\0")))
+    inode.stale()
+
+
 def apply(state: State, inode: Inode, change: Change) -> None:
     """Change an object of the upper. Owner first, because chown clears bits that a mode given with it sets again.
 

@@ -200,8 +200,15 @@ def _mount_flags(options: Options, *, read_only: bool, own_root: bool) -> mount_
 
 
 def _await_report(reader: int, pid: int) -> None:
-    with open(reader, "rb") as pipe:
-        report = pipe.read()
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        with open(reader, "rb") as pipe:
+            report = pipe.read()
+    except KeyboardInterrupt:
+        # In a session of its own the child has heard nothing. It keeps the signal for its loop, and unmounts then.
+        os.kill(pid, signal.SIGINT)
+        os.waitpid(pid, 0)
+        raise
     if report == _READY:
         return
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

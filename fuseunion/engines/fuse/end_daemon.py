@@ -22,6 +22,9 @@ from fuseunion.linux.proc.holders import elsewhere
 _CONNECTION = "fuse_connection"
 """In fdinfo of /dev/fuse: the dev_t of the mount as the kernel has it (fs/fuse/dev.c fuse_dev_show_fdinfo)."""
 
+_CONNECTIONS = "/sys/fs/fuse/connections"
+"""A directory for each, named after the minor number of its device (fs/fuse/control.c fuse_ctl_add_conn)."""
+
 SOON = 2.0
 """Seconds after which we look for a reason why the daemon goes on."""
 
@@ -66,6 +69,12 @@ def _unmount(live: LiveMount, *, lazy: bool, dead: bool) -> None:
         mount_point.unmount(live.path, lazy=lazy)
     except OSError as error:
         if error.errno != errno.EBUSY:
+            owner = live.entry.option("user_id") if live.entry is not None else None
+            if os.geteuid() != 0 and owner not in (None, str(os.getuid())):
+                raise UserError(
+                    f"'{live.given}' was mounted by another user ({owner}); only that user and root can unmount it",
+                    ExitCode.FAILURE,
+                ) from None
             raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
         if not dead:
             raise BusyError from None
@@ -182,6 +191,16 @@ def _daemon_pid_as_owner(path: str, entry: Mount) -> str | None:
     return done.stdout.strip() or None
 
 
+def _is_mounted_somewhere(entry: Mount, daemon: _Daemon) -> bool:
+    """Whether the filesystem lives on: the kernel shows its connection to everybody until its last mount has gone.
+
+    Where the directory of all connections is not mounted, the daemon's descriptor has to do.
+    """
+    if os.path.isdir(f"{_CONNECTIONS}/{os.minor(entry.device)}"):
+        return True
+    return not os.path.ismount(_CONNECTIONS) and daemon.serves
+
+
 def _await_end(daemon: _Daemon, given: str, entry: Mount) -> None:
     if processes.wait_for_end(daemon.pidfd, SOON):
         return
@@ -189,6 +208,12 @@ def _await_end(daemon: _Daemon, given: str, entry: Mount) -> None:
     if others:
         raise UserError(
             f"'{given}' is unmounted here, but its daemon still serves it to {others}; end that too", ExitCode.BUSY
+        )
+    if _is_mounted_somewhere(entry, daemon):
+        raise UserError(
+            f"'{given}' is unmounted here, but its daemon (process {daemon.pid}) still serves it in another mount "
+            "namespace, to processes that you may not see; it ends with them",
+            ExitCode.BUSY,
         )
     # Writing out may take as long as the disk likes, as with umount(2).
     while not processes.wait_for_end(daemon.pidfd, PATIENCE):

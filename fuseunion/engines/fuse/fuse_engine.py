@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class FuseEngine(Engine):
     def start(self, options: Options, progress: Progress) -> ExitCode:
         """See Engine. What the caller left open by mistake is noted before anything of ours is opened."""
         inherited = processes.own_descriptors()
+        # ^C waits until there is a child, which ends in order (daemon.py): whatever was made is undone or finished.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         # Nothing of what start-up makes is garbage: looking for some would take 8 ms now, and time at every later look.
         gc.disable()
         try:
@@ -47,6 +50,8 @@ class FuseEngine(Engine):
         except UserError:
             gc.enable()  # another engine may follow
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     @staticmethod
     def _start(options: Options, inherited: frozenset[int]) -> ExitCode:
@@ -57,8 +62,8 @@ class FuseEngine(Engine):
 
         try:
             return daemon.run(prepared, options, inherited)
-        except UserError:
-            # Another engine may follow, and needs the locks.
+        except BaseException:
+            # Another engine may follow, and needs the locks; after ^C nothing that was made stays.
             prepared.close()
             raise
 
@@ -93,8 +98,10 @@ class FuseEngine(Engine):
 
         for package in ("pyfuse3", "trio"):
             found = find_spec(package) is not None
-            says = "installed" if found else "missing"
-            yield Finding(f"python package {package}", found, says, f"pip install {package}")
+            name = f"python package {package}"
+            yield (
+                Finding(name, True, "installed") if found else Finding(name, False, "missing", f"pip install {package}")
+            )
         yield _extension()
         yield _device()
         yield _fusermount()
@@ -114,15 +121,14 @@ def _extension() -> Finding:
 
 
 def _device() -> Finding:
-    from fuseunion.engines.finding import Finding
-    from fuseunion.engines.fuse.mount_point import DEVICE
+    from fuseunion.engines.finding import Finding, refused
+    from fuseunion.engines.fuse import mount_point
 
     try:
-        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        remedy = "modprobe fuse; in a container: --device /dev/fuse; for every user: chmod 666 /dev/fuse"
-        return Finding(DEVICE, False, f"cannot be opened: {error.strerror}", remedy)
-    return Finding(DEVICE, True, "can be opened")
+        os.close(mount_point.open_device())
+    except UserError as error:
+        return refused(mount_point.DEVICE, error.message, "modprobe fuse")
+    return Finding(mount_point.DEVICE, True, "can be opened")
 
 
 def _fusermount() -> Finding:
@@ -130,12 +136,18 @@ def _fusermount() -> Finding:
     from pathlib import Path
 
     from fuseunion.engines.finding import Finding
+    from fuseunion.engines.fuse.mount_point import MTAB
 
+    name = "fusermount3"
     path = shutil.which("fusermount3") or shutil.which("fusermount")
+    if os.geteuid() == 0:
+        return Finding(name, True, path or "missing; root mounts without it")
     if path is None:
-        return Finding("fusermount3", os.geteuid() == 0, "missing; only root mounts without it", "install fuse3")
-    if not os.stat(path).st_mode & stat.S_ISUID and os.geteuid() != 0:
-        return Finding("fusermount3", False, f"{path} is not set-user-id root", f"chmod u+s {path}")
-    if "NoNewPrivs:\t1" in Path("/proc/self/status").read_text() and os.geteuid() != 0:
-        return Finding("fusermount3", False, "set-user-id has no effect here (no_new_privs)", "allow new privileges")
-    return Finding("fusermount3", True, path)
+        return Finding(name, False, "missing; only root mounts without it", "install fuse3")
+    if not os.stat(path).st_mode & stat.S_ISUID:
+        return Finding(name, False, f"{path} is not set-user-id root", f"chmod u+s {path}")
+    if "NoNewPrivs:\t1" in Path("/proc/self/status").read_text():
+        return Finding(name, False, "set-user-id has no effect here (no_new_privs)", "allow new privileges")
+    if not os.access(MTAB, os.R_OK):
+        return Finding(name, False, f"cannot unmount without {MTAB}", f"ln -s /proc/self/mounts {MTAB}")
+    return Finding(name, True, path)

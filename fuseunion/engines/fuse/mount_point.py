@@ -32,6 +32,12 @@ from fuseunion.linux import syscalls
 from fuseunion.linux.namespaces.apart import Namespace
 
 DEVICE = "/dev/fuse"
+_NUMBERS = (10, 229)
+"""Major and minor (Documentation/admin-guide/devices.txt)."""
+
+MTAB = "/etc/mtab"
+"""Without it fusermount3 mounts for an ordinary user, and does not unmount (libfuse util/fusermount.c)."""
+
 TYPE = "fuse.fuseunion"
 SOURCE = "fuseunion"
 
@@ -113,7 +119,7 @@ def descriptor_of(target: str) -> int | None:
         st = os.fstat(fd)
     except (OSError, OverflowError):
         raise UserError(f"{target}: no such open descriptor", ExitCode.LAYERS) from None
-    if not stat.S_ISCHR(st.st_mode) or (os.major(st.st_rdev), os.minor(st.st_rdev)) != (10, 229):
+    if not _is_device(st):
         raise UserError(f"{target} is not a /dev/fuse descriptor", ExitCode.LAYERS)
     return fd
 
@@ -164,9 +170,14 @@ def unmount(path: str, *, lazy: bool = False) -> None:
             raise OSError(code, _one_line(done.stderr) or os.strerror(code), path) from None
 
 
-def _open_device() -> int:
+def open_device() -> int:
+    """A new descriptor of /dev/fuse, with no mount yet.
+
+    Raises:
+        UserError: UNAVAILABLE, with the remedy.
+    """
     try:
-        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         remedies = {
             errno.ENOENT: "load it with: modprobe fuse (in a container, pass --device /dev/fuse)",
@@ -176,6 +187,17 @@ def _open_device() -> int:
         }
         remedy = remedies.get(error.errno or 0, "FUSE cannot be used here")
         raise UserError(f"cannot open {DEVICE}: {error.strerror}; {remedy}", ExitCode.UNAVAILABLE) from None
+    if not _is_device(os.fstat(fd)):
+        os.close(fd)
+        raise UserError(
+            f"{DEVICE} is not the device of FUSE; make it again: rm {DEVICE} && mknod -m 666 {DEVICE} c 10 229",
+            ExitCode.UNAVAILABLE,
+        )
+    return fd
+
+
+def _is_device(st: os.stat_result) -> bool:
+    return stat.S_ISCHR(st.st_mode) and (os.major(st.st_rdev), os.minor(st.st_rdev)) == _NUMBERS
 
 
 def _mount_directly(target: str, flags: MountFlags) -> int:
@@ -189,7 +211,7 @@ def _mount_directly(target: str, flags: MountFlags) -> int:
         | syscalls.MS_NOATIME  # a read would make the kernel forget the attributes (fs/fuse/dir.c)
         | (syscalls.MS_POSIXACL if flags.posix_acl else 0)
     )
-    fd = _open_device()
+    fd = open_device()
     try:
         data = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions"
         if _default(flags.allow_other, as_root):
@@ -206,6 +228,12 @@ def _mount_directly(target: str, flags: MountFlags) -> int:
 
 
 def _mount_through_helper(target: str, flags: MountFlags, *, own_root: bool) -> int:
+    if not os.access(MTAB, os.R_OK):
+        # Nobody but root could take the mount away again.
+        raise UserError(
+            f"fusermount3 cannot unmount without {MTAB}; make it with: ln -s /proc/self/mounts {MTAB}",
+            ExitCode.UNAVAILABLE,
+        )
     options = [f"fsname={SOURCE}", f"subtype={SOURCE}"]
     if not own_root:
         options.append("default_permissions")

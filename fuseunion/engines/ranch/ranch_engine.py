@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fuseunion.engines.engine import Engine, Progress, for_a_daemon
-from fuseunion.engines.finding import Finding
+from fuseunion.engines.finding import Finding, refused
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
@@ -107,7 +107,7 @@ class RanchEngine(Engine):
         try:
             record = read(beside(upper))
         except UserError as error:
-            yield Finding("ranch", False, error.message, "see there")
+            yield refused("ranch", error.message, f"look at '{beside(upper)}'")
             return
         if record is not None:
             says = f"one at '{record.merged}' stands on this upper ({record.phase.value})"
@@ -153,7 +153,9 @@ def ranch_at(given: str) -> Iterator[Ranch]:
     path = os.path.realpath(given)
     state = _marked(path)
     if state is None:
-        raise UserError(f"'{given}' is not a ranch", ExitCode.LAYERS)
+        raise UserError(
+            f"'{given}' is not a ranch; give the MERGED of a mount that was made with --engine ranch", ExitCode.LAYERS
+        )
     with opened(state) as ranch:
         if ranch.record_or_none is None or ranch.record.merged != path:
             raise UserError(f"the ranch in '{state}' does not stand at '{given}'; was it moved?", ExitCode.LAYERS)

@@ -130,12 +130,21 @@ def refusal(part: Part, path: str, error: OSError, purpose: str = "") -> UserErr
         errno.EACCES: "may not be read by you; check its permissions",
         errno.ELOOP: "has too many symbolic links",
         errno.ENAMETOOLONG: "has a name that is too long",
-        errno.ENOTCONN: f"is a dead mount; remove it with: fuseunion umount '{path}'",
         errno.EROFS: "is on a read-only filesystem; choose another or mount with --read-only",
         errno.ENOSPC: "is on a full filesystem",
     }
     reason = reasons.get(error.errno or 0, f"cannot be used: {error.strerror}")
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        reason = _dead(path)
     return UserError(f"{part.value} '{path}' {reason}", ExitCode.LAYERS)
+
+
+def _dead(path: str) -> str:
+    """What to say of a FUSE mount that nobody serves any more, at a path or above it."""
+    entry = mountinfo.mount_above(os.path.realpath(path))
+    if entry is None or entry.fstype == "fuse.fuseunion":
+        return f"is a dead mount; remove it with: fuseunion umount '{entry.target if entry else path}'"
+    return f"is a dead mount of '{entry.fstype}'; remove it with: fusermount3 -uz '{entry.target}'"
 
 
 def refuse_twice(lowers: list[Place]) -> None:
@@ -167,7 +176,8 @@ def check(lowers: list[Place], upper: Place | None, work: Place | None, merged: 
         if place is None:
             continue
         for lower in lowers:
-            _refuse_inside(place, lower, "choose one outside every lower")
+            everywhere = "choose one on another filesystem, or mount with --ephemeral"
+            _refuse_inside(place, lower, everywhere if lower.path == "/" else "choose one outside every lower")
             _refuse_inside(lower, place, "choose another upper and work directory")
         if merged is not None and merged.key != place.key:
             _refuse_inside(merged, place, "mount somewhere else")

@@ -22,30 +22,7 @@ from fuseunion.mounting.options.values import (
     parse_timeout,
     parse_xattr_permissions,
 )
-
-LAYER_WORDS = ("lowerdir", "upperdir", "workdir")
-
-SILENT = frozenset((
-    # what mount(8), fstab and systemd add for themselves
-    "defaults", "auto", "noauto", "user", "users", "nouser", "owner", "group", "nofail", "_netdev", "nonempty",
-    "fsname", "subtype", "comment", "async", "silent", "loud", "mand", "nomand", "iversion", "noiversion",
-    "bind", "rbind", "private", "rprivate", "shared", "rshared", "slave", "rslave",
-    # security labels: fuse-overlayfs ignores them too
-    "context", "fscontext", "defcontext", "rootcontext",
-    # tuning of other implementations
-    "kernel_cache", "auto_cache", "big_writes", "max_write", "max_read", "max_readahead", "threaded", "writeback",
-    "splice_read", "splice_write", "splice_move", "no_splice_read", "no_splice_write", "no_splice_move",
-    "fast_ino",
-    # what is so here anyway
-    "default_permissions", "userxattr", "index", "xino", "ino32_t", "uuid",
-))  # fmt: skip
-"""Words that change nothing here and are accepted without a remark, in both forms, with any value."""
-
-_ONLY: dict[str, tuple[str, ...]] = {
-    "nfs_export": ("off",),
-    "verity": ("off",),
-}
-"""Words of the kernel of which only these values can be honoured."""
+from fuseunion.mounting.options.vocabulary import LAYER_WORDS, ONLY, SILENT
 
 
 class OptionsBuilder:
@@ -136,8 +113,8 @@ class OptionsBuilder:
             return None
         if value is None and name.removeprefix("no") in ACCESS_TIMES:
             return self._apply_access_time(name)
-        if name in _ONLY and value is not None:
-            return None if value in _ONLY[name] else shown
+        if name in ONLY and value is not None:
+            return None if value in ONLY[name] else shown
         if name in SILENT or name.startswith(("x-", "X-")):
             return None
         _refuse_misspelt(name)

@@ -157,6 +157,10 @@ class Requests:
             if result is not None:
                 await result
 
+    def set_flags(self, target: Inode, command: int, value: bytes) -> Later[None] | None:
+        """Set inode flags (Union.set_flags)."""
+        return self._copied_up(target, lambda: self.union.set_flags(target, command, value))
+
     def look_after_change(self, inode: Inode, entries: Entries[T]) -> T:
         """The entry of an object whose change is made, and cannot be taken back.
 

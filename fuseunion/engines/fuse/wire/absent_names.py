@@ -27,14 +27,14 @@ class AbsentNames:
         """A name was found not to be in a directory: others will not be in it either."""
         if not self._may:
             return
-        fds = self._union.whole_stack(self._union.directory(number))
-        if fds is None:
-            return
         assert device is not None
         try:
+            fds = self._union.whole_stack(self._union.directory(number))
+            if fds is None:
+                return
             device.share_directory(number, fds)
         except OSError:
-            return  # no descriptor left: Python answers
+            return  # no descriptor left, or one of them is covered by a mount: Python answers
         self._any = True
 
     def __bool__(self) -> bool:

@@ -117,6 +117,7 @@ class Answers:
             layouts.SETXATTR: self._setxattr,
             layouts.REMOVEXATTR: self._removexattr,
             layouts.READDIRPLUS: self._readdirplus,
+            layouts.IOCTL: self._ioctl,
             layouts.FALLOCATE: self._fallocate,
             layouts.LSEEK: self._lseek,
             layouts.COPY_FILE_RANGE: self._copy_file_range,
@@ -245,6 +246,24 @@ class Answers:
 
     def _owner(self, inode: Inode) -> int:
         return layouts.ENTRY.unpack(self._entries.attributes(inode))[layouts.UID]  # type: ignore[no-any-return]
+
+    def _ioctl(self, number: int, command: int, value: bytes, size: int) -> Answer:
+        """Inode flags, which chattr(1) sets and lsattr(1) shows (fs/fuse/ioctl.c fuse_fileattr_get, fuse_fileattr_set).
+
+        The kernel has checked who may set which.
+        """
+        target = self._requests.inode(number)
+        if command in (layouts.FS_IOC_GETFLAGS, layouts.FS_IOC_FSGETXATTR):
+            return layouts.IOCTL_OUT.pack(0) + self._union.flags(target, command, size)
+        if command != layouts.FS_IOC_SETFLAGS:
+            raise os_error(errno.ENOTTY)
+        self._open_files.close(number)  # what may be written to now is asked anew
+        result = self._requests.set_flags(target, command, value)
+        return layouts.IOCTL_OUT.pack(0) if result is None else self._when_flags_set(result)
+
+    async def _when_flags_set(self, result: Later[None]) -> bytes:
+        await result
+        return layouts.IOCTL_OUT.pack(0)
 
     def _readlink(self, number: int) -> bytes:
         return self._union.readlink(self._requests.file(number))
@@ -394,12 +413,22 @@ class Answers:
             data = self._read_whole(file, size)
             if data is not None:
                 return data
-        opened = now_or_patiently(lambda: self._open_files.reading(file))
-        if not isinstance(opened, OpenFile):
-            return self._read_opened(opened, offset, size)
+        return self._opened(file, lambda opened: self._read_from(opened, offset, size))
+
+    def _read_from(self, opened: OpenFile, offset: int, size: int) -> bytes | Later[bytes]:
         result = self._requests.reader.read(opened.handle.fd, offset, size)
         self._open_files.share_for_reading(opened)
         return _while(opened.used(), result) if isinstance(result, CoroutineType) else bytes(result)  # type: ignore[arg-type]
+
+    def _opened(self, file: File, call: Callable[[OpenFile], T | Later[T]]) -> T | Later[T]:
+        """Make a call with a file that was opened for reading, as soon as nobody has a lease on it."""
+        opened = now_or_patiently(lambda: self._open_files.reading(file))
+        return call(opened) if isinstance(opened, OpenFile) else self._when_opened(opened, call)
+
+    async def _when_opened(self, opening: Later[OpenFile], call: Callable[[OpenFile], T | Later[T]]) -> T:
+        opened = await opening
+        with opened.used():
+            return await ended(call(opened))
 
     def _read_whole(self, file: File, most: int) -> bytes | None:
         """All of a small file, which nobody is going to ask for again; None where more has to be said or done."""
@@ -411,11 +440,6 @@ class Answers:
             return self._requests.reader.whole(fd, most)
         finally:
             os.close(fd)
-
-    async def _read_opened(self, opening: Later[OpenFile], offset: int, size: int) -> bytes:
-        opened = await opening
-        with opened.used():
-            return bytes(await ended(self._requests.reader.read(opened.handle.fd, offset, size)))
 
     def _write(self, number: int, uid: int, gid: int, pid: int, flags: int, offset: int, data: bytes) -> Answer:
         file = self._requests.file(number)
@@ -466,16 +490,20 @@ class Answers:
         return True
 
     def _fsync(self, number: int, data_only: bool) -> Answer:
-        opened = self._open_files.reading(self._requests.file(number))
+        return self._opened(self._requests.file(number), lambda opened: self._sync(opened, data_only))
+
+    def _sync(self, opened: OpenFile, data_only: bool) -> Answer:
         result = self._requests.fsync(opened.handle.file, opened.handle.fd, data_only=data_only)
         return 0 if result is None else _zero(_while(opened.used(), result))
 
     def _fsyncdir(self, number: int, _data_only: bool) -> Answer:
         return _done(self._requests.fsync_directory(self._union.directory(number)))
 
-    def _lseek(self, number: int, offset: int, whence: int) -> bytes:
-        opened = self._open_files.reading(self._requests.file(number))
-        return layouts.OFFSET.pack(os.lseek(opened.handle.fd, offset, whence))
+    def _lseek(self, number: int, offset: int, whence: int) -> Answer:
+        def seek(opened: OpenFile) -> bytes:
+            return layouts.OFFSET.pack(os.lseek(opened.handle.fd, offset, whence))
+
+        return self._opened(self._requests.file(number), seek)
 
     def _fallocate(self, number: int, uid: int, gid: int, pid: int, offset: int, length: int, mode: int) -> Answer:
         file = self._requests.file(number)

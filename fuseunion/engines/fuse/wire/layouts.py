@@ -31,6 +31,7 @@ OPENDIR = 27
 FSYNCDIR = 30
 ACCESS = 34
 CREATE = 35
+IOCTL = 39
 FALLOCATE = 43
 READDIRPLUS = 44
 RENAME2 = 45
@@ -75,3 +76,11 @@ OFFSET = struct.Struct("=Q")
 
 STATFS_OUT = struct.Struct("=QQQQQIIII24x")
 """struct fuse_statfs_out."""
+
+IOCTL_OUT = struct.Struct("=i12x")
+"""struct fuse_ioctl_out."""
+
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_IOC_FSGETXATTR = 0x801C581F
+"""include/uapi/linux/fs.h, as on all machines with 64 bits but a few."""

@@ -653,6 +653,7 @@ static PyObject *name_at(const request *r, size_t *at)
 }
 
 #define ARGUMENTS 12
+#define MOST_OF_IOCTL 4096
 
 typedef struct {
     PyObject *items[ARGUMENTS];
@@ -847,6 +848,17 @@ static void read_arguments(const request *r, arguments *a, uint32_t *room)
         put(a, number(in->offset));
         put(a, number(in->length));
         put(a, number(in->mode));
+        break;
+    }
+    case FUSE_IOCTL: {
+        if (too_short(r, sizeof(struct fuse_ioctl_in), a))
+            return;
+        const struct fuse_ioctl_in *in = BODY(struct fuse_ioctl_in);
+        if (too_short(r, sizeof *in + (size_t)in->in_size, a))
+            return;
+        put(a, number(in->cmd));
+        put(a, PyBytes_FromStringAndSize(r->body + sizeof *in, (Py_ssize_t)in->in_size));
+        put(a, number(in->out_size < MOST_OF_IOCTL ? in->out_size : MOST_OF_IOCTL));
         break;
     }
     case FUSE_LSEEK: {
