@@ -204,6 +204,13 @@ class OpenObject(RealObject):
     def chmod(self, mode: int) -> None:
         os.fchmod(self.fd, mode)
 
+    def keep_access_time(self) -> None:
+        """Let no read change the time of access, where that is allowed (fcntl(2), F_SETFL, O_NOATIME)."""
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_NOATIME)
+        except PermissionError:
+            pass  # of another user, as NFS may say
+
 
 class MountPoint(RealObject):
     """A directory over which something is mounted: what is mounted is not entered, what lies below is not reached.

@@ -31,6 +31,7 @@ from fuseunion.core.tree.lookup import resolve_in
 from fuseunion.core.tree.place import InUpper
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import OpenObject
 
 _NEVER_INHERITED = frozenset({xattr_names.CAPABILITY})
 """What no new object has, and what the kernel asks for before the first write."""
@@ -237,6 +238,7 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
     try:
         fd = _make(state, place, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
         assert fd is not None
+        OpenObject(fd).keep_access_time()  # not an open flag: a file whose owner is another would be made, and refused
         inode = _register(state, place, stat.S_IFREG, fd)
         assert isinstance(inode, File)
         return inode, FileHandle(inode, fd, writable=True)

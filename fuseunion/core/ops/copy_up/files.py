@@ -83,6 +83,8 @@ class CopyJob:
             self._name = self._upper.work.new_name()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._target = os.open(self._name, flags, 0o600, dir_fd=self._upper.work.tmp.fd())
+            if file.handles:
+                OpenObject(self._target).keep_access_time()
         except BaseException:
             self.close()
             raise
