@@ -92,6 +92,15 @@ def parse(arguments: list[str], program: str = "fuseunion") -> Options:
     return builder.build()
 
 
+def operands(arguments: list[str]) -> list[str]:
+    """What in the arguments of a mount is neither an option nor the value of one.
+
+    Raises:
+        UserError: USAGE: a value is missing or empty.
+    """
+    return _scan(arguments)[0]
+
+
 def _unknown(written: str) -> UserError:
     from fuseunion.cli import near
     from fuseunion.mounting.options.vocabulary import WORDS

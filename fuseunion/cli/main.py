@@ -14,6 +14,7 @@ COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
     "completion": "fuseunion.cli.commands.completion",
     "doctor": "fuseunion.cli.commands.doctor",
+    "exec": "fuseunion.cli.commands.exec",
     "promote": "fuseunion.cli.commands.promote",
     "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",
@@ -34,7 +35,8 @@ def run(argv: list[str]) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             name, *rest = arguments
-            if "" in rest:
+            # After `--` exec has the arguments of another command, which may be empty.
+            if "" in (rest[: rest.index("--")] if name == "exec" and "--" in rest else rest):
                 # Taken as a path it would be the working directory.
                 number = rest.index("") + 1
                 raise UserError(f"argument {number} of 'fuseunion {name}' is empty; is a variable not set?")

@@ -17,6 +17,7 @@ HELP = """\
 Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion --read-only LOWER[:LOWER...] [UPPER] MERGED
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
+       fuseunion exec LOWER[:LOWER...] [UPPER] [-- COMMAND...]
        fuseunion umount MERGED...
        fuseunion status | doctor | chown | promote | sync | completion ...     (each has its own --help)
 

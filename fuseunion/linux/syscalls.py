@@ -25,6 +25,7 @@ RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -45,12 +46,27 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
 CLONE_NEWUSER = 0x10000000
 
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
+
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR_RDONLY = 1
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_MODE_FILTER = 2
 
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})
 """TMPFS_MAGIC, RAMFS_MAGIC (include/uapi/linux/magic.h)."""
@@ -150,6 +166,95 @@ def umount2(target: bytes, flags: int) -> None:
 def unshare(flags: int) -> None:
     """unshare(2)."""
     _check(_libc.unshare(flags))
+
+
+def setns(fd: int, flags: int) -> None:
+    """setns(2): enter the namespace of a descriptor of /proc/PID/ns.
+
+    Raises:
+        OSError: EPERM; EINVAL for a mount namespace where other threads share this one's root and directory.
+    """
+    _check(_libc.setns(fd, flags))
+
+
+def pivot_root(new_root: bytes, put_old: bytes) -> None:
+    """pivot_root(2)."""
+    _check(_libc.pivot_root(new_root, put_old), new_root)
+
+
+def make_read_only(path: bytes) -> None:
+    """mount_setattr(2): make a mount and everything that is mounted beneath it read-only, here and nowhere else.
+
+    Raises:
+        OSError: ENOSYS before Linux 5.12; EINVAL where nothing is mounted at the path.
+    """
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+    _check(
+        _libc.syscall(
+            _SYS_MOUNT_SETATTR,
+            AT_FDCWD,
+            path,
+            ctypes.c_uint(_AT_RECURSIVE),
+            attributes,
+            ctypes.c_size_t(len(attributes)),
+        ),
+        path,
+    )
+
+
+def _prctl(option: int, argument: int | ctypes.c_void_p = 0, second: ctypes.c_void_p | int = 0) -> None:
+    values = [value if isinstance(value, ctypes.c_void_p) else ctypes.c_ulong(value) for value in (argument, second)]
+    _check(_libc.prctl(option, *values, ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
+def end_with_parent(number: int) -> None:
+    """PR_SET_PDEATHSIG (prctl(2)): get this signal when the parent ends. A change of credentials takes it back."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """PR_SET_CHILD_SUBREAPER (prctl(2)): descendants whose parent ends become children of this process."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def hide_memory() -> None:
+    """PR_SET_DUMPABLE off (prctl(2)): who is not privileged where this program was started may not trace it, nor look
+    at its descriptors and its root."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def show_memory() -> None:
+    """The opposite of `hide_memory`: /proc/PID belongs to the user of the process again."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def drop_from_bounding_set(capability: int) -> None:
+    """PR_CAPBSET_DROP (capabilities(7)).
+
+    Raises:
+        OSError: EINVAL for a capability that this kernel does not know.
+    """
+    _prctl(_PR_CAPBSET_DROP, capability)
+
+
+def forbid_new_privileges() -> None:
+    """PR_SET_NO_NEW_PRIVS (prctl(2)): set-ID bits and file capabilities give nothing any more."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def filter_system_calls(program: bytes) -> None:
+    """PR_SET_SECCOMP (seccomp(2)): run a filter before each system call, of programs started from here too.
+
+    Args:
+        program: struct sock_filter, one after another.
+    Raises:
+        OSError: EACCES without privileges in the user namespace and without PR_SET_NO_NEW_PRIVS; EINVAL.
+    """
+    instructions = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: an unsigned short, then a pointer at its natural place.
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
+    kept = ctypes.create_string_buffer(header, len(header))
+    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.c_void_p(ctypes.addressof(kept)))
 
 
 def fsopen(fstype: bytes, flags: int = 1) -> int:

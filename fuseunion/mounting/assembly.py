@@ -249,7 +249,7 @@ def build_union(layers: Layers, options: Options, *, posix_acl: bool, owner_opti
         umask_pending=posix_acl,
         identity=identity(options),
         static_nlink=options.static_nlink,
-        owner_optional=owner_optional,
+        owner_optional=owner_optional or options.stranger_uid is not None or options.stranger_gid is not None,
         redirect_dir=options.redirect_dir,
         metacopy=options.metacopy,
     )
@@ -277,14 +277,14 @@ def identity(options: Options) -> Identity:
     Raises:
         UserError: USAGE, when ranges overlap or lie outside the ids.
     """
-    if not (options.uid_map or options.gid_map) and options.squash_uid is None and options.squash_gid is None:
+    shown = (options.squash_uid, options.squash_gid, options.stranger_uid, options.stranger_gid)
+    if not (options.uid_map or options.gid_map) and shown == (None, None, None, None):
         return IDENTITY
     try:
         return Identity(
             IdMap((IdRange(*triple) for triple in options.uid_map), "uid"),
             IdMap((IdRange(*triple) for triple in options.gid_map), "gid"),
-            options.squash_uid,
-            options.squash_gid,
+            *shown,
         )
     except ValueError as error:
         raise UserError(str(error)) from None

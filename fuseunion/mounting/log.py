@@ -35,7 +35,8 @@ class _SyslogHandler(logging.Handler):
 
         super().__init__()
         self._syslog = syslog
-        syslog.openlog("fuseunion", syslog.LOG_PID, syslog.LOG_DAEMON)
+        # Connected now: the daemon may reach no path later (linux/namespaces/apart.py).
+        syslog.openlog("fuseunion", syslog.LOG_PID | syslog.LOG_NDELAY, syslog.LOG_DAEMON)
 
     def emit(self, record: logging.LogRecord) -> None:
         syslog = self._syslog

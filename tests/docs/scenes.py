@@ -28,6 +28,19 @@ class Scene:
     """Whether the layers are given to the one who runs the example."""
 
 
+TREE = """
+tree() {
+    mkdir -p $1/etc $1/usr/bin; ln -s usr/bin $1/bin; echo root:x:0:0::/root:/bin/sh >$1/etc/passwd
+    for program in sh cat ls rm touch; do
+        path=$(command -v $program)
+        for file in $path $(ldd $path | grep -o '/[^ ]*'); do
+            mkdir -p $1$(dirname $file); cp --dereference $file $1$file
+        done
+    done
+}
+"""
+"""A shell function: a root directory with a few programs."""
+
 SCENES = {
     "readme-main": Scene("mkdir LOWER MERGED; echo x >LOWER/file", "test -d UPPER"),
     "readme-mine": Scene("mkdir MERGED", "test -d UPPER/lib/notes; test ! -e /usr/lib/notes"),
@@ -36,6 +49,8 @@ SCENES = {
         "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
         between="cat MERGED/file; fuseunion umount MERGED",
     ),
+    "readme-exec": Scene(f"{TREE}\ntree LOWER", "test -f UPPER/etc/new; test ! -e new; test ! -e LOWER/etc/new"),
+    "apptainer-exec": Scene(f"{TREE}\ntree image", "test -f changes/etc/new; test ! -e image/etc/new"),
     "ranch-in-place": Scene("mkdir project; touch project/readme project/settings", owned=False),
     "ranch-copy": Scene(
         "mkdir project; touch project/readme project/settings",

@@ -37,6 +37,7 @@ FLOORS = [
     "engines",
     "engines.registry",
     "engines.choose",
+    "contained",
     "doctor",
     "offline",
     "cli",

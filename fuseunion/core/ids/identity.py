@@ -20,6 +20,9 @@ of owner is attempted but allowed to fail. That is fuse-overlayfs' squash (main.
 only what is shown is squashed, the way back uses the maps alone, and an error of chown is dropped. An id
 that cannot be stored is therefore KEEP, "leave the owner that is there", when anything is squashed.
 
+Owners without a number in the user namespace (strangers) all look the same there, as the overflow id. A mount can show
+them as one of the users that it knows, for whom the kernel then lets root act.
+
 The identity without maps and squash is the common case, and costs an attribute test (`trivial`).
 """
 
@@ -196,13 +199,15 @@ class Identity:
     Args:
         uids, gids: the id maps; None shows ids as they are.
         squash_uid, squash_gid: the owner shown for every object, or None to show the mapped one.
+        stranger_uid, stranger_gid: the owner shown for an object whose own has no number in this user namespace, or
+            None for the kernel's overflow id. Only where that id itself has no number here.
 
     Attributes:
         trivial: nothing is translated; callers may skip every other member.
         lenient: an owner that cannot be stored is left as it is, without an error.
     """
 
-    __slots__ = ("gids", "lenient", "squash_gid", "squash_uid", "trivial", "uids")
+    __slots__ = ("gids", "lenient", "squash_gid", "squash_uid", "stranger_gid", "stranger_uid", "trivial", "uids")
 
     def __init__(
         self,
@@ -210,16 +215,21 @@ class Identity:
         gids: IdMap | None = None,
         squash_uid: int | None = None,
         squash_gid: int | None = None,
+        stranger_uid: int | None = None,
+        stranger_gid: int | None = None,
     ) -> None:
         self.uids = IdMap(kind="uid") if uids is None else uids
         self.gids = IdMap(kind="gid") if gids is None else gids
         self.squash_uid = squash_uid
         self.squash_gid = squash_gid
+        self.stranger_uid = stranger_uid
+        self.stranger_gid = stranger_gid
         self.lenient = squash_uid is not None or squash_gid is not None
-        self.trivial = not self.lenient and self.uids.trivial and self.gids.trivial
+        adopts = stranger_uid is not None or stranger_gid is not None
+        self.trivial = not self.lenient and not adopts and self.uids.trivial and self.gids.trivial
 
-    def _key(self) -> tuple[IdMap, IdMap, int | None, int | None]:
-        return self.uids, self.gids, self.squash_uid, self.squash_gid
+    def _key(self) -> tuple[object, ...]:
+        return self.uids, self.gids, self.squash_uid, self.squash_gid, self.stranger_uid, self.stranger_gid
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Identity) and self._key() == other._key()
@@ -235,10 +245,14 @@ class Identity:
 
     def shown_uid(self, disk: DiskUid) -> ShownUid:
         """The user to show for a user on disk."""
+        if self.stranger_uid is not None and disk == overflow_id("uid"):
+            return ShownUid(self.stranger_uid)
         return ShownUid(self.uids.to_shown(disk) if self.squash_uid is None else self.squash_uid)
 
     def shown_gid(self, disk: DiskGid) -> ShownGid:
         """The group to show for a group on disk."""
+        if self.stranger_gid is not None and disk == overflow_id("gid"):
+            return ShownGid(self.stranger_gid)
         return ShownGid(self.gids.to_shown(disk) if self.squash_gid is None else self.squash_gid)
 
     def disk_uid(self, shown: ShownUid) -> DiskUid:

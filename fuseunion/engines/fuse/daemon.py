@@ -6,6 +6,7 @@
     fork ------------------------------------->  build the union, mount, import pyfuse3
     wait for one report                          /dev/null on 0-2, close what was inherited
            <---------------------- b"+" -------  about to take the first request
+                                                 leave a private mount namespace (linux/namespaces/apart.py)
     statvfs(MERGED): an answer from the child
     exit 0                                       serve ... unmounted: close layers, remove the work directory, let go
                                                  of the locks, put the upper on disk, exit
@@ -174,6 +175,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             if status is not None:
                 status.show()
             ready()
+            if not (options.foreground or options.trace) and mounted.namespace is not None:
+                mounted.namespace.leave()
             announce(layers, prepared)
 
         gc.freeze()

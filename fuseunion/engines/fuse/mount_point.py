@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.linux.namespaces.apart import Namespace
 from fuseunion.mounting.options.grammar import escape
 
 DEVICE = "/dev/fuse"
@@ -73,6 +74,7 @@ class MountPoint(NamedTuple):
         mount_id: which mount is ours, as long as anything is at the path.
         posix_acl: MS_POSIXACL is in force.
         own_root: the kernel checks no permissions, and nobody but the mounting user gets in.
+        namespace: the mount namespace that it was made in; None where somebody else mounted.
     """
 
     fd: int
@@ -80,6 +82,7 @@ class MountPoint(NamedTuple):
     mount_id: int | None
     posix_acl: bool
     own_root: bool = False
+    namespace: Namespace | None = None
 
     def is_ours(self) -> bool:
         """Whether the mount that the path shows is still this one."""
@@ -92,6 +95,14 @@ class MountPoint(NamedTuple):
 
     def unmount(self) -> None:
         """Unmount, lazily when busy; nothing if the mount is no longer ours."""
+        if self.namespace is None or not self.namespace.left:
+            self._unmount()
+            return
+        # Where nobody is left there is no mount either.
+        with contextlib.suppress(FileNotFoundError):
+            self.namespace.enter_and(self._unmount)
+
+    def _unmount(self) -> None:
         if self.path is None or not self.is_ours():
             return
         try:
@@ -157,7 +168,7 @@ def make(target: str, flags: MountFlags) -> MountPoint:
         mount_id = syscalls.mount_id(os.fsencode(target))
     except OSError:
         mount_id = None  # a kernel before 5.8: this mount is left for others to unmount
-    return MountPoint(fd, target, mount_id, posix_acl, own_root)
+    return MountPoint(fd, target, mount_id, posix_acl, own_root, Namespace())
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:

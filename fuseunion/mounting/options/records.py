@@ -119,6 +119,9 @@ class Options(NamedTuple):
     squash_gid: int | None = None
     mine: bool = False
     """Squashed to the one who mounts, by --mine."""
+    stranger_uid: int | None = None
+    """Whose the files are shown as whose owner has no number in the user namespace; None for nobody's."""
+    stranger_gid: int | None = None
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
     redirect_dir: bool = False
     metacopy: bool = False
