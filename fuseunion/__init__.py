@@ -16,10 +16,11 @@ _HOMES = {
     "Stats": "fuseunion.api.mount",
     "UserError": "fuseunion.errors",
     "mount": "fuseunion.api.mount",
+    "run": "fuseunion.api.run",
 }
 """The module of each name. `trio` is a module itself, fuseunion.api.trio."""
 
-__all__ = ["Changes", "ExitCode", "Mount", "Stats", "UserError", "mount", "trio"]
+__all__ = ["Changes", "ExitCode", "Mount", "Stats", "UserError", "mount", "run", "trio"]
 
 
 def __getattr__(name: str) -> object:

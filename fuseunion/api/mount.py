@@ -93,11 +93,11 @@ class Mount:
         if not lowers:
             raise UserError("give at least one lower directory")
         request = {
-            "lowers": [_absolute(path) for path in lowers],
-            "upper": None if upper is None else _absolute(upper),
-            "merged": None if merged is None else _absolute(merged),
+            "lowers": [absolute(path) for path in lowers],
+            "upper": None if upper is None else absolute(upper),
+            "merged": None if merged is None else absolute(merged),
             "read_only": bool(options.get("read_only")),
-            "options": _arguments(options),
+            "options": arguments(options, "mount"),
         }
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -188,33 +188,41 @@ class Mount:
             return self._line.ask(do=request, **more)
 
 
-def _absolute(path: AnyPath) -> str:
+def absolute(path: AnyPath) -> str:
+    """A path that means the same to other processes.
+
+    Raises:
+        UserError: USAGE: it is empty.
+    """
     text = os.fspath(path)
     if not text:
         raise UserError("a directory is empty; is a variable not set?")
     return os.path.abspath(text)
 
 
-def _arguments(options: Mapping[str, Value]) -> list[str]:
+def arguments(options: Mapping[str, Value], function: str) -> list[str]:
     """The options as the command line has them.
+
+    Args:
+        function: what they were given to.
 
     Raises:
         UserError: USAGE: one that makes no sense here. The command line judges the others.
     """
-    arguments = []
+    words: list[str] = []
     for name, value in options.items():
         if name in _NOT_HERE:
-            raise UserError(f"the option {name}= is not one of fuseunion.mount()")
+            raise UserError(f"the option {name}= is not one of fuseunion.{function}()")
         word = "--" + name.replace("_", "-")
         if value is True:
-            arguments.append(word)
+            words.append(word)
         elif isinstance(value, str | os.PathLike):
-            arguments += [word, os.fspath(value)]
+            words += [word, os.fspath(value)]
         elif isinstance(value, int | float):
-            arguments += [word, str(value)] if value is not False else []
+            words += [word, str(value)] if value is not False else []
         elif value is not None:
-            arguments += [part for each in value for part in (word, each)]
-    return arguments
+            words += [part for each in value for part in (word, each)]
+    return words
 
 
 def _start_keeper() -> tuple[Line, subprocess.Popen[bytes]]:

@@ -188,6 +188,15 @@ class Union:
             return None
         return tuple([real.fd() for real in layers])
 
+    @property
+    def needs_paths(self) -> bool:
+        """Whether something is reached by a path as long as the union is there (OwnershipStore)."""
+        stores = [
+            layer.ownership
+            for layer in (*self.state.lowers, *([] if self.state.upper is None else [self.state.upper.layer]))
+        ]
+        return any(store is not None and store.needs_paths for store in stores)
+
     def descriptors_to_spare(self, count: int) -> bool:
         """Take descriptors for good, if there are plenty of them."""
         descriptors = self.state.descriptors

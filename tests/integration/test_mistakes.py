@@ -105,7 +105,7 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (COMMAND_LINE, "timeout=: expected", ["-o", "timeout=", "base", "up", "m"]),
     (COMMAND_LINE, "empty directory name", ["base::", "up", "m"]),
     (COMMAND_LINE, "argument 1 of 'fuseunion umount' is empty", ["umount", ""]),
-    (COMMAND_LINE, "give one mounted directory", ["umount"]),
+    (COMMAND_LINE, "give a mounted directory", ["umount"]),
     (COMMAND_LINE, "give one of the shells", ["completion"]),
     # values
     (COMMAND_LINE, "--size 10q: expected a number", ["--size", "10q", "--ephemeral", "base", "m"]),

@@ -76,6 +76,9 @@ class DatabaseStore(OwnershipStore):
             not this user's alone; as open(2). A file that was made for this is gone again.
     """
 
+    needs_paths = True
+    """SQLite removes the files beside the database by their paths, taken from /proc/self/fd in the beginning."""
+
     def __init__(self, work_fd: int, *, volatile: bool = False) -> None:
         self.label = f"database {_NAME}"
         self._work_fd = os.dup(work_fd)

@@ -55,6 +55,7 @@ class GuardedStore(OwnershipStore):
 
     def __init__(self, inner: OwnershipStore, belief: Belief, layer: str) -> None:
         self.label = inner.label
+        self.needs_paths = inner.needs_paths
         self.inner = inner
         self.belief = belief
         self._layer = layer

@@ -23,10 +23,12 @@ class OwnershipStore(ABC):
     Attributes:
         label: how the log names it.
         guarded: real objects are kept closed to others, since not everything is believed (belief.py).
+        needs_paths: something of it is reached by a path as long as it is open, which only its mount namespace has.
     """
 
     label: str
     guarded = False
+    needs_paths = False
 
     @abstractmethod
     def find(self, where: RealObject, st: os.stat_result) -> Facts | None:

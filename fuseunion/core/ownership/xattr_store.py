@@ -41,6 +41,7 @@ class XattrStore(OwnershipStore):
         self.name = name
         self.companion = companion
         self._none = _NOT_STORED | {errno.EACCES} if foreign else _NOT_STORED
+        self.needs_paths = companion is not None and companion.needs_paths
         self.label = name if companion is None else f"{name}, {companion.label} for symbolic links"
 
     def _holds(self, st: os.stat_result) -> bool:

@@ -175,7 +175,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             if status is not None:
                 status.show()
             ready()
-            if not (options.foreground or options.trace) and mounted.namespace is not None:
+            if not (options.foreground or options.trace or union.needs_paths) and mounted.namespace is not None:
                 mounted.namespace.leave()
             announce(layers, prepared)
 
