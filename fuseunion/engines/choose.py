@@ -21,6 +21,7 @@ from contextlib import nullcontext
 
 from fuseunion.engines import registry
 from fuseunion.engines.engine import Progress
+from fuseunion.engines.live import is_dead
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 from fuseunion.mounting.options import EngineChoice, Form, Options
@@ -92,7 +93,7 @@ def make_way(options: Options, *, only_look: bool = False) -> None:
         UserError: BUSY over a live mount, LAYERS over a dead one.
     """
     target = options.target
-    dead = _is_dead(target)
+    dead = is_dead(target)
     if target.startswith("/dev/fd/") or not (dead or _is_mount_point(target)):
         return
     found = registry.find(target)
@@ -138,15 +139,6 @@ def _refuse_covering(options: Options, *, dead: bool) -> None:
             f"merged directory '{target}' is a live mount of fuseunion; unmount it first: fuseunion umount '{target}'",
             ExitCode.BUSY,
         )
-
-
-def _is_dead(path: str) -> bool:
-    """Whether nobody serves the mount that lies there. Attributes may still be cached; the space on it never is."""
-    try:
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
 
 
 def _is_mount_point(path: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
@@ -24,6 +26,15 @@ class LiveMount(NamedTuple):
 
 class BusyError(Exception):
     """The mount is in use and was not taken away; `Engine.holders` says who uses it."""
+
+
+def is_dead(path: str) -> bool:
+    """Whether nobody serves the mount that lies at a path. Attributes may still be cached; the space on it never is."""
+    try:
+        os.statvfs(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
 
 
 def cannot_write_out(live: LiveMount, error: OSError) -> UserError:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fuseunion.engines.fuse import mount_point
 from fuseunion.engines.fuse.asking import questions
-from fuseunion.engines.live import BusyError, LiveMount
+from fuseunion.engines.live import BusyError, LiveMount, is_dead
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.linux.proc import processes
@@ -42,7 +42,7 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
             unmounted and could not be written.
     """
     assert live.entry is not None, "a FUSE mount has a line in mountinfo"
-    dead = _is_dead(live.path)
+    dead = is_dead(live.path)
     daemon = None if dead else _open_daemon(live.path, live.entry)
     failed = None
     try:
@@ -78,15 +78,6 @@ def _unmount(live: LiveMount, *, lazy: bool, dead: bool) -> None:
             raise BusyError from None
         # Those who hold a dead mount get ENOTCONN from it either way.
         mount_point.unmount(live.path, lazy=True)
-
-
-def _is_dead(path: str) -> bool:
-    """Whether nobody serves the mount. Attributes may still be cached; the space on it never is."""
-    try:
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
 
 
 def _write_out(path: str) -> OSError | None:
