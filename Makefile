@@ -6,7 +6,8 @@ PYTHON := .venv/bin/python
 ISOLATED := $(shell [ "$$(id -u)" = 0 ] && echo unshare --mount --propagation private)
 PYTEST := $(ISOLATED) $(PYTHON) -m pytest
 # Side by side, where each worker can have a mount namespace for itself (tests/conftest.py).
-WORKERS := $(if $(ISOLATED),--numprocesses auto --maxprocesses 4 --dist worksteal)
+# One more than there are cores: much of their time is waiting for daemons to end.
+WORKERS := $(if $(ISOLATED),--numprocesses $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 ))) --dist worksteal)
 
 .PHONY: demo dist test test-dist test-rootfs stress conformance bench bench-waiting lint format manual clean setup
 

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from fuseunion.errors import UserError
+from fuseunion.mounting.options import EngineChoice, Options
 from fuseunion.mounting.options.grammar import split_unescaped, unescape
 from fuseunion.mounting.options.values import parse_id
 
@@ -51,6 +52,16 @@ class Wishes(NamedTuple):
     net: Net = Net.HOST
     hostname: str | None = None
     place: str | None = None
+
+
+def check_engine(options: Options) -> None:
+    """Refuse an engine that shows no root directory.
+
+    Raises:
+        UserError: USAGE.
+    """
+    if options.engine is EngineChoice.RANCH:
+        raise UserError("--engine ranch: a tree of links is no root directory; use fuse or kernel")
 
 
 def parse_bind(text: str) -> Bind:

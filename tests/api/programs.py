@@ -11,7 +11,8 @@ from typing import Any
 from tests.support.arena import Arena
 
 HEAD = """
-import json, os, sys
+import json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from pathlib import Path
 import fuseunion
 root = Path(sys.argv[1])

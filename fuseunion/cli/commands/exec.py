@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 
 from fuseunion.cli import arguments as mount_arguments
 from fuseunion.cli.parser import Arguments, CommandParser
-from fuseunion.contained.wishes import Net, Wishes, parse_bind, parse_hostname, parse_setting, parse_user
+from fuseunion.contained.wishes import (
+    Net,
+    Wishes,
+    check_engine,
+    parse_bind,
+    parse_hostname,
+    parse_setting,
+    parse_user,
+)
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.mounting.options import EngineChoice
 from fuseunion.mounting.options.values import parse_choice
 
 if TYPE_CHECKING:
@@ -95,8 +102,7 @@ def _options(rest: list[str], *, tmpfs: bool) -> Options:
         raise UserError(error.message.replace("fuseunion --help", "fuseunion exec --help"), error.exit_code) from None
     if options.foreground or options.trace:
         raise UserError("-f and -d have no meaning for exec, which ends with its command; use --log-file")
-    if options.engine is EngineChoice.RANCH:
-        raise UserError("--engine ranch: a tree of links is no root directory; use fuse or kernel")
+    check_engine(options)
     return options
 
 

@@ -27,6 +27,7 @@ def objection(st: os.stat_result, options: Options) -> str | None:
         options.squash_uid is not None,
         options.squash_gid is not None,
         options.xattr_permissions is not XattrPermissions.OFF,
+        options.stranger_uid is not None,
     )
     if any(says_who) or st.st_uid == os.geteuid():
         return None
