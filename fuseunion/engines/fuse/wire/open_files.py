@@ -18,7 +18,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import ModuleType
 from typing import TypeVar
 
@@ -155,7 +155,8 @@ class OpenFiles:
         """
         if not mode & (stat.S_ISUID | stat.S_ISGID) and not self._union.stores_ownership:
             opened.plain = True
-            self.share_for_writing(opened)
+            with suppress(OSError):  # the file is made: a look that fails now is no answer
+                self.share_for_writing(opened)
 
     def _share(self, opened: OpenFile, uses: int) -> None:
         handle = opened.handle
