@@ -49,6 +49,7 @@ SCENES = {
         "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
         between="cat MERGED/file; fuseunion umount MERGED",
     ),
+    "live": Scene("mkdir -p base/lib merged; echo grey >base/settings; touch base/lib/tool"),
     "readme-exec": Scene(f"{TREE}\ntree LOWER", "test -f UPPER/etc/new; test ! -e new; test ! -e LOWER/etc/new"),
     "apptainer-exec": Scene(f"{TREE}\ntree image", "test -f changes/etc/new; test ! -e image/etc/new"),
     "ranch-in-place": Scene("mkdir project; touch project/readme project/settings", owned=False),

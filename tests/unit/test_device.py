@@ -192,11 +192,12 @@ def test_an_answer_that_comes_later(kernel: Kernel) -> None:
     kernel.answer = thing = object()
     unique = kernel.send(layouts.GETXATTR, struct.pack("=II", 3, 0) + b"user.x\0")
     assert kernel.serve() == kernel.device.TURN
-    assert kernel.later == [(layouts.GETXATTR, unique, 3, thing)]
-    kernel.device.reply(layouts.GETXATTR, unique, 3, b"four")
+    ((*told, since, given),) = kernel.later
+    assert (*told, given) == (layouts.GETXATTR, unique, 3, thing)
+    kernel.device.reply(layouts.GETXATTR, unique, 3, since, b"four")
     assert kernel.reply(unique) == (errno.ERANGE, b"")
     with pytest.raises(TypeError):
-        kernel.device.reply(layouts.GETXATTR, unique, 3, None)
+        kernel.device.reply(layouts.GETXATTR, unique, 3, since, None)
 
 
 @pytest.mark.parametrize(

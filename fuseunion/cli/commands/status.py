@@ -9,20 +9,22 @@ from collections.abc import Iterator, Mapping
 
 from fuseunion.cli.parser import CommandParser
 from fuseunion.engines import registry
-from fuseunion.engines.status import State, Status
+from fuseunion.engines.status import Latency, State, Status
 from fuseunion.errors import ExitCode, UserError
 
 HELP = """\
-Usage: fuseunion status [--json] [MERGED]
+Usage: fuseunion status [--json | --metrics] [MERGED]
 
 Says what you have mounted, in any namespace and by any engine, and how it is doing: its layers, options and daemon, how
-many requests and copy-ups there were, which errors were answered, what the daemon uses. Dead mounts and unfinished
-ranches are among them, each with its remedy. Root sees the mounts of others too, as far as they are seen from here.
+many requests and copy-ups there were and how long the answers took, which errors were answered, what the daemon uses.
+Dead mounts and unfinished ranches are among them, each with its remedy. Root sees the mounts of others too, as far as
+they are seen from here.
 
 Exits with 1 when one of them cannot be used.
 
 Options:
   --json       the same for programs
+  --metrics    the same for Prometheus, in its text format
   -h, --help   print this help
 
 Examples:
@@ -47,13 +49,20 @@ def main(arguments: list[str]) -> int:
     """
     parser = CommandParser("status", HELP)
     parser.flag("--json")
+    parser.flag("--metrics")
     asked = parser.parse(arguments)
     if asked is None:
         return ExitCode.OK
+    if asked.json and asked.metrics:
+        raise UserError("--json and --metrics cannot be given together")
     if len(asked.operands) > 1:
         raise UserError("give one mounted directory, or none for all: fuseunion status MERGED")
     found = _at(asked.operands[0]) if asked.operands else _every(None)
-    if asked.json:
+    if asked.metrics:
+        from fuseunion.cli.live import metrics
+
+        sys.stdout.write(metrics.text(found))
+    elif asked.json:
         json.dump({"mounts": [_as_json(status) for status in found]}, sys.stdout, indent=2)
         print()
     elif not found:
@@ -96,7 +105,18 @@ def _as_json(status: Status) -> dict[str, object]:
         "state": status.state.value,
         "requests": dict(status.requests),
         "errors": dict(status.errors),
+        "alone": dict(status.alone),
+        "latencies": {name: _latency_as_json(latency) for name, latency in status.latencies.items()},
         "remedy": status.remedy or None,
+    }
+
+
+def _latency_as_json(latency: Latency) -> dict[str, object]:
+    bounds = zip(latency.bounds(), latency.counts, strict=True)
+    return {
+        "count": latency.answers,
+        "seconds": latency.seconds,
+        "at_most": {f"{bound:g}": count for bound, count in bounds if count},
     }
 
 
@@ -129,6 +149,7 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
         yield "inodes", f"{status.inodes} known{opened}"
     if status.reading is not None:
         yield "requests", f"{sum(status.requests.values())}{_most(status.requests)}"
+        yield from _latencies(status)
         yield "copy-ups", str(status.copy_ups or 0)
     trouble = {name: count for name, count in status.errors.items() if name in _TROUBLE}
     if trouble:
@@ -142,8 +163,33 @@ def _usage(status: Status) -> str:
 
 def _most(requests: Mapping[str, int]) -> str:
     """The most frequent kinds."""
-    kinds = sorted(requests.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_REQUESTS]
-    return f" ({', '.join(f'{count} {name}' for name, count in kinds)})" if kinds else ""
+    kinds = _most_frequent(requests)
+    return f" ({', '.join(f'{requests[name]} {name}' for name in kinds)})" if kinds else ""
+
+
+def _most_frequent(requests: Mapping[str, int]) -> list[str]:
+    return sorted(requests, key=lambda name: (-requests[name], name))[:_SHOWN_REQUESTS]
+
+
+def _latencies(status: Status) -> Iterator[tuple[str, str]]:
+    kinds = {name: status.latencies[name] for name in _most_frequent(status.requests) if name in status.latencies}
+    shown = [f"{name} {seconds(latency.seconds / latency.answers)}" for name, latency in kinds.items()]
+    if shown:
+        yield "latency", f"{', '.join(shown)} on average"
+    if status.reading == "extension" and (answered := sum(status.requests.values())):
+        part = sum(status.alone.values()) / answered
+        yield (
+            "cached",
+            f"{part:.0%} of the requests answered without Python; what the kernel answers itself is not known",
+        )
+
+
+def seconds(value: float) -> str:
+    """A short time in words."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e6:.3g} us"
 
 
 def _duration(seconds: int) -> str:

@@ -4,6 +4,8 @@
     lower option                     once for each, in their order
     inodes open copy_ups             numbers of now; `open` where files are opened (pyfuse3 alone)
     request.NAME error.NUMBER        numbers since the mount was made
+    alone.NAME                       how many of the requests the extension answered without Python
+    duration.NAME                    of the answers: nanoseconds together, and the number of each place (counts.py)
 
 What does not change is written down once. The rest is read without waiting and without looking at any file.
 """
@@ -15,6 +17,7 @@ from collections.abc import Iterable
 from enum import Enum
 
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.watching.counts import Durations
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepared import Prepared
 
@@ -56,14 +59,16 @@ class Facts:
     def __call__(self) -> bytes:
         """The whole answer."""
         requests = self._requests
-        made, errors = requests.counts()
+        counts = requests.counts()
         now = {
             "age": int(time.monotonic() - self._since),
             "inodes": requests.union.known,
             "open": requests.count_open(),
             "copy_ups": requests.copy_ups.count,
-            **{f"request.{name}": count for name, count in made.items()},
-            **{f"error.{number}": count for number, count in errors.items()},
+            **{f"request.{name}": count for name, count in counts.requests.items()},
+            **{f"error.{number}": count for number, count in counts.errors.items()},
+            **{f"alone.{name}": count for name, count in counts.alone.items()},
+            **{f"duration.{name}": _places(durations) for name, durations in counts.durations.items()},
         }
         return self._lasting + _written((name, str(number)) for name, number in now.items())
 
@@ -80,6 +85,11 @@ def words(options: Options) -> list[str]:
         # In the place of what it stands for.
         given = ["mine", *(word for word in given if not word.startswith(("squash_", "suid=", "dev=")))]
     return given
+
+
+def _places(durations: Durations) -> str:
+    nanoseconds, places = durations
+    return " ".join(map(str, (nanoseconds, *places)))
 
 
 def _value(value: object) -> str:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from fuseunion.engines.fuse import mount_point
 from fuseunion.engines.fuse.asking import questions
-from fuseunion.engines.status import State, Status
+from fuseunion.engines.status import Latency, State, Status
 from fuseunion.errors import UserError
 from fuseunion.linux import mountinfo
 from fuseunion.linux.mountinfo import Mount
@@ -130,6 +130,8 @@ def _answered(answer: Answer, device: int | None, mount: Mount | None) -> Status
         reading=_first(fields, "reading"),
         requests=_numbers(fields, "request."),
         errors={_error(name): count for name, count in _numbers(fields, "error.").items()},
+        alone=_numbers(fields, "alone."),
+        latencies=_latencies(fields),
         remedy=remedy,
     )
 
@@ -272,6 +274,16 @@ def _number(fields: Fields, name: str) -> int | None:
 def _numbers(fields: Fields, prefix: str) -> dict[str, int]:
     names = [name for name in fields if name.startswith(prefix)]
     return {name.removeprefix(prefix): _number(fields, name) or 0 for name in names}
+
+
+def _latencies(fields: Fields) -> dict[str, Latency]:
+    found = {}
+    for name in fields:
+        words = fields[name][0].split() if name.startswith("duration.") else []
+        if len(words) > 2 and all(map(str.isdigit, words)):
+            nanoseconds, *places = map(int, words)
+            found[name.removeprefix("duration.")] = Latency(nanoseconds / 1e9, tuple(places))
+    return found
 
 
 def _error(number: str) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pyfuse3 import FUSEError
+
+from fuseunion.engines.fuse.watching.counts import Histogram
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")
@@ -26,11 +29,13 @@ class Traced(Protocol):
         trace: whether each request is logged.
         requests: how many there were, by the names of their handlers.
         errors: how many were answered with an error, by its number, but for ENOSYS, which is asked for once.
+        histograms: how long the answers took, by the names of the handlers.
     """
 
     trace: bool
     requests: Counter[str]
     errors: Counter[int]
+    histograms: defaultdict[str, Histogram]
 
 
 _S = TypeVar("_S", bound=Traced)
@@ -45,6 +50,7 @@ def answered(handler: _Handler[_S, _P, _T]) -> _Handler[_S, _P, _T]:
 
     async def answer(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         self.requests[name] += 1
+        since = time.monotonic_ns()
         try:
             if self.trace:
                 trace_log.debug("%s%r", name, args)
@@ -64,6 +70,8 @@ def answered(handler: _Handler[_S, _P, _T]) -> _Handler[_S, _P, _T]:
             self.errors[errno.EIO] += 1
             log.exception("unexpected error in %s%r; answered EIO", name, args)
             raise FUSEError(errno.EIO) from None
+        finally:
+            self.histograms[name].add(time.monotonic_ns() - since)
 
     functools.update_wrapper(answer, handler)
     return answer

@@ -10,7 +10,7 @@ import errno
 import itertools
 import os
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import pyfuse3
@@ -27,6 +27,7 @@ from fuseunion.engines.fuse.pyfuse.replies import Replies
 from fuseunion.engines.fuse.serving.later import ended
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.watching.counts import Counts, Histogram
 from fuseunion.linux.os_error import os_error
 
 
@@ -67,7 +68,12 @@ class Operations(pyfuse3.Operations):
         self.requests: Counter[str] = Counter()
         self.errors: Counter[int] = Counter()
         requests.count_open = lambda: len(self._handles)
-        requests.counts = lambda: (self.requests, self.errors)
+        self.histograms: defaultdict[str, Histogram] = defaultdict(Histogram)
+        requests.counts = self._counts
+
+    def _counts(self) -> Counts:
+        durations = {name: histogram.durations() for name, histogram in self.histograms.items()}
+        return Counts(self.requests, self.errors, {}, durations)
 
     # -- open files --------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -43,6 +43,7 @@ from fuseunion.engines.fuse.serving.pace import Pace, now_or_in_steps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.settle import settle
 from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.watching.counts import NONE, Counts
 from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.fuse")
@@ -56,9 +57,6 @@ COUNTS_XATTR = questions.COUNTS.encode()
 OWNER_XATTR = b"user.containers.override_stat"
 
 T = TypeVar("T")
-
-Counts: TypeAlias = tuple[Mapping[str, int], Mapping[int, int]]
-"""Of requests by their names, and of errors by their numbers."""
 
 Preparation: TypeAlias = Generator[Sequence[File] | None, None, None]
 """Steps before a rename, which say what has to be copied up meanwhile (Union.make_movable)."""
@@ -85,7 +83,7 @@ class Requests:
     Attributes:
         device: the /dev/fuse descriptor that the requests come from, once there are any.
         count_open: how many files and directories are open; set by the adapter.
-        counts: how many requests there were and how many were answered with each error number; set by the adapter.
+        counts: how many requests there were, and how they were answered; set by the adapter.
     """
 
     def __init__(self, union: Union, *, own_root: bool = False) -> None:
@@ -99,7 +97,7 @@ class Requests:
         self._retyped: dict[int, Inode] = {}
         self.device = -1
         self.count_open: Callable[[], int] = lambda: 0
-        self.counts: Callable[[], Counts] = lambda: ({}, {})
+        self.counts: Callable[[], Counts] = lambda: NONE
         # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
         self._writing_out = trio.Lock()
 

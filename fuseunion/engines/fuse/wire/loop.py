@@ -21,7 +21,7 @@ import pyfuse3
 import trio
 
 from fuseunion.engines.fuse.serving.later import Later
-from fuseunion.engines.fuse.serving.requests import Counts
+from fuseunion.engines.fuse.watching.counts import Counts, Durations, together
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
 from fuseunion.engines.fuse.wire.native.device import compares, device
@@ -104,13 +104,21 @@ class WireLoop:
     def _counts(self) -> Counts:
         """What Requests.counts says."""
         assert device is not None
-        by_opcode, errors = device.counts()
+        by_opcode, errors, alone_by_opcode = device.counts()
         requests: dict[str, int] = {}
+        alone: dict[str, int] = {}
+        durations: dict[str, Durations] = {}
         for opcode, count in by_opcode.items():
             name = self._names.get(opcode)
-            if name is not None:  # the others belong to the session: FUSE_INIT, FUSE_INTERRUPT
-                requests[name] = requests.get(name, 0) + count
-        return requests, errors
+            if name is None:
+                continue  # it belongs to the session: FUSE_INIT, FUSE_INTERRUPT
+            requests[name] = requests.get(name, 0) + count
+            if opcode in alone_by_opcode:
+                alone[name] = alone_by_opcode[opcode]
+            of_opcode = device.durations(opcode)
+            if any(of_opcode[1]):
+                durations[name] = together(durations[name], of_opcode) if name in durations else of_opcode
+        return Counts(requests, errors, alone, durations)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests that take longer, until cancelled."""
@@ -139,12 +147,12 @@ class WireLoop:
             self._answers.close_files()
         await trio.lowlevel.wait_readable(fd)
 
-    def _later(self, opcode: int, unique: int, room: int, result: Later[bytes | int]) -> None:
+    def _later(self, opcode: int, unique: int, room: int, since: int, result: Later[bytes | int]) -> None:
         assert self._nursery is not None
         self._unfinished += 1
-        self._nursery.start_soon(self._finish, opcode, unique, room, result)
+        self._nursery.start_soon(self._finish, opcode, unique, room, since, result)
 
-    async def _finish(self, opcode: int, unique: int, room: int, result: Later[bytes | int]) -> None:
+    async def _finish(self, opcode: int, unique: int, room: int, since: int, result: Later[bytes | int]) -> None:
         answer: bytes | int
         try:
             answer = await result
@@ -153,7 +161,7 @@ class WireLoop:
         finally:
             self._unfinished -= 1
         assert device is not None
-        device.reply(opcode, unique, room, answer)
+        device.reply(opcode, unique, room, since, answer)
 
     def _failed(self, opcode: int, error: BaseException) -> int:
         """The error number for what a handler raised."""

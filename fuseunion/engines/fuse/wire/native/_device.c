@@ -81,6 +81,23 @@ struct shared {
     bool changed; /* Python has not been told of a change yet */
 };
 
+/* How long answers took: place n of a histogram is for what took at most 2^n microseconds, and longer than the place
+ * before; the last for all else (watching/counts.py). */
+enum { PLACES = 25 };
+
+struct durations {
+    uint64_t nanoseconds; /* of all together */
+    uint64_t counts[PLACES];
+};
+
+#define BUSY 256
+
+/* How often an inode was asked for. A table with one place for each number: who is asked for more often than all others
+ * of its place together keeps it (Boyer and Moore's majority vote). */
+struct busy {
+    uint64_t number, count;
+};
+
 #define DIRECTORIES 16
 #define LAYERS 3
 
@@ -110,8 +127,46 @@ static struct {
     int64_t crowded_until; /* CLOCK_MONOTONIC */
     char *data; /* what is answered without Python */
     uint64_t requests[OPCODES]; /* how many there were */
+    uint64_t alone[OPCODES];    /* how many of them were answered without Python */
+    struct durations durations[OPCODES];
+    int64_t clock; /* CLOCK_MONOTONIC, when the last request was dealt with, or the next one was looked for */
+    bool watched;  /* somebody wants to know which inodes are asked for most */
+    struct busy busy[BUSY];
     uint64_t errors[ERRORS];    /* how many were answered with each error, but for refusals */
 } device = {.fd = -1};
+
+static int64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
+}
+
+/* -- counting ------------------------------------------------------------------------------------------------------ */
+
+/* A request was answered that was looked for at a time. */
+static void answered(uint32_t opcode, int64_t since)
+{
+    const int64_t taken = device.clock - since;
+    if (opcode >= OPCODES || taken < 0)
+        return;
+    struct durations *durations = &device.durations[opcode];
+    const uint64_t full = taken > 0 ? (uint64_t)(taken - 1) / 1000 : 0;
+    const int place = full != 0 ? 64 - __builtin_clzll(full) : 0;
+    durations->nanoseconds += (uint64_t)taken;
+    durations->counts[place < PLACES ? place : PLACES - 1]++;
+}
+
+static void note_busy(uint64_t number)
+{
+    struct busy *busy = &device.busy[(number * 0x9E3779B97F4A7C15u) >> 56]; /* the upper eight bits */
+    if (busy->number == number)
+        busy->count++;
+    else if (busy->count == 0)
+        *busy = (struct busy){number, 1};
+    else
+        busy->count--;
+}
 
 /* -- libfuse ------------------------------------------------------------------------------------------------------- */
 
@@ -935,7 +990,7 @@ static void forget(const request *r)
 }
 
 /* Deal with the request in the buffer. */
-static enum outcome dispatch(size_t size)
+static enum outcome dispatch(size_t size, int64_t since)
 {
     const struct fuse_in_header *header = (const struct fuse_in_header *)device.buffer;
     if (size < sizeof *header || header->len != size) {
@@ -970,6 +1025,8 @@ static enum outcome dispatch(size_t size)
         forget(r);
         return IDLE;
     }
+    if (device.watched && opcode != FUSE_STATFS)
+        note_busy(header->nodeid);
     if (opcode >= OPCODES || (device.handlers[opcode] == NULL && device.refusals[opcode] == 0)) {
         if (opcode == FUSE_DESTROY)
             return PASSED;
@@ -983,11 +1040,14 @@ static enum outcome dispatch(size_t size)
     struct known known;
     const bool without = is_known(header, r->body, r->size, &known);
     if (without && !device.compares) {
+        device.alone[opcode]++;
         answer(unique, known.error, device.data, known.size);
         return IDLE;
     }
-    if (repeat(header, r->body, r->size))
+    if (repeat(header, r->body, r->size)) {
+        device.alone[opcode]++;
         return IDLE;
+    }
     if (device.changes > 0 && tell_changes() < 0) {
         answer(unique, error_of_exception(opcode), NULL, 0);
         return IDLE;
@@ -1013,7 +1073,8 @@ static enum outcome dispatch(size_t size)
         Py_DECREF(result);
         return IDLE;
     }
-    PyObject *told = PyObject_CallFunction(device.later, "IKIO", opcode, (unsigned long long)unique, room, result);
+    PyObject *told = PyObject_CallFunction(device.later, "IKILO", opcode, (unsigned long long)unique, room,
+                                           (long long)since, result);
     Py_DECREF(result);
     if (told == NULL)
         answer(unique, error_of_exception(opcode), NULL, 0);
@@ -1022,13 +1083,6 @@ static enum outcome dispatch(size_t size)
 }
 
 /* -- the loop ------------------------------------------------------------------------------------------------------ */
-
-static int64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * SECOND + t.tv_nsec;
-}
 
 /* Look for a request for a while, and let whoever needs the core have it. Who had it for long will want it again, and the
  * scheduler lets him, because we take all that we are given: so there is no looking then for some time. */
@@ -1046,7 +1100,7 @@ static ssize_t look_for_request(int64_t patience)
         const int64_t after = now();
         if (after - before > LONG_TURN)
             device.crowded_until = after + CROWDED;
-        before = after;
+        before = device.clock = after;
         got = read(device.fd, device.buffer, BUFFER_SIZE);
     } while (got < 0 && errno == EAGAIN && before < end && before >= device.crowded_until);
     return got;
@@ -1067,8 +1121,10 @@ static ssize_t read_request(int64_t patience, int64_t sleep)
     if (got < 0 && error == EAGAIN && sleep > 0) {
         struct pollfd waiting = {.fd = device.fd, .events = POLLIN};
         const struct timespec most = {.tv_sec = sleep / SECOND, .tv_nsec = sleep % SECOND};
-        if (ppoll(&waiting, 1, &most, NULL) >= 0)
+        if (ppoll(&waiting, 1, &most, NULL) >= 0) {
+            device.clock = now();
             got = read(device.fd, device.buffer, BUFFER_SIZE);
+        }
         error = errno;
     }
     Py_END_ALLOW_THREADS
@@ -1085,6 +1141,7 @@ PyDoc_STRVAR(serve_doc,
 
 static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
 {
+    device.clock = now();
     while (most-- > 0) {
         if (device.changes > 0)
             sleep = 0; /* what was written is told before we wait */
@@ -1097,9 +1154,14 @@ static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
             }
             return PyLong_FromLong(errno == EAGAIN ? IDLE : PASSED);
         }
-        enum outcome outcome = dispatch((size_t)got);
+        const uint32_t opcode = ((const struct fuse_in_header *)device.buffer)->opcode;
+        const int64_t since = device.clock;
+        enum outcome outcome = dispatch((size_t)got, since);
+        device.clock = now();
         if (outcome == PASSED)
             device.pending = (size_t)got;
+        else if (outcome == IDLE && opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT)
+            answered(opcode, since);
         if (outcome != IDLE)
             return PyLong_FromLong(outcome);
     }
@@ -1123,7 +1185,7 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
     return outcome;
 }
 
-PyDoc_STRVAR(reply_doc, "reply(opcode, unique, room, result)\n--\n\n"
+PyDoc_STRVAR(reply_doc, "reply(opcode, unique, room, since, result)\n--\n\n"
                         "Answer a request that `later` was told of: with bytes, or an error number.");
 
 static PyObject *reply(PyObject *module, PyObject *args)
@@ -1131,22 +1193,25 @@ static PyObject *reply(PyObject *module, PyObject *args)
     (void)module;
     unsigned int opcode, room;
     unsigned long long unique;
+    long long since;
     PyObject *result;
-    if (!PyArg_ParseTuple(args, "IKIO", &opcode, &unique, &room, &result))
+    if (!PyArg_ParseTuple(args, "IKILO", &opcode, &unique, &room, &since, &result))
         return NULL;
     if (!PyBytes_Check(result) && !PyLong_Check(result)) {
         PyErr_SetString(PyExc_TypeError, "a result is bytes or an error number");
         return NULL;
     }
     answer_with(opcode, unique, result, room);
+    device.clock = now();
+    answered(opcode, since);
     Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(attach_doc,
              "attach(fd, handlers, refusals, later, failed, changed, wanted, unwanted, seconds, nsec, compares)\n--\n\n"
              "Serve a mounted /dev/fuse descriptor from here on; comes before pyfuse3.init.\n\n"
-             "handlers: opcode -> callable; refusals: opcode -> errno; later(opcode, unique, room, result) takes what is no\n"
-             "answer yet; failed(opcode, exception) -> errno; changed(number): a file that was changed without asking;\n"
+             "handlers: opcode -> callable; refusals: opcode -> errno; later(opcode, unique, room, since, result) takes\n"
+             "what is no answer yet; failed(opcode, exception) -> errno; changed(number): a file that was changed without asking;\n"
              "wanted, unwanted: flags of FUSE_INIT; seconds, nsec: how long the kernel may believe what it is told;\n"
              "compares: ask Python too where it need not be asked, for tests.\n"
              "Raises OSError of fcntl(2), mmap(2).");
@@ -1211,9 +1276,10 @@ static PyObject *attach(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(counts_doc, "counts() -> (requests, errors)\n--\n\n"
-                         "How many requests there were, by opcode, and how many were answered with an error, by its\n"
-                         "number; what is refused without a look (`refusals`) is no error.");
+PyDoc_STRVAR(counts_doc, "counts() -> (requests, errors, alone)\n--\n\n"
+                         "How many requests there were, by opcode; how many were answered with an error, by its number (what\n"
+                         "is refused without a look (`refusals`) is no error); how many were answered without Python, by\n"
+                         "opcode.");
 
 static PyObject *nonzero(const uint64_t *values, int count)
 {
@@ -1235,11 +1301,86 @@ static PyObject *counts(PyObject *module, PyObject *nothing)
     (void)module;
     (void)nothing;
     PyObject *requests = nonzero(device.requests, OPCODES), *errors = nonzero(device.errors, ERRORS);
-    if (requests != NULL && errors != NULL)
-        return Py_BuildValue("(NN)", requests, errors);
+    PyObject *alone = nonzero(device.alone, OPCODES);
+    if (requests != NULL && errors != NULL && alone != NULL)
+        return Py_BuildValue("(NNN)", requests, errors, alone);
     Py_XDECREF(requests);
     Py_XDECREF(errors);
+    Py_XDECREF(alone);
     return NULL;
+}
+
+PyDoc_STRVAR(durations_doc, "durations(opcode) -> (nanoseconds, counts)\n--\n\n"
+                            "How long the answers to one kind of request took: all together, and how many took at most 1, 2,\n"
+                            "4, ... microseconds, and longer than the one before; the last count is of all others. It begins\n"
+                            "when a request that waits is read, and ends when its answer is written.");
+
+static PyObject *durations(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    unsigned long opcode = PyLong_AsUnsignedLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    if (opcode >= OPCODES) {
+        PyErr_SetString(PyExc_ValueError, "no such opcode");
+        return NULL;
+    }
+    const struct durations *of = &device.durations[opcode];
+    PyObject *list = PyTuple_New(PLACES);
+    for (int i = 0; list != NULL && i < PLACES; i++) {
+        PyObject *count = PyLong_FromUnsignedLongLong(of->counts[i]);
+        if (count == NULL)
+            Py_CLEAR(list);
+        else
+            PyTuple_SET_ITEM(list, i, count);
+    }
+    return list == NULL ? NULL : Py_BuildValue("(KN)", (unsigned long long)of->nanoseconds, list);
+}
+
+PyDoc_STRVAR(caller_doc, "caller() -> (opcode, pid)\n--\n\n"
+                         "What request is being dealt with, and whose; for handlers, before they wait.");
+
+static PyObject *caller(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    const struct fuse_in_header *header = (const struct fuse_in_header *)device.buffer;
+    return Py_BuildValue("(II)", (unsigned int)header->opcode, (unsigned int)header->pid);
+}
+
+PyDoc_STRVAR(watch_doc, "watch(on)\n--\n\nCount from now on, or no more, which inodes are asked for most.");
+
+static PyObject *watch(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    const int on = PyObject_IsTrue(argument);
+    if (on < 0)
+        return NULL;
+    device.watched = on;
+    memset(device.busy, 0, sizeof device.busy);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(busiest_doc, "busiest() -> {number: count}\n--\n\n"
+                          "The inodes that were asked for most since the last call, and about how often.");
+
+static PyObject *busiest(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    PyObject *result = PyDict_New();
+    for (int i = 0; result != NULL && i < BUSY; i++) {
+        if (device.busy[i].count == 0)
+            continue;
+        PyObject *key = PyLong_FromUnsignedLongLong(device.busy[i].number);
+        PyObject *value = PyLong_FromUnsignedLongLong(device.busy[i].count);
+        if (key == NULL || value == NULL || PyDict_SetItem(result, key, value) < 0)
+            Py_CLEAR(result);
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+    }
+    memset(device.busy, 0, sizeof device.busy);
+    return result;
 }
 
 /* -- the module ---------------------------------------------------------------------------------------------------- */
@@ -1254,6 +1395,10 @@ static PyMethodDef functions[] = {
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
     {"counts", counts, METH_NOARGS, counts_doc},
+    {"durations", durations, METH_O, durations_doc},
+    {"caller", caller, METH_NOARGS, caller_doc},
+    {"watch", watch, METH_O, watch_doc},
+    {"busiest", busiest, METH_NOARGS, busiest_doc},
     {NULL, NULL, 0, NULL},
 };
 

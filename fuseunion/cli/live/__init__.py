@@ -1,0 +1,1 @@
+"""What shows a mount while it is used, and tells it something."""
