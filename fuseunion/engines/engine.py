@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fuseunion.errors import ExitCode
     from fuseunion.linux.mountinfo import Mount
     from fuseunion.linux.proc.holders import Holder
+    from fuseunion.linux.runtime.conversation import Conversation
     from fuseunion.mounting.options import EngineChoice, Options
 
 Report = Callable[[int], None]
@@ -129,6 +130,16 @@ class Engine(ABC):
                 found even where no list has it.
         """
         return iter(())
+
+    def reach(self, path: str) -> tuple[Status, Conversation | None] | None:
+        """How what this engine shows at a path is doing, and a conversation with who serves it.
+
+        Args:
+            path: absolute.
+        Returns:
+            None where it shows nothing there; no conversation where nobody can be spoken to.
+        """
+        return next(((status, None) for status in self.statuses(path) if status.merged == path), None)
 
     def needs(self) -> Iterator[Finding]:
         """What the machine must have for this engine, looked at without changing anything."""

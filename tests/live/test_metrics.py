@@ -36,7 +36,7 @@ def parsed(text: str) -> tuple[Samples, dict[str, str]]:
 def test_of_a_mount(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each answer is in one place of the histogram of its request, whoever gave it."""
     monkeypatch.setenv("FUSEUNION_WIRE", wire)
-    lower = arena.lower({"a \"quoted\\ na\nme": File(b"x"), "big": File(b"x" * 300_000)})
+    lower = arena.lower({'a "quoted\\ na\nme': File(b"x"), "big": File(b"x" * 300_000)})
     with arena.mount(lower, merged='merged "of\\ mine') as mount:
         fd = os.open(mount / "big", os.O_RDWR)
         for _ in range(3):
@@ -87,7 +87,7 @@ def test_two_forms_at_once(arena: Arena) -> None:
     assert done.stderr == "fuseunion: --json and --metrics cannot be given together\n"
 
 
-NASTY = "/a \"b\"\\c\nd=e,f}{\udcff"
+NASTY = '/a "b"\\c\nd=e,f}{\udcff'
 
 
 def test_labels_are_escaped() -> None:

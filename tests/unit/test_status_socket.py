@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from fuseunion.engines.fuse.asking import status_socket
+from fuseunion.engines.fuse.asking import listener, status_socket
+from fuseunion.engines.fuse.asking.listener import Listener
 from fuseunion.linux.runtime import answers, directory
 
 
@@ -36,22 +37,22 @@ def _failing(code: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("name", ["socket", "bind", "listen", "fchdir"])
 def test_what_fails_while_it_is_made(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    owner = {"socket": status_socket.socket, "fchdir": os}.get(name, socket.socket)
+    owner = {"socket": listener.socket, "fchdir": os}.get(name, socket.socket)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, _failing(errno.EMFILE))
-        assert status_socket.make() is None
+        assert listener.make(".socket", ".control") == []
     assert os.listdir(place) == []
 
 
 def test_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "candidates", lambda: ())
-    assert status_socket.make() is None
+    assert listener.make(".socket") == []
 
 
-async def _asked(made: status_socket.StatusSocket, facts: Callable[[], bytes], times: int) -> list[answers.Answer]:
+async def _asked(made: Listener, facts: Callable[[], bytes], times: int) -> list[answers.Answer]:
     found = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.serve, facts)
+        nursery.start_soon(status_socket.serve, made, facts)
         for _ in range(times):
             with trio.move_on_after(10):
                 found += await trio.to_thread.run_sync(answers.answers)
@@ -61,8 +62,8 @@ async def _asked(made: status_socket.StatusSocket, facts: Callable[[], bytes], t
 
 def test_an_answer(place: Path) -> None:
     """Shown only when it is shown, and gone when it is served no more."""
-    made = status_socket.make()
-    assert made is not None and os.getcwd() == "/"
+    (made,) = listener.make(".socket")
+    assert os.getcwd() == "/"
     assert answers.answers() == []
     made.show()
     (name,) = os.listdir(place)
@@ -77,8 +78,7 @@ def test_an_answer(place: Path) -> None:
 
 def test_an_answer_that_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where accept(2) or send(2) fails, the next one who asks is answered; what is no OSError ends it, quietly."""
-    made = status_socket.make()
-    assert made is not None
+    (made,) = listener.make(".socket")
     made.show()
     monkeypatch.setattr(answers, "PATIENCE", 0.5)
     failures: list[Exception] = [OSError(errno.EMFILE, "no"), ValueError("ended")]
@@ -92,7 +92,7 @@ def test_an_answer_that_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(made.serve, facts)
+            nursery.start_soon(status_socket.serve, made, facts)
             for _ in range(3):
                 said.append(await trio.to_thread.run_sync(answers.answers))
 

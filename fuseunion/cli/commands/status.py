@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 
+from fuseunion.cli.live.words import seconds, write_line
 from fuseunion.cli.parser import CommandParser
 from fuseunion.engines import registry
 from fuseunion.engines.status import Latency, State, Status
-from fuseunion.errors import ExitCode, UserError
+from fuseunion.errors import ExitCode, UserError, one_line
 
 HELP = """\
 Usage: fuseunion status [--json | --metrics] [MERGED]
@@ -122,24 +123,24 @@ def _latency_as_json(latency: Latency) -> dict[str, object]:
 
 def _print(status: Status) -> None:
     age = f" for {_duration(status.age)}" if status.age is not None else ""
-    _line(f"{_plain(status.merged)}: {status.state.value}{age}, {status.engine.value} engine")
+    write_line(f"{one_line(status.merged)}: {status.state.value}{age}, {status.engine.value} engine")
     for label, text in _rows(status):
-        _line(f"    {label:<10}{text}")
+        write_line(f"    {label:<10}{text}")
 
 
 def _rows(status: Status) -> Iterator[tuple[str, str]]:
     if status.remedy:
-        yield "remedy", _plain(status.remedy)
+        yield "remedy", one_line(status.remedy)
     if status.namespace is not None:
         yield "seen by", f"process {status.namespace}, in another mount namespace"
     for lower in status.lowers:
-        yield "lower", _plain(lower)
+        yield "lower", one_line(lower)
     if status.upper is not None:
-        yield "upper", _plain(status.upper)
+        yield "upper", one_line(status.upper)
     if status.work is not None:
-        yield "work", _plain(status.work)
+        yield "work", one_line(status.work)
     if status.options:
-        yield "options", _plain(", ".join(status.options))
+        yield "options", one_line(", ".join(status.options))
     if status.pid is not None:
         yield "daemon", f"process {status.pid}{_usage(status)}"
     if status.reading is not None:
@@ -184,28 +185,9 @@ def _latencies(status: Status) -> Iterator[tuple[str, str]]:
         )
 
 
-def seconds(value: float) -> str:
-    """A short time in words."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value * 1e6:.3g} us"
-
-
 def _duration(seconds: int) -> str:
     for unit, size in _UNITS:
         if seconds >= size:
             count = seconds // size
             return f"{count} {unit}{'s' if count > 1 else ''}"
     return "0 seconds"
-
-
-def _plain(text: str) -> str:
-    """A path may hold anything: a line end, or what a terminal takes for an order."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def _line(text: str) -> None:
-    print(text.encode("utf-8", "backslashreplace").decode())

@@ -32,6 +32,7 @@ from functools import partial
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.linux.runtime.directory import CONTROL, SUFFIX
 from fuseunion.mounting import log
 from fuseunion.mounting.assembly import announce, build_union, open_layers, tell
 from fuseunion.mounting.options import Options
@@ -122,7 +123,7 @@ def load() -> None:
     from fuseunion.engines.fuse.wire.native import device  # noqa: F401
 
     import_lean()
-    from fuseunion.engines.fuse.asking import facts, status_socket  # noqa: F401
+    from fuseunion.engines.fuse.asking import facts, orders, status_socket  # noqa: F401
     from fuseunion.engines.fuse.serving import requests  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
 
@@ -137,15 +138,17 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         except ImportError as error:
             raise _not_installed(error) from None
         from fuseunion.engines.fuse import session
-        from fuseunion.engines.fuse.asking import status_socket
+        from fuseunion.engines.fuse.asking import listener, status_socket
+        from fuseunion.engines.fuse.asking.control_socket import ControlSocket
         from fuseunion.engines.fuse.asking.facts import Facts
+        from fuseunion.engines.fuse.asking.orders import Orders
         from fuseunion.engines.fuse.serving.requests import Requests
         from fuseunion.engines.fuse.wire.native import device
 
         layers = open_layers(prepared, options)
-        status = status_socket.make()
-        if status is not None:
-            stack.callback(status.close)
+        sockets = listener.make(SUFFIX, CONTROL)
+        for each in sockets:
+            stack.callback(each.close)
         os.chdir("/")
         os.umask(0)
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
@@ -172,8 +175,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
             tell(layers, prepared, options)
-            if status is not None:
-                status.show()
+            for each in reversed(sockets):  # the one that is looked for comes last
+                each.show()
             ready()
             if not (options.foreground or options.trace or union.needs_paths) and mounted.namespace is not None:
                 mounted.namespace.leave()
@@ -191,7 +194,12 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             requests,
             mounted,
             on_ready=live,
-            beside=() if status is None else (partial(status.serve, facts),),
+            beside=(
+                partial(status_socket.serve, sockets[0], facts),
+                ControlSocket(sockets[1], Orders(requests).by_name()).serve,
+            )
+            if sockets
+            else (),
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,

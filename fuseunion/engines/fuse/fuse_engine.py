@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fuseunion.engines.finding import Finding
     from fuseunion.engines.live import LiveMount
     from fuseunion.engines.status import Status
+    from fuseunion.linux.runtime.conversation import Conversation
 
 
 class FuseEngine(Engine):
@@ -106,6 +107,12 @@ class FuseEngine(Engine):
         from fuseunion.engines.fuse.asking import mounts
 
         return mounts.statuses()
+
+    def reach(self, path: str) -> tuple[Status, Conversation | None] | None:
+        """See Engine."""
+        from fuseunion.engines.fuse.asking import reaching
+
+        return reaching.reach(path)
 
     def needs(self) -> Iterator[Finding]:
         """Two Python packages, /dev/fuse, and for ordinary users fusermount3."""

@@ -19,8 +19,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from fuseunion.linux.runtime import directory
-
-SUFFIX = ".socket"
+from fuseunion.linux.runtime.directory import CONTROL, SUFFIX
 
 PATIENCE = 2.0
 """Seconds for all answers together."""
@@ -38,10 +37,12 @@ class Answer(NamedTuple):
     Attributes:
         pid: who listens, by the kernel's word; 0 for a process of another pid namespace.
         fields: None where it did not answer in time.
+        control: the name of its control socket (conversation.py), if it has one.
     """
 
     pid: int
     fields: Fields | None
+    control: str = ""
 
 
 def answers(*, pid: int | None = None) -> list[Answer]:
@@ -61,8 +62,8 @@ def answers(*, pid: int | None = None) -> list[Answer]:
                     stack.enter_context(connection)
                     listener = _listener(connection)
                     if listener is not None and pid in (None, listener):
-                        asked.append((listener, connection))
-        return [Answer(listener, _received(connection, end)) for listener, connection in asked]
+                        asked.append((listener, connection, name.removesuffix(SUFFIX) + CONTROL))
+        return [Answer(listener, _received(connection, end), control) for listener, connection, control in asked]
 
 
 def _connected(dir_fd: int, name: str, end: float) -> socket.socket | None:
@@ -87,6 +88,7 @@ def _connected(dir_fd: int, name: str, end: float) -> socket.socket | None:
             time.sleep(_PAUSE)
         except ConnectionRefusedError:
             _remove(dir_fd, name)
+            _remove(dir_fd, name.removesuffix(SUFFIX) + CONTROL)
             break
         except OSError:
             break  # ended meanwhile; no /proc

@@ -24,6 +24,13 @@ from collections.abc import Iterator
 from fuseunion.linux import mountinfo, namespaces, owned
 
 NAME = "fuseunion"
+
+SUFFIX = ".socket"
+"""What the name of a daemon's status socket ends with."""
+
+CONTROL = ".control"
+"""What that of its control socket ends with instead."""
+
 _NOBODY = 65534
 """Who owns what belongs to nobody of a user namespace, as root's directories do there (user_namespaces(7))."""
 

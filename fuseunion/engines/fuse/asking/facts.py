@@ -64,7 +64,7 @@ class Facts:
             "age": int(time.monotonic() - self._since),
             "inodes": requests.union.known,
             "open": requests.count_open(),
-            "copy_ups": requests.copy_ups.count,
+            "copy_ups": requests.copy_ups.log.count,
             **{f"request.{name}": count for name, count in counts.requests.items()},
             **{f"error.{number}": count for number, count in counts.errors.items()},
             **{f"alone.{name}": count for name, count in counts.alone.items()},

@@ -39,21 +39,26 @@ _LARGEST = 1 << 12
 
 def statuses() -> Iterator[Status]:
     """Each mount once, in no order."""
+    return (status for status, _ in with_controls())
+
+
+def with_controls() -> Iterator[tuple[Status, str]]:
+    """Each mount once, in no order, with the name of its control socket if it has one."""
     visible = {mount.device: mount for mount in mountinfo.mounts() if _is_own(mount)}
     known: set[int] = set()
     for answer in answers():
         device = _device(answer, visible)
         if device is not None:
             known.add(device)
-        yield _answered(answer, device, visible.get(device) if device is not None else None)
+        yield _answered(answer, device, visible.get(device) if device is not None else None), answer.control
     serving = _serving()
     for device, mount in visible.items():
         if device not in known:
-            yield _without_socket(mount, serving.get(device))
+            yield _without_socket(mount, serving.get(device)), ""
     for device in serving.keys() - known - visible.keys():
         status = _hidden(device, serving[device])
         if status is not None:
-            yield status
+            yield status, ""
 
 
 def _is_own(mount: Mount) -> bool:

@@ -3,132 +3,47 @@
 Nothing may come of it for the mount: whoever connects is told once and at once, as much as the socket takes without
 waiting, and is then let go of. Nothing is read from anybody, no path is looked up (the mount may cover it), no more
 than a hundred are answered in a second, and an error ends one answer or all of them, but never the mount.
-
-The socket gets its name when it listens, so that a name without a listener is always a dead daemon's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import socket
-import struct
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import trio
 
-from fuseunion.linux.runtime import directory
+from fuseunion.engines.fuse.asking.listener import Listener, may_ask
 
 _log = logging.getLogger("fuseunion.status")
 
-_BACKLOG = 16
 _PAUSE = 0.01
 """Seconds between two answers."""
 
-_CREDENTIALS = struct.Struct("3i")
 
-
-class StatusSocket:
-    """A socket that listens, and can be found once it is shown.
+async def serve(listener: Listener, facts: Callable[[], bytes]) -> None:
+    """Answer until cancelled; then it is closed, so that nobody waits for an answer.
 
     Args:
-        dir_fd: the runtime directory, which belongs to this from now on.
-        listener: bound to `hidden` in it.
-        hidden: a name that nobody looks for.
-        shown: the name that it gets.
+        facts: makes the answer.
     """
+    try:
+        await _serve(listener, facts)
+    finally:
+        listener.close()
 
-    def __init__(self, dir_fd: int, listener: socket.socket, hidden: str, shown: str) -> None:
-        self._dir_fd = dir_fd
-        self._listener = listener
-        self._name = hidden
-        self._shown = shown
 
-    def show(self) -> None:
-        """Let it be found: the mount is there."""
+async def _serve(listener: Listener, facts: Callable[[], bytes]) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(listener.fileno())
         try:
-            os.rename(self._name, self._shown, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
+            with listener.accept() as connection:
+                if may_ask(connection):
+                    connection.send(facts(), socket.MSG_NOSIGNAL)
         except OSError as error:
-            _log.debug("the status socket cannot be shown: %s", error)
-        else:
-            self._name = self._shown
-
-    def close(self) -> None:
-        """The mount has ended; may be called again."""
-        if self._dir_fd < 0:
+            # No descriptor or memory for it (accept(2)); who asked has gone.
+            _log.debug("a question for the status is not answered: %s", error)
+        except Exception:  # noqa: BLE001 - whatever it is, it is not worth a mount
+            _log.exception("the status is not told any more")
             return
-        self._listener.close()
-        _remove(self._name, self._dir_fd)
-        os.close(self._dir_fd)
-        self._dir_fd = -1
-
-    async def serve(self, facts: Callable[[], bytes]) -> None:
-        """Answer until cancelled; then it is closed, so that nobody waits for an answer.
-
-        Args:
-            facts: makes the answer.
-        """
-        try:
-            await self._serve(facts)
-        finally:
-            self.close()
-
-    async def _serve(self, facts: Callable[[], bytes]) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(self._listener.fileno())
-            try:
-                connection, _ = self._listener.accept()
-                with connection:
-                    connection.setblocking(False)
-                    if _may_know(connection):
-                        connection.send(facts(), socket.MSG_NOSIGNAL)
-            except OSError as error:
-                # No descriptor or memory for it (accept(2)); who asked has gone.
-                _log.debug("a question for the status is not answered: %s", error)
-            except Exception:  # noqa: BLE001 - whatever it is, it is not worth a mount
-                _log.exception("the status is not told any more")
-                return
-            await trio.sleep(_PAUSE)
-
-
-def _remove(name: str, dir_fd: int) -> None:
-    with contextlib.suppress(OSError):  # somebody did, or its filesystem has gone: it is in nobody's way
-        os.unlink(name, dir_fd=dir_fd)
-
-
-def _may_know(connection: socket.socket) -> bool:
-    """Whether the one who asks is this user, or root as this user namespace knows it (unix(7), SO_PEERCRED)."""
-    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(data)[1] in (0, os.geteuid())
-
-
-def make() -> StatusSocket | None:
-    """A socket in the runtime directory; None where there can be none, which harms nobody.
-
-    It leaves the process at `/`: a socket's path is short (unix(7)), so it is bound from within the directory.
-    """
-    dir_fd = directory.make()
-    if dir_fd is None:
-        return None
-    token = os.urandom(6).hex()
-    hidden = f".{token}"
-    umask = os.umask(0o177)
-    with ExitStack() as undo:
-        undo.callback(os.close, dir_fd)
-        try:
-            listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            listener.setblocking(False)
-            os.fchdir(dir_fd)
-            listener.bind(hidden)
-            undo.callback(_remove, hidden, dir_fd)
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            _log.debug("there is no status socket: %s", error)
-            return None
-        finally:
-            os.umask(umask)
-            os.chdir("/")
-        undo.pop_all()
-    return StatusSocket(dir_fd, listener, hidden, f"{os.getpid()}-{token}.socket")
+        await trio.sleep(_PAUSE)

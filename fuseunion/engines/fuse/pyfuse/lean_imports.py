@@ -48,7 +48,7 @@ _USED = {
              "lowlevel", "move_on_after", "open_nursery", "open_signal_receiver", "run", "sleep", "sleep_forever",
              "to_thread"),
     "trio.lowlevel": ("checkpoint", "checkpoint_if_cancelled", "current_task", "current_trio_token", "notify_closing",
-                      "start_thread_soon", "wait_readable"),
+                      "start_thread_soon", "wait_readable", "wait_writable"),
 }  # fmt: skip
 """What a mount takes from trio, by itself and through pyfuse3. One that is missing shows that trio has changed."""
 

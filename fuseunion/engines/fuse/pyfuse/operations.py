@@ -27,6 +27,7 @@ from fuseunion.engines.fuse.pyfuse.replies import Replies
 from fuseunion.engines.fuse.serving.later import ended
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.watching.causes import CAUSE, Cause
 from fuseunion.engines.fuse.watching.counts import Counts, Histogram
 from fuseunion.linux.os_error import os_error
 
@@ -64,6 +65,7 @@ class Operations(pyfuse3.Operations):
         self._callers = requests.callers
         self._replies = Replies(self._union, timeout)
         self._handles: dict[int, Handle] = {}
+        self._openers: dict[int, int] = {}  # who opened what is copied up when it is written: a write does not say
         self._next_fh = itertools.count(1)
         self.requests: Counter[str] = Counter()
         self.errors: Counter[int] = Counter()
@@ -126,6 +128,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
+        CAUSE.set(Cause("setattr", ctx.pid))
         target = self._requests.inode(inode)
         wanted = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
         change = Change(
@@ -178,6 +181,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        CAUSE.set(Cause("link", ctx.pid))
         file = await ended(self._requests.link(inode, new_parent_inode, new_name))
         self._requests.look_after_change(file, self._replies)
         return self._told(file)
@@ -200,12 +204,14 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
+        CAUSE.set(Cause("rename", ctx.pid))
         await ended(self._requests.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags))
 
     # -- files -------------------------------------------------------------------------------------------------------
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        CAUSE.set(Cause("open", ctx.pid))
         file = self._requests.file(inode)
         handle = await ended(self._requests.open(file, flags))
         try:
@@ -222,7 +228,10 @@ class Operations(pyfuse3.Operations):
         except BaseException:
             self._union.release_file(handle)
             raise
-        return FileInfo(fh=self._keep(handle), keep_cache=True)
+        fh = self._keep(handle)
+        if handle.writable and not file.in_upper:
+            self._openers[fh] = ctx.pid
+        return FileInfo(fh=fh, keep_cache=True)
 
     @answered
     async def create(
@@ -240,6 +249,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._file_handle(fh)
         if not handle.file.in_upper:
+            CAUSE.set(Cause("write", self._openers.get(fh, 0)))
             await self._requests.copy_ups.done(handle.file)
         if handle.outsider and self._union.drop_setgid(handle.file):
             self._requests.attributes_changed(handle.file)
@@ -254,6 +264,7 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         handle = self._file_handle(fh)
         del self._handles[fh]
+        self._openers.pop(fh, None)
         self._union.release_file(handle)
 
     @answered
@@ -355,8 +366,10 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        CAUSE.set(Cause("setxattr", ctx.pid))
         await ended(self._requests.setxattr(inode, name, value, ctx))
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        CAUSE.set(Cause("removexattr", ctx.pid))
         await ended(self._requests.removexattr(inode, name))

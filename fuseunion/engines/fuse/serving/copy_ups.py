@@ -12,6 +12,7 @@ from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.leases import Patience
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+from fuseunion.engines.fuse.watching.copy_up_log import CopyUpLog
 
 _AT_ONCE = COPIES - 1
 
@@ -27,17 +28,21 @@ class CopyUps:
         reader: what knows whether data would have to be waited for.
 
     Attributes:
-        count: how many files were copied up.
+        log: the last of them.
     """
 
-    __slots__ = ("_reader", "_under_way", "_union", "_workers", "count")
+    __slots__ = ("_reader", "_under_way", "_union", "_workers", "log")
 
     def __init__(self, union: Union, workers: Workers, reader: Reader) -> None:
         self._union = union
         self._workers = workers
         self._reader = reader
         self._under_way: dict[int, trio.Event] = {}
-        self.count = 0
+        self.log = CopyUpLog()
+
+    def is_under_way(self, file: File) -> bool:
+        """Whether a file is being copied up."""
+        return file.ino in self._under_way
 
     def now(self, file: File, change: Change | None = None) -> bool | None:
         """Copy a file up at once, if that takes no longer than a usual request. Arguments and errors as of `done`.
@@ -50,12 +55,13 @@ class CopyUps:
             return False
         if file.ino in self._under_way or not self._union.is_copied_quickly(file):
             return None
+        begun = self.log.begin()
         try:
             job = self._union.copy_job(file, change)
         except BlockingIOError:
             return None
         if job is None:
-            self.count += 1
+            self.log.add(file, 0, begun)
             return True
         try:
             if not job.quick or self._would_wait(job.source, job.size):
@@ -64,7 +70,7 @@ class CopyUps:
             job.publish()
         finally:
             job.close()
-        self.count += 1
+        self.log.add(file, job.size, begun)
         return True
 
     def _would_wait(self, source: int, size: int) -> bool:
@@ -88,13 +94,14 @@ class CopyUps:
             if under_way is not None:
                 await under_way.wait()
                 continue
+            begun = self.log.begin()
             try:
                 job = self._union.copy_job(file, change)
             except BlockingIOError as error:
                 await patience.wait(error)
                 continue
             if job is None:
-                self.count += 1
+                self.log.add(file, 0, begun)
                 return True
             event = self._under_way[file.ino] = trio.Event()
             try:
@@ -108,7 +115,7 @@ class CopyUps:
                 del self._under_way[file.ino]
                 event.set()
                 job.close()
-            self.count += 1
+            self.log.add(file, job.size, begun)
             return True
         return False
 

@@ -30,6 +30,7 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.watching.causes import Cause
 from fuseunion.engines.fuse.watching.counts import Counts
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.absent_names import AbsentNames
@@ -146,9 +147,10 @@ class Answers:
         nothing is buffered here, and perhaps nothing waits for a disk (fs/fuse/file.c, dir.c)."""
         return dict.fromkeys(_REFUSED.keys() - self.handlers().keys(), errno.ENOSYS)
 
-    def count_with(self, counts: Callable[[], Counts]) -> None:
-        """Say who counts the requests."""
+    def watch_with(self, counts: Callable[[], Counts], cause: Callable[[], Cause]) -> None:
+        """Say who counts the requests, and who knows whose is being dealt with."""
         self._requests.counts = counts
+        self._requests.copy_ups.log.cause = cause
 
     def names(self) -> dict[int, str]:
         """What each kind of request is called, those included that are refused without a handler."""

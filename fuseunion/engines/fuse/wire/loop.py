@@ -21,6 +21,7 @@ import pyfuse3
 import trio
 
 from fuseunion.engines.fuse.serving.later import Later
+from fuseunion.engines.fuse.watching.causes import CAUSE, Cause
 from fuseunion.engines.fuse.watching.counts import Counts, Durations, together
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
@@ -82,7 +83,7 @@ class WireLoop:
     def _attach(self) -> None:
         handlers = self._answers.handlers()
         self._names = self._answers.names()
-        self._answers.count_with(self._counts)
+        self._answers.watch_with(self._counts, self._cause)
         if self._trace:
             handlers = {opcode: _traced(handler) for opcode, handler in handlers.items()}
         assert device is not None
@@ -100,6 +101,12 @@ class WireLoop:
         )
         lowlevel = _Instead(trio.lowlevel, wait_readable=self._wait_readable)
         vars(pyfuse3)["trio"] = _Instead(trio, lowlevel=lowlevel)
+
+    def _cause(self) -> Cause:
+        """The request that is being dealt with; for what does not wait."""
+        assert device is not None
+        opcode, pid = device.caller()
+        return Cause(self._names.get(opcode, ""), pid)
 
     def _counts(self) -> Counts:
         """What Requests.counts says."""
@@ -150,10 +157,13 @@ class WireLoop:
     def _later(self, opcode: int, unique: int, room: int, since: int, result: Later[bytes | int]) -> None:
         assert self._nursery is not None
         self._unfinished += 1
-        self._nursery.start_soon(self._finish, opcode, unique, room, since, result)
+        self._nursery.start_soon(self._finish, opcode, unique, room, since, result, self._cause())
 
-    async def _finish(self, opcode: int, unique: int, room: int, since: int, result: Later[bytes | int]) -> None:
+    async def _finish(
+        self, opcode: int, unique: int, room: int, since: int, result: Later[bytes | int], cause: Cause
+    ) -> None:
         answer: bytes | int
+        CAUSE.set(cause)
         try:
             answer = await result
         except Exception as error:  # noqa: BLE001 - the boundary of a handler
