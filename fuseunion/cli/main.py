@@ -15,10 +15,11 @@ COMMANDS = {
     "completion": "fuseunion.cli.commands.completion",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
-    "log": "fuseunion.cli.live.log",
+    "log": "fuseunion.cli.commands.live.log",
     "promote": "fuseunion.cli.commands.promote",
-    "status": "fuseunion.cli.commands.status",
+    "status": "fuseunion.cli.commands.live.status",
     "sync": "fuseunion.cli.commands.sync",
+    "which": "fuseunion.cli.commands.live.which",
     "umount": "fuseunion.cli.commands.umount",
 }
 """Name and module; each has main(arguments: list[str]) -> int and is imported when it is asked for."""

@@ -23,13 +23,15 @@ from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.marks.holders import DEEP
-from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
+from fuseunion.core.ops import attributes, create, entries, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up import data, link_names
 from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
 from fuseunion.core.ops.create import Owner
+from fuseunion.core.ops.live.whereabouts import Part, Whereabouts, lies_at, whereabouts
+from fuseunion.core.ops.moving import independence, redirect
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
@@ -266,6 +268,14 @@ class Union:
     def readlink(self, file: File) -> bytes:
         """The target of a symbolic link."""
         return readlink(file)
+
+    def whereabouts(self, path: bytes) -> Steps[Whereabouts]:
+        """Where a path from the root comes from (whereabouts.whereabouts)."""
+        return whereabouts(self.state, path)
+
+    def lies_at(self, inode: Inode) -> Part | None:
+        """What of which layer shows an inode; None for one that has no name."""
+        return lies_at(self.state, inode)
 
     def statfs(self) -> os.statvfs_result:
         """statvfs(3) of the upper, or of the topmost lower."""

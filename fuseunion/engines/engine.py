@@ -48,6 +48,7 @@ def for_a_daemon(options: Options) -> tuple[Wish, ...]:
         (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
         (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
         (options.log_file is not None, "there is no daemon to write a log"),
+        (options.list_layers, "it lists no layers of files (list_layers)"),
         (options.allow_root, "it cannot let root in alone (allow_root)"),
     )
 

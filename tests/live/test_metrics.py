@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from fuseunion.cli.live import metrics
+from fuseunion.cli.commands.live import metrics
 from fuseunion.engines.status import Latency, State, Status
 from fuseunion.mounting.options import EngineChoice
 from tests.support.arena import Arena

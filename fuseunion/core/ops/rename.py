@@ -20,11 +20,11 @@ from typing import NamedTuple
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.marks.marks import is_whiteout
-from fuseunion.core.ops import redirect
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_name
 from fuseunion.core.ops.copy_up.origin_paths import note_path
 from fuseunion.core.ops.create import check_name
+from fuseunion.core.ops.moving import redirect
 from fuseunion.core.ops.remove import directory_gone, holding, name_gone
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File

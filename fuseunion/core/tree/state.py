@@ -40,7 +40,7 @@ class Settings(NamedTuple):
         static_nlink: every directory shows one link (fuse-overlayfs(1)).
         owner_optional: what is copied up gets as much of its owner as the user can give (metadata.chown), and is never
             refused for the rest. For trees whose owner nobody expects to be kept, as a ranch's.
-        redirect_dir: directories of lowers are renamed by a redirect (ops/redirect.py).
+        redirect_dir: directories of lowers are renamed by a redirect (ops/moving/redirect.py).
         metacopy: what changes no data copies none (ops/copy_up/data.py), and marks in the upper are believed
             (marks/metacopy.py).
     """

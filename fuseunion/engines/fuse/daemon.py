@@ -187,7 +187,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         # What a request leaves is found while it is young. To look at every inode that is known would make everybody
         # wait, 0.2 s for 200,000 of them, and find nothing: they hold no cycles when they go.
         gc.set_threshold(*gc.get_threshold()[:2], _NEVER)
-        requests = Requests(union, own_root=mounted.own_root)
+        requests = Requests(union, own_root=mounted.own_root, list_layers=options.list_layers)
         reading = "pyfuse3" if device.device is None else "extension"
         facts = Facts(requests, prepared, options, reading)
         session.serve(

@@ -163,6 +163,8 @@ class OptionsBuilder:
                 return change(acl=False)
             case "static_nlink":
                 return change(static_nlink=True)
+            case "list_layers":
+                return change(list_layers=True)
         return None
 
     def _assignment(self, name: str, value: str) -> Options | None:

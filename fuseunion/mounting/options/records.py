@@ -106,6 +106,7 @@ class Options(NamedTuple):
     access_times: tuple[str, ...] = ()
     """The words of mount(8) about access times that ask for another thing than noatime."""
     static_nlink: bool = False
+    list_layers: bool = False
     timeout: float = DEFAULT_TIMEOUT
     spin: int = DEFAULT_SPIN
     """How long the daemon looks for another request before it sleeps, in microseconds."""

@@ -12,7 +12,7 @@ WORDS = (
     "lowerdir=", "upperdir=", "workdir=",
     "ro", "rw", "allow_other", "allow_root", "suid", "nosuid", "dev", "nodev", "exec", "noexec",
     *ACCESS_TIMES,
-    "static_nlink",
+    "static_nlink", "list_layers",
     "volatile", "fsync=volatile", "fsync=0", "fsync=1", "fsync=auto", "fsync=strict",
     "timeout=", "spin=",
     "noacl", "noxattrs=1",

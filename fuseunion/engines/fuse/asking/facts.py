@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterable
 from enum import Enum
 
+from fuseunion.engines.fuse.asking.watching.counts import Durations
 from fuseunion.engines.fuse.serving.requests import Requests
-from fuseunion.engines.fuse.watching.counts import Durations
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepared import Prepared
 

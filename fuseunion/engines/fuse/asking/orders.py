@@ -2,17 +2,23 @@
 
     log     since=NUMBER [follow=1]   the copy-ups after that one; with `follow` also those that come
 
+    which   path=PATH ...             where each path from the root of the mount comes from
+
 A number of a copy-up counts from the first of the mount. An answer to `log` begins with a record of how many are
 `missed`, because they are kept no more.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncGenerator, Mapping
 
+from fuseunion.core.ops.live.whereabouts import Part
 from fuseunion.engines.fuse.asking.control_socket import Order, Said
+from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp
+from fuseunion.engines.fuse.serving.pace import in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
-from fuseunion.engines.fuse.watching.copy_up_log import CopyUp
 from fuseunion.linux.runtime import frames
 from fuseunion.linux.runtime.frames import Record
 
@@ -32,7 +38,22 @@ class Orders:
 
     def by_name(self) -> Mapping[str, Order]:
         """What does each."""
-        return {"log": self._tell_log}
+        return {"log": self._tell_log, "which": self._tell_where}
+
+    async def _tell_where(self, order: Record) -> AsyncGenerator[Said, None]:
+        for path in order.get("path", ()):
+            try:
+                found = await in_steps(self._requests.union.whereabouts(os.fsencode(path)))
+            except OSError as error:
+                yield [[("path", path), ("error", error.errno or errno.EIO)]]
+                continue
+            kind = found.inode.kind if found.inode is not None else 0
+            copy_up = self._log.last_of(found.inode.ino) if found.inode is not None else None
+            yield [
+                [("path", path), ("kind", kind), ("copied_up", int(found.copied_up))],
+                *map(_part_fields, found.parts),
+                *([copy_up_fields(copy_up)] if copy_up is not None else ()),
+            ]
 
     async def _tell_log(self, order: Record) -> AsyncGenerator[Said, None]:
         number = _number(order, "since")
@@ -44,6 +65,16 @@ class Orders:
                 return
             number = entries[-1].number if entries else number
             await self._log.more(number)
+
+
+def _part_fields(part: Part) -> list[tuple[str, str | bytes | float]]:
+    fields: list[tuple[str, str | bytes | float]] = [
+        ("role", part.role.value),
+        ("upper", int(part.upper)),
+        ("layer", part.layer),
+        ("kind", part.kind),
+    ]
+    return fields if part.path is None else [*fields, ("path", part.path)]
 
 
 def _number(order: Record, name: str) -> int:

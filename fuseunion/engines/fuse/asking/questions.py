@@ -1,4 +1,5 @@
-"""What a command asks the daemon of a mount: virtual attributes of the mount's root, which are never listed.
+"""What a command asks the daemon of a mount: virtual attributes, which are not listed (but with `-o list_layers`) and
+cannot be set. But for LAYER and PATH they are those of the mount's root.
 
 An attribute reaches the daemon from every place where the mount can be used, whatever program started it, and the
 kernel lets nobody else ask. `syncfs(2)` and signals do not: the kernel keeps the one to itself (fs/fuse/inode.c
@@ -22,6 +23,12 @@ FSYNC = "user.fuseunion.fsync"
 COUNTS = "user.fuseunion.counts"
 """How many inodes the daemon knows, and how many files and directories are open: two decimals. The first is what
 most of its memory is for, and falls when the kernel forgets (proc(5), drop_caches)."""
+
+LAYER = "user.fuseunion.layer"
+"""Of everything in the mount: `upper`, or the path of the lower that shows it."""
+
+PATH = "user.fuseunion.path"
+"""Of everything in the mount: its path in that layer."""
 
 
 def write_out(path: str, question: str) -> None:

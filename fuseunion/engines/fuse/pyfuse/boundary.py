@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pyfuse3 import FUSEError
 
-from fuseunion.engines.fuse.watching.counts import Histogram
+from fuseunion.engines.fuse.asking.watching.counts import Histogram
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")

@@ -22,13 +22,13 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle, Handle
 from fuseunion.core.tree.inode import Inode
+from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
+from fuseunion.engines.fuse.asking.watching.counts import Counts, Histogram
 from fuseunion.engines.fuse.pyfuse.boundary import answered
 from fuseunion.engines.fuse.pyfuse.replies import Replies
 from fuseunion.engines.fuse.serving.later import ended
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
-from fuseunion.engines.fuse.watching.causes import CAUSE, Cause
-from fuseunion.engines.fuse.watching.counts import Counts, Histogram
 from fuseunion.linux.os_error import os_error
 
 

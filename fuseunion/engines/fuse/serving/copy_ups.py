@@ -9,10 +9,10 @@ import trio
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
+from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUpLog
 from fuseunion.engines.fuse.serving.leases import Patience
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import COPIES, Workers
-from fuseunion.engines.fuse.watching.copy_up_log import CopyUpLog
 
 _AT_ONCE = COPIES - 1
 

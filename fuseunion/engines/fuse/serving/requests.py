@@ -36,6 +36,7 @@ from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.asking import questions
+from fuseunion.engines.fuse.asking.watching.counts import NONE, Counts
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
@@ -43,7 +44,6 @@ from fuseunion.engines.fuse.serving.pace import Pace, now_or_in_steps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.settle import settle
 from fuseunion.engines.fuse.serving.workers import Workers
-from fuseunion.engines.fuse.watching.counts import NONE, Counts
 from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.fuse")
@@ -52,6 +52,9 @@ PID_XATTR = questions.PID.encode()
 SYNC_XATTR = questions.SYNC.encode()
 FSYNC_XATTR = questions.FSYNC.encode()
 COUNTS_XATTR = questions.COUNTS.encode()
+LAYER_XATTR = questions.LAYER.encode()
+PATH_XATTR = questions.PATH.encode()
+_OF_ALL = (LAYER_XATTR, PATH_XATTR)
 
 # What the owner of a mount without permission checks may set, although it is never shown (Requests._restate).
 OWNER_XATTR = b"user.containers.override_stat"
@@ -79,6 +82,7 @@ class Requests:
     Args:
         union: what is mounted; the caller closes it afterwards.
         own_root: the kernel checks no permissions, and only the mounting user, as root of the tree, can get in.
+        list_layers: the virtual attributes that say where things lie are listed.
 
     Attributes:
         device: the /dev/fuse descriptor that the requests come from, once there are any.
@@ -86,8 +90,9 @@ class Requests:
         counts: how many requests there were, and how they were answered; set by the adapter.
     """
 
-    def __init__(self, union: Union, *, own_root: bool = False) -> None:
+    def __init__(self, union: Union, *, own_root: bool = False, list_layers: bool = False) -> None:
         self.union = union
+        self._list_layers = list_layers
         self.own_root = own_root
         self.callers = Callers(union, own_root=own_root)
         self.workers = Workers()
@@ -348,7 +353,19 @@ class Requests:
                 return b""
             if name == COUNTS_XATTR:
                 return b"%d %d" % (self.union.known, self.count_open())
+        if name in _OF_ALL:
+            return self._lies_at(number, name)
         return self.union.getxattr(self.inode(number), name)
+
+    def _lies_at(self, number: int, name: bytes) -> bytes:
+        part = self.union.lies_at(self.inode(number))
+        if part is None:
+            raise os_error(errno.ENODATA)
+        if name == LAYER_XATTR:
+            return b"upper" if part.upper else os.fsencode(part.layer)
+        if part.path is None:
+            raise os_error(errno.ENODATA)
+        return part.path or b"."
 
     async def _write_out(self) -> bytes:
         if self.union.writable:
@@ -359,7 +376,9 @@ class Requests:
 
     def listxattr(self, number: int, uid: int) -> list[bytes]:
         """The names that this user may see."""
-        names = self.union.listxattr(self.inode(number))
+        names = [name for name in self.union.listxattr(self.inode(number)) if name not in _OF_ALL]
+        if self._list_layers:
+            names += _OF_ALL
         if uid == 0:
             return names
         # The kernel leaves this to the filesystem (fs/xattr.c, listxattr(2): trusted.* is for CAP_SYS_ADMIN).
@@ -367,6 +386,7 @@ class Requests:
 
     def setxattr(self, number: int, name: bytes, value: bytes, caller: Caller) -> Later[None] | None:
         """Set an attribute."""
+        _check_settable(name)
         target = self.inode(number)
         restates = self.own_root and name == OWNER_XATTR
         if not restates:
@@ -403,6 +423,7 @@ class Requests:
 
     def removexattr(self, number: int, name: bytes) -> Later[None] | None:
         """Remove an attribute."""
+        _check_settable(name)
         target = self.inode(number)
         if not self.union.xattr_is_there(target, name):
             return None
@@ -425,3 +446,9 @@ class Requests:
         except OSError:
             return False
         return True
+
+
+def _check_settable(name: bytes) -> None:
+    """Raises EPERM for an attribute that says where things lie."""
+    if name in _OF_ALL:
+        raise os_error(errno.EPERM)

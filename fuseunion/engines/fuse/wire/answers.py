@@ -27,11 +27,11 @@ from fuseunion.core.ops.attributes import Change, without_privileges
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
+from fuseunion.engines.fuse.asking.watching.causes import Cause
+from fuseunion.engines.fuse.asking.watching.counts import Counts
 from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
-from fuseunion.engines.fuse.watching.causes import Cause
-from fuseunion.engines.fuse.watching.counts import Counts
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.absent_names import AbsentNames
 from fuseunion.engines.fuse.wire.entries import Entries

@@ -20,9 +20,9 @@ from typing import Any
 import pyfuse3
 import trio
 
+from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
+from fuseunion.engines.fuse.asking.watching.counts import Counts, Durations, together
 from fuseunion.engines.fuse.serving.later import Later
-from fuseunion.engines.fuse.watching.causes import CAUSE, Cause
-from fuseunion.engines.fuse.watching.counts import Counts, Durations, together
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answer, Answers
 from fuseunion.engines.fuse.wire.native.device import compares, device

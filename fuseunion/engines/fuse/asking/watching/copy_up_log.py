@@ -15,7 +15,7 @@ import trio
 
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
-from fuseunion.engines.fuse.watching.causes import CAUSE, Cause
+from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
 from fuseunion.linux.proc.programs import Program, program
 
 KEPT = 1000

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 
-from fuseunion.cli.live.words import seconds, write_line
+from fuseunion.cli.commands.live.words import seconds, write_line
 from fuseunion.cli.parser import CommandParser
 from fuseunion.engines import registry
 from fuseunion.engines.status import Latency, State, Status
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("give one mounted directory, or none for all: fuseunion status MERGED")
     found = _at(asked.operands[0]) if asked.operands else _every(None)
     if asked.metrics:
-        from fuseunion.cli.live import metrics
+        from fuseunion.cli.commands.live import metrics
 
         sys.stdout.write(metrics.text(found))
     elif asked.json:

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from fuseunion.cli.live.reaching import reach
-from fuseunion.cli.live.words import seconds, size, write_line
+from fuseunion.cli.commands.live.reaching import reach
+from fuseunion.cli.commands.live.words import seconds, size, write_line
 from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError, one_line
 from fuseunion.linux.runtime import frames
