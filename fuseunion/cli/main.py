@@ -17,6 +17,7 @@ COMMANDS = {
     "exec": "fuseunion.cli.commands.exec",
     "log": "fuseunion.cli.commands.live.log",
     "promote": "fuseunion.cli.commands.promote",
+    "refresh": "fuseunion.cli.commands.live.refresh",
     "status": "fuseunion.cli.commands.live.status",
     "sync": "fuseunion.cli.commands.sync",
     "which": "fuseunion.cli.commands.live.which",

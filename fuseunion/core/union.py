@@ -30,6 +30,7 @@ from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
 from fuseunion.core.ops.create import Owner
+from fuseunion.core.ops.live.refresh import Refresh, refresh
 from fuseunion.core.ops.live.whereabouts import Part, Whereabouts, lies_at, whereabouts
 from fuseunion.core.ops.moving import independence, redirect
 from fuseunion.core.ownership.facts import parse
@@ -272,6 +273,10 @@ class Union:
     def whereabouts(self, path: bytes) -> Steps[Whereabouts]:
         """Where a path from the root comes from (whereabouts.whereabouts)."""
         return whereabouts(self.state, path)
+
+    def refresh(self, path: bytes, is_busy: Callable[[File], bool]) -> Refresh:
+        """Forget what is remembered of the lowers at a path and beneath it (refresh.refresh)."""
+        return refresh(self.state, path, is_busy)
 
     def lies_at(self, inode: Inode) -> Part | None:
         """What of which layer shows an inode; None for one that has no name."""

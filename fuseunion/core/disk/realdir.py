@@ -231,11 +231,20 @@ class RealDir:
             self._pinned = False
 
     def renew(self) -> None:
-        """We removed the directory: what is made under its name is another."""
+        """What has its name from now on is another: we removed it, or somebody changed a lower."""
         self.close()
         self._known = None
         self._wh_files = None
         self.exchanged = False
+
+    def give_up(self) -> None:
+        """Its name leads to another object, or to nothing, or does not count any more."""
+        self.close()
+        self.exchanged = True
+
+    def forget_names(self) -> None:
+        """Names may have come and gone here."""
+        self._wh_files = None
 
     def close(self) -> None:
         """Nobody knows the directory any more: close its descriptor, if it is not a layer's root."""

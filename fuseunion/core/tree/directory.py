@@ -89,6 +89,11 @@ class Directory(Inode):
         self.lowers = ()
         self.stale()
 
+    def made_of(self, lowers: tuple[RealDir, ...]) -> None:
+        """The lowers have others in its place now."""
+        self.lowers = lowers
+        self.stale()
+
     def mark_removed(self) -> None:
         """The directory was deleted; it stays usable for those who have it open."""
         self._removed = True

@@ -308,10 +308,11 @@ class File(Inode):
         if isinstance(place, InLower) and self._is_as_shown(place, st):
             self._place = InLower(place.real, place.name, *id_of(st))
             return
-        self._lose_names()
+        self.lose_names()
         raise os_error(errno.ESTALE, None if isinstance(place, Held) else place.name)
 
-    def _lose_names(self) -> None:
+    def lose_names(self) -> None:
+        """No name of the file is known any more: the next lookup finds what is there."""
         for directory, name in self.names():
             if directory.children.get(name) is self:
                 del directory.children[name]
@@ -386,7 +387,7 @@ class File(Inode):
     def _recognise_data(self, data: InLower, st: os.stat_result | None) -> None:
         """As `recognise`, of the data."""
         if st is None or id_of(st) != data.disk_id:
-            self._lose_names()
+            self.lose_names()
             raise os_error(errno.ESTALE, data.name)
 
     def _real_stat(self) -> os.stat_result:

@@ -59,6 +59,10 @@ class Inode:
         self.st = None
         self.reply = None
 
+    def forget_answers(self) -> None:
+        """Somebody else may have changed its attributes."""
+        self.absent_xattrs = NONE_ABSENT
+
     @property
     def removed(self) -> bool:
         """True when no name leads to the inode."""

@@ -113,9 +113,7 @@ def walk(state: State, path: bytes, held: ExitStack) -> Steps[tuple[Directory, b
     Raises:
         OSError: as `whereabouts`.
     """
-    names = [name for name in path.split(b"/") if name not in (b"", b".")]
-    if b".." in names:
-        raise os_error(errno.EINVAL)
+    names = names_of(path)
     directory = state.root
     for name in names[:-1]:
         inode = lookup(state, directory, name)
@@ -127,6 +125,14 @@ def walk(state: State, path: bytes, held: ExitStack) -> Steps[tuple[Directory, b
         directory = inode
         yield
     return directory, names[-1] if names else b""
+
+
+def names_of(path: bytes) -> list[bytes]:
+    """The names in a path from the root. Raises OSError: EINVAL for `..`."""
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    if b".." in names:
+        raise os_error(errno.EINVAL)
+    return names
 
 
 def lies_at(state: State, inode: Inode) -> Part | None:

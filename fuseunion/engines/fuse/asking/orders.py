@@ -2,7 +2,11 @@
 
     log     since=NUMBER [follow=1]   the copy-ups after that one; with `follow` also those that come
 
+    refresh path=PATH ...             forget what is remembered of the lowers there and beneath
     which   path=PATH ...             where each path from the root of the mount comes from
+
+`refresh` says of directories (`directory`, its path) what the kernel may remember of them and cannot be told from here:
+the names (`name`) that it has to look up again, and the files (`file`) whose pages it has to drop. It ends with `done`.
 
 A number of a copy-up counts from the first of the mount. An answer to `log` begins with a record of how many are
 `missed`, because they are kept no more.
@@ -13,16 +17,24 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import closing, suppress
 
+import pyfuse3
+import trio
+
+from fuseunion.core.ops.live.refresh import Forgotten
 from fuseunion.core.ops.live.whereabouts import Part
 from fuseunion.engines.fuse.asking.control_socket import Order, Said
-from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp
-from fuseunion.engines.fuse.serving.pace import in_steps
+from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp, path_of
+from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.linux.runtime import frames
 from fuseunion.linux.runtime.frames import Record
 
 _LARGEST_NUMBER = 1 << 62
+
+_BUSY = 0.01
+"""Seconds between two looks whether a long operation has ended."""
 
 
 class Orders:
@@ -38,7 +50,33 @@ class Orders:
 
     def by_name(self) -> Mapping[str, Order]:
         """What does each."""
-        return {"log": self._tell_log, "which": self._tell_where}
+        return {"log": self._tell_log, "refresh": self._refresh, "which": self._tell_where}
+
+    async def _refresh(self, order: Record) -> AsyncGenerator[Said, None]:
+        requests, directories = self._requests, 0
+        pace = Pace()
+        for path in order.get("path", ()):
+            with closing(requests.union.refresh(os.fsencode(path), requests.copy_ups.is_under_way)) as steps:
+                for forgotten in steps:
+                    if forgotten is not None:
+                        directories += forgotten.directory.ino in forgotten.inodes
+                        self._tell_kernel(forgotten)
+                        if forgotten.names or forgotten.files:
+                            yield [_forgotten_fields(forgotten)]
+                    await pace.pause()
+                    while requests.workers.in_long_operation:
+                        await trio.sleep(_BUSY)
+        yield [[("done", directories)]]
+
+    def _tell_kernel(self, forgotten: Forgotten) -> None:
+        """Neither of these waits for a request that waits for us: of files no page is touched, and no page of a
+        directory is locked for longer than it takes to copy names into it (fs/fuse/inode.c fuse_reverse_inval_inode,
+        fs/fuse/readdir.c)."""
+        self._requests.forget_layers()
+        directory = forgotten.directory.ino
+        for number in forgotten.inodes:
+            with suppress(OSError):  # it does not know it
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=number != directory)
 
     async def _tell_where(self, order: Record) -> AsyncGenerator[Said, None]:
         for path in order.get("path", ()):
@@ -65,6 +103,14 @@ class Orders:
                 return
             number = entries[-1].number if entries else number
             await self._log.more(number)
+
+
+def _forgotten_fields(forgotten: Forgotten) -> list[tuple[str, str | bytes | float]]:
+    return [
+        ("directory", path_of(forgotten.directory)),
+        *(("name", name) for name in forgotten.names),
+        *(("file", name) for name in forgotten.files),
+    ]
 
 
 def _part_fields(part: Part) -> list[tuple[str, str | bytes | float]]:

@@ -86,6 +86,7 @@ class Requests:
 
     Attributes:
         device: the /dev/fuse descriptor that the requests come from, once there are any.
+        forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
         count_open: how many files and directories are open; set by the adapter.
         counts: how many requests there were, and how they were answered; set by the adapter.
     """
@@ -101,6 +102,7 @@ class Requests:
         # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
         self._retyped: dict[int, Inode] = {}
         self.device = -1
+        self.forget_layers: Callable[[], None] = lambda: None
         self.count_open: Callable[[], int] = lambda: 0
         self.counts: Callable[[], Counts] = lambda: NONE
         # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.

@@ -46,6 +46,11 @@ class Workers:
         limiters = (self._copies, self._reads, self._syncs)
         return not self._long_operations and not any(limiter.borrowed_tokens for limiter in limiters)
 
+    @property
+    def in_long_operation(self) -> bool:
+        """True while an operation is in the middle of several steps."""
+        return bool(self._long_operations)
+
     @contextmanager
     def long_operation(self) -> Iterator[None]:
         """The block lets other requests go on in between, and is not over before it ends."""

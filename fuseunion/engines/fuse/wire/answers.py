@@ -103,6 +103,7 @@ class Answers:
         self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS, shows_all=not requests.own_root)
         self._absent_names = AbsentNames(self._union)
         self._listings = Listings(self._union)
+        requests.forget_layers = self._forget_layers
         self._lost_capability = -1  # the inode of which the kernel took one away last
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
@@ -166,6 +167,10 @@ class Answers:
         """Nobody has asked for anything for a while: keep nothing open."""
         self._open_files.close_all()
         self._absent_names.close()
+
+    def _forget_layers(self) -> None:
+        self._absent_names.close()
+        self._listings.forget_all()
 
     @property
     def valid(self) -> tuple[int, int]:

@@ -87,6 +87,10 @@ class Listings:
                 self._kept.popitem(last=False)
         return listing
 
+    def forget_all(self) -> None:
+        """Directories were changed behind our back."""
+        self._kept.clear()
+
     def forgotten(self, number: int) -> None:
         """A listing of a directory came to its end."""
         self._kept.pop(number, None)
