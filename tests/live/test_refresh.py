@@ -78,6 +78,7 @@ def test_each_change(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPatch) -
         (mount / "kept").write_bytes(b"changed here")
         before = look(mount.merged)
         numbers = {name: (mount / name).stat().st_ino for name in ("same", "inside", "d", "u", "u/f", "one")}
+        kept = [os.open(mount / name, os.O_PATH) for name in numbers]  # so that the kernel forgets none
         with (lower / "inside").open("r+b") as file:
             file.write(b"INSIDE and longer")
         replace(lower / "replaced", b"another")
@@ -123,6 +124,8 @@ def test_each_change(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPatch) -
         assert "d/gone" not in now and now["u/mine"] == b"mine" and "u/g" not in now and now["kept"] == b"changed here"
         assert {name: (mount / name).stat().st_ino for name in numbers} == numbers
         assert snapshot(arena.upper) == upper, "nothing is written"
+        for fd in kept:
+            os.close(fd)
     with arena.mount(lower, below, arguments=["--volatile"]) as mount:
         assert look(mount.merged) == expected, "as a new mount shows it"
 
