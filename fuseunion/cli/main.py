@@ -20,6 +20,7 @@ COMMANDS = {
     "refresh": "fuseunion.cli.commands.live.refresh",
     "status": "fuseunion.cli.commands.live.status",
     "sync": "fuseunion.cli.commands.sync",
+    "top": "fuseunion.cli.commands.live.top.command",
     "which": "fuseunion.cli.commands.live.which",
     "umount": "fuseunion.cli.commands.umount",
 }

@@ -196,7 +196,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             on_ready=live,
             beside=(
                 partial(status_socket.serve, sockets[0], facts),
-                ControlSocket(sockets[1], Orders(requests).by_name()).serve,
+                ControlSocket(sockets[1], Orders(requests, facts).by_name()).serve,
             )
             if sockets
             else (),

@@ -41,7 +41,13 @@ class Conversation:
     """
 
     def __init__(self, name: str) -> None:
+        self._name = name
         self._socket = _connected(name)
+
+    def again(self) -> None:
+        """Begin anew: what was being said is not listened to any more. Raises as the class."""
+        self._socket.close()
+        self._socket = _connected(self._name)
 
     def __enter__(self) -> Self:
         return self

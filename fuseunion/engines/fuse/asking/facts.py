@@ -58,6 +58,10 @@ class Facts:
 
     def __call__(self) -> bytes:
         """The whole answer."""
+        return self._lasting + _written(self.now())
+
+    def now(self) -> list[tuple[str, str]]:
+        """What changes."""
         requests = self._requests
         counts = requests.counts()
         now = {
@@ -70,7 +74,7 @@ class Facts:
             **{f"alone.{name}": count for name, count in counts.alone.items()},
             **{f"duration.{name}": _places(durations) for name, durations in counts.durations.items()},
         }
-        return self._lasting + _written((name, str(number)) for name, number in now.items())
+        return [(name, str(number)) for name, number in now.items()]
 
 
 def words(options: Options) -> list[str]:

@@ -3,6 +3,7 @@
     log     since=NUMBER [follow=1]   the copy-ups after that one; with `follow` also those that come
 
     refresh path=PATH ...             forget what is remembered of the lowers there and beneath
+    top     milliseconds=NUMBER       all numbers again and again, the busiest inodes and the copy-ups in between
     which   path=PATH ...             where each path from the root of the mount comes from
 
 `refresh` says of directories (`directory`, its path) what the kernel may remember of them and cannot be told from here:
@@ -25,6 +26,7 @@ import trio
 from fuseunion.core.ops.live.refresh import Forgotten
 from fuseunion.core.ops.live.whereabouts import Part
 from fuseunion.engines.fuse.asking.control_socket import Order, Said
+from fuseunion.engines.fuse.asking.facts import Facts
 from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp, path_of
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
@@ -32,6 +34,12 @@ from fuseunion.linux.runtime import frames
 from fuseunion.linux.runtime.frames import Record
 
 _LARGEST_NUMBER = 1 << 62
+
+_SHORTEST, _LONGEST = 100, 60_000
+"""Milliseconds between two messages to who watches."""
+
+_SHOWN = 50
+"""How many inodes and copy-ups are in one message at most."""
 
 _BUSY = 0.01
 """Seconds between two looks whether a long operation has ended."""
@@ -42,15 +50,38 @@ class Orders:
 
     Args:
         requests: those of the mount.
+        facts: what is said of it.
     """
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, facts: Facts) -> None:
         self._requests = requests
+        self._facts = facts
         self._log = requests.copy_ups.log
 
     def by_name(self) -> Mapping[str, Order]:
         """What does each."""
-        return {"log": self._tell_log, "refresh": self._refresh, "which": self._tell_where}
+        return {"log": self._tell_log, "refresh": self._refresh, "top": self._watch, "which": self._tell_where}
+
+    async def _watch(self, order: Record) -> AsyncGenerator[Said, None]:
+        interval = min(max(_number(order, "milliseconds"), _SHORTEST), _LONGEST) / 1000
+        number = max(self._log.count - _SHOWN, 0)
+        with self._requests.busiest.watched() as most:
+            while True:
+                _, entries = self._log.since(number)
+                number = self._log.count
+                yield [
+                    self._facts.now(),
+                    *(self._busy_fields(*each) for each in most(_SHOWN)),
+                    *map(copy_up_fields, entries[-_SHOWN:]),
+                ]
+                await trio.sleep(interval)
+
+    def _busy_fields(self, number: int, count: int) -> list[tuple[str, str | bytes | float]]:
+        try:
+            path = path_of(self._requests.union.inode(number))
+        except OSError:
+            path = b""  # it has gone, or is one that nobody understands
+        return [("busy", count), ("inode", number), ("path", path)]
 
     async def _refresh(self, order: Record) -> AsyncGenerator[Said, None]:
         requests, directories = self._requests, 0

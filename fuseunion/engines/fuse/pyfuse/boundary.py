@@ -29,13 +29,18 @@ class Traced(Protocol):
         trace: whether each request is logged.
         requests: how many there were, by the names of their handlers.
         errors: how many were answered with an error, by its number, but for ENOSYS, which is asked for once.
+        busy: how often inodes were asked for, while somebody wants to know.
         histograms: how long the answers took, by the names of the handlers.
     """
 
     trace: bool
     requests: Counter[str]
     errors: Counter[int]
+    busy: Counter[int] | None
     histograms: defaultdict[str, Histogram]
+
+    def note_busy(self, name: str, number: int) -> None:
+        """Count a request that says an inode, or an open file, first."""
 
 
 _S = TypeVar("_S", bound=Traced)
@@ -50,6 +55,8 @@ def answered(handler: _Handler[_S, _P, _T]) -> _Handler[_S, _P, _T]:
 
     async def answer(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         self.requests[name] += 1
+        if self.busy is not None and args and isinstance(args[0], int):
+            self.note_busy(name, args[0])
         since = time.monotonic_ns()
         try:
             if self.trace:

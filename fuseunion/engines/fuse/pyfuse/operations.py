@@ -31,6 +31,12 @@ from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.linux.os_error import os_error
 
+_BY_HANDLE = frozenset({"read", "write", "flush", "release", "fsync", "readdir", "releasedir", "fsyncdir"})
+"""Requests that say an open file, and not an inode."""
+
+_MOST_BUSY = 1000
+"""Inodes that are counted between two looks."""
+
 
 class Sent(enum.Enum):
     """What became of one name of a listing."""
@@ -72,6 +78,28 @@ class Operations(pyfuse3.Operations):
         requests.count_open = lambda: len(self._handles)
         self.histograms: defaultdict[str, Histogram] = defaultdict(Histogram)
         requests.counts = self._counts
+        self.busy: Counter[int] | None = None
+        requests.busiest.watch = self._watch
+        requests.busiest.take = self._take_busiest
+
+    def _watch(self, on: bool) -> None:
+        self.busy = Counter() if on else None
+
+    def _take_busiest(self) -> Counter[int]:
+        taken, self.busy = self.busy, Counter()
+        return taken or Counter()
+
+    def note_busy(self, name: str, number: int) -> None:
+        """See Traced."""
+        assert self.busy is not None
+        if name in _BY_HANDLE:
+            handle = self._handles.get(number)
+            if isinstance(handle, FileHandle):
+                self.busy[handle.file.ino] += 1
+            elif isinstance(handle, DirectoryHandle):
+                self.busy[handle.directory.ino] += 1
+        elif len(self.busy) < _MOST_BUSY or number in self.busy:
+            self.busy[number] += 1
 
     def _counts(self) -> Counts:
         durations = {name: histogram.durations() for name, histogram in self.histograms.items()}

@@ -36,6 +36,7 @@ from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.asking import questions
+from fuseunion.engines.fuse.asking.watching.busiest import Busiest
 from fuseunion.engines.fuse.asking.watching.counts import NONE, Counts
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
@@ -86,6 +87,7 @@ class Requests:
 
     Attributes:
         device: the /dev/fuse descriptor that the requests come from, once there are any.
+        busiest: which inodes are asked for most.
         forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
         count_open: how many files and directories are open; set by the adapter.
         counts: how many requests there were, and how they were answered; set by the adapter.
@@ -102,6 +104,7 @@ class Requests:
         # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
         self._retyped: dict[int, Inode] = {}
         self.device = -1
+        self.busiest = Busiest()
         self.forget_layers: Callable[[], None] = lambda: None
         self.count_open: Callable[[], int] = lambda: 0
         self.counts: Callable[[], Counts] = lambda: NONE

@@ -152,6 +152,9 @@ class Answers:
         """Say who counts the requests, and who knows whose is being dealt with."""
         self._requests.counts = counts
         self._requests.copy_ups.log.cause = cause
+        assert device is not None
+        self._requests.busiest.watch = device.watch
+        self._requests.busiest.take = device.busiest
 
     def names(self) -> dict[int, str]:
         """What each kind of request is called, those included that are refused without a handler."""

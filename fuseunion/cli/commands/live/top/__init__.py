@@ -1,0 +1,1 @@
+"""`fuseunion top`: a mount at work, in a terminal."""
