@@ -513,6 +513,15 @@ class RealDir:
             return self.stat(wh_files.PREFIX + name) is not None
         return name in listed.hidden
 
+    def has_as_descriptor(self, fd: int) -> bool:
+        """Whether what `fd` answered is still good: for who needs more than three directories at once."""
+        return self._fd == fd
+
+    @property
+    def is_known_to_hide_nothing(self) -> bool:
+        """True when the directory was listed, and no `.wh.NAME` lies in it."""
+        return self._wh_files is not None and not self._wh_files.hidden
+
     def has_opaque_file(self) -> bool:
         """True when `.wh..wh..opq` lies here. In a lower that the daemon may not search it hides nothing."""
         listed = self._listed()
