@@ -189,6 +189,7 @@ def _suited(options: Options, choice: EngineChoice, root: str) -> Options:
         return options._replace(
             stranger_uid=0 if ids.strangers("uid") and os.geteuid() == 0 else None,
             stranger_gid=0 if ids.strangers("gid") and os.geteuid() == 0 else None,
+            hides_upper=True,
         )
     if options.ephemeral and root.endswith("/root"):
         # On our own tmpfs, so that nothing has to be cleaned up, whatever happens.

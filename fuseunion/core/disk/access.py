@@ -18,6 +18,8 @@ class LayerAccess:
         label: how messages name it, usually its path.
         covered: where the union itself is mounted, as names from this root, when that lies strictly inside.
         descriptors: the budget.
+        hidden: st_dev and st_ino of directories that are shown as empty ones, wherever they are met below the root: the
+            upper and the work directory, where they lie in a lower.
 
     Attributes:
         ownership: where owners and modes are stored, or None where they are what stat(2) says.
@@ -26,7 +28,14 @@ class LayerAccess:
     """
 
     def __init__(
-        self, root_fd: int, *, writable: bool, label: str, covered: tuple[bytes, ...], descriptors: Descriptors
+        self,
+        root_fd: int,
+        *,
+        writable: bool,
+        label: str,
+        covered: tuple[bytes, ...],
+        descriptors: Descriptors,
+        hidden: frozenset[tuple[int, int]],
     ) -> None:
         self.root_fd = root_fd
         self.writable = writable
@@ -34,6 +43,7 @@ class LayerAccess:
         self.ownership: OwnershipStore | None = None
         self.st_dev = os.fstat(root_fd).st_dev
         self.descriptors = descriptors
+        self.hidden = hidden
         self.noatime = _may_open_noatime(root_fd)
         self.covered_stat = _stat_below(root_fd, covered)
 

@@ -12,7 +12,7 @@ class Layer(LayerAccess):
 
     Args:
         root_fd: an O_RDONLY|O_DIRECTORY descriptor of its root, which the layer owns from now on.
-        writable, label, covered: as LayerAccess.
+        writable, label, covered, hidden: as LayerAccess.
         descriptors: the budget, which all layers of a union share; None for a layer by itself.
 
     Attributes:
@@ -27,6 +27,7 @@ class Layer(LayerAccess):
         label: str,
         covered: tuple[bytes, ...] = (),
         descriptors: Descriptors | None = None,
+        hidden: frozenset[tuple[int, int]] = frozenset(),
     ) -> None:
         super().__init__(
             root_fd,
@@ -34,6 +35,7 @@ class Layer(LayerAccess):
             label=label,
             covered=covered,
             descriptors=Descriptors() if descriptors is None else descriptors,
+            hidden=hidden,
         )
         self.root = RealDir(self, None, b"", covered if self.covered_stat is not None else ())
         self.root.pin(root_fd)
