@@ -185,10 +185,13 @@ def _suited(options: Options, choice: EngineChoice, root: str) -> Options:
     """What one engine is asked for."""
     options = options._replace(engine=choice)
     if choice is EngineChoice.FUSE:
-        # Else root of this namespace might not touch what is not its own, such as all of a tree of the machine's root.
+        # Else root of this namespace might not touch what is not its own, such as all of a tree of the machine's root;
+        # and could neither use nor remove a directory there that is closed to the user on the machine.
+        is_root = os.geteuid() == 0
         return options._replace(
-            stranger_uid=0 if ids.strangers("uid") and os.geteuid() == 0 else None,
-            stranger_gid=0 if ids.strangers("gid") and os.geteuid() == 0 else None,
+            stranger_uid=0 if ids.strangers("uid") and is_root else None,
+            stranger_gid=0 if ids.strangers("gid") and is_root else None,
+            closed_is_empty=ids.strangers("uid") and is_root,
             hides_upper=True,
         )
     if options.ephemeral and root.endswith("/root"):

@@ -75,6 +75,7 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
             covered=opened.covered,
             descriptors=descriptors,
             hidden=frozenset(prepared.hidden),
+            closed_is_empty=options.closed_is_empty,
         )
         for opened in prepared.lowers
     ]

@@ -12,7 +12,7 @@ class Layer(LayerAccess):
 
     Args:
         root_fd: an O_RDONLY|O_DIRECTORY descriptor of its root, which the layer owns from now on.
-        writable, label, covered, hidden: as LayerAccess.
+        writable, label, covered, hidden, closed_is_empty: as LayerAccess.
         descriptors: the budget, which all layers of a union share; None for a layer by itself.
 
     Attributes:
@@ -28,6 +28,7 @@ class Layer(LayerAccess):
         covered: tuple[bytes, ...] = (),
         descriptors: Descriptors | None = None,
         hidden: frozenset[tuple[int, int]] = frozenset(),
+        closed_is_empty: bool = False,
     ) -> None:
         super().__init__(
             root_fd,
@@ -36,6 +37,7 @@ class Layer(LayerAccess):
             covered=covered,
             descriptors=Descriptors() if descriptors is None else descriptors,
             hidden=hidden,
+            closed_is_empty=closed_is_empty,
         )
         self.root = RealDir(self, None, b"", covered if self.covered_stat is not None else ())
         self.root.pin(root_fd)
