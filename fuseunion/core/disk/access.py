@@ -8,7 +8,6 @@ from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership.store import OwnershipStore
 
-
 _OPEN_TO_ALL = 0o555
 
 

@@ -179,7 +179,7 @@ def check(
     """Refuse arrangements in which the tree would contain itself.
 
     Args:
-        hides_upper: the lowers do not show what lies in the upper and in the work directory, so these may lie in a lower.
+        hides_upper: the lowers do not show what is in the upper and in the work directory: these may lie in a lower.
 
     Raises:
         UserError: LAYERS, with both directories.

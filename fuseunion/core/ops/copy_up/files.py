@@ -89,7 +89,7 @@ class CopyJob:
             raise
 
     def _open_source(self, file: File) -> os.stat_result:
-        """Open the lower file, or hold it where none of its data is needed and it may not be read; returns its fstat."""
+        """Open the lower file, or hold it where it may not be read and need not be; returns its fstat."""
         try:
             self.source = file.open(os.O_RDONLY)
             return os.fstat(self.source)
