@@ -148,16 +148,19 @@ def test_what_the_machine_keeps_to_itself_can_be_replaced(arena: Arena, single: 
             **tree(),
             "data/closed/file": File(b"secret\n"),
             "data/closed": Dir(mode=0o700),
+            "data/passage/file": File(b"known\n"),
+            "data/passage": Dir(mode=0o711),
             "data/lock": File(mode=0o640),
             "data/log": File(b"secret\n", mode=0o640),
         }
     )
     script = """
-        cd /data; ls closed; test ! -e closed/file; echo new >closed/new; cat closed/new; stat -c %a closed lock
+        cd /data; cat passage/file; ! ls passage 2>/dev/null
+        ls closed; test ! -e closed/file; echo new >closed/new; cat closed/new; stat -c %a closed lock
         echo locked >>lock; cat lock
         ! cat log 2>/dev/null; ! sh -c 'echo more >>log' 2>/dev/null; echo other >log; cat log
     """
-    assert single.shell([lower, arena.upper], script) == ["new", "700", "640", "locked", "other"]
+    assert single.shell([lower, arena.upper], script) == ["known", "new", "700", "640", "locked", "other"]
     assert single.shell([lower, arena.upper], "cd /data; cat closed/new lock log; rm -r closed; ls") == [
         "new",
         "locked",
@@ -165,5 +168,6 @@ def test_what_the_machine_keeps_to_itself_can_be_replaced(arena: Arena, single: 
         "file",
         "lock",
         "log",
+        "passage",
     ]
     assert (arena.upper / "data/lock").stat().st_uid == SINGLE

@@ -8,7 +8,7 @@ from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership.store import OwnershipStore
 
-_OPEN_TO_ALL = 0o555
+_SEARCHED_BY_ALL = 0o111
 
 
 class LayerAccess:
@@ -22,7 +22,7 @@ class LayerAccess:
         descriptors: the budget.
         hidden: st_dev and st_ino of directories that are shown as empty ones, wherever they are met below the root: the
             upper and the work directory, where they lie in a lower.
-        closed_is_empty: so are directories that the daemon may not list or search.
+        closed_is_empty: so are directories that the daemon may not search: nothing in them can be used.
 
     Attributes:
         ownership: where owners and modes are stored, or None where they are what stat(2) says.
@@ -61,9 +61,9 @@ class LayerAccess:
         """
         if (st.st_dev, st.st_ino) in self.hidden:
             return True
-        if not self.closed_is_empty or st.st_mode & _OPEN_TO_ALL == _OPEN_TO_ALL:
+        if not self.closed_is_empty or st.st_mode & _SEARCHED_BY_ALL == _SEARCHED_BY_ALL:
             return False
-        return not os.access(f"/proc/self/fd/{fd}", os.R_OK | os.X_OK)
+        return not os.access(f"/proc/self/fd/{fd}", os.X_OK)
 
     def xattr_to_disk(self, name: bytes) -> bytes:
         """The name under which a user's attribute is kept in this layer.

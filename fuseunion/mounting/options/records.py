@@ -125,7 +125,7 @@ class Options(NamedTuple):
     hides_upper: bool = False
     """The upper and the work directory may lie in a lower, which then shows them as empty directories."""
     closed_is_empty: bool = False
-    """Directories of the lowers that the one who mounts may not list or search are empty ones, not EACCES."""
+    """Directories of the lowers that the one who mounts may not search are empty ones, not EACCES."""
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
     redirect_dir: bool = False
     metacopy: bool = False
