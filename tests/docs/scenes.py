@@ -51,6 +51,10 @@ SCENES = {
     ),
     "live": Scene("mkdir -p base/lib merged; echo grey >base/settings; touch base/lib/tool"),
     "readme-exec": Scene(f"{TREE}\ntree LOWER", "test -f UPPER/etc/new; test ! -e new; test ! -e LOWER/etc/new"),
+    "readme-exec": Scene(
+        f"{TREE}\ntree LOWER",
+        "test -f UPPER/etc/new; test -f CHANGES/etc/new; test ! -e new; test ! -e LOWER/etc/new; test ! -e /etc/new",
+    ),
     "apptainer-exec": Scene(f"{TREE}\ntree image", "test -f changes/etc/new; test ! -e image/etc/new"),
     "ranch-in-place": Scene("mkdir project; touch project/readme project/settings", owned=False),
     "ranch-copy": Scene(
