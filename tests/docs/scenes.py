@@ -50,7 +50,6 @@ SCENES = {
         between="cat MERGED/file; fuseunion umount MERGED",
     ),
     "live": Scene("mkdir -p base/lib merged; echo grey >base/settings; touch base/lib/tool"),
-    "readme-exec": Scene(f"{TREE}\ntree LOWER", "test -f UPPER/etc/new; test ! -e new; test ! -e LOWER/etc/new"),
     "readme-exec": Scene(
         f"{TREE}\ntree LOWER",
         "test -f UPPER/etc/new; test -f CHANGES/etc/new; test ! -e new; test ! -e LOWER/etc/new; test ! -e /etc/new",

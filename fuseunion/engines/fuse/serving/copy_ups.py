@@ -56,12 +56,13 @@ class CopyUps:
             return False
         if file.ino in self._under_way:
             return None
+        begun = self.log.begin()
+        size = 0 if file.st is None else file.st.st_size
         if self._copied_plainly(file, change):
-            self.count += 1
+            self.log.add(file, size, begun)
             return True
         if not self._union.is_copied_quickly(file):
             return None
-        begun = self.log.begin()
         try:
             job = self._union.copy_job(file, change)
         except BlockingIOError:

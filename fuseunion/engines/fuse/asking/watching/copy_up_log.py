@@ -20,6 +20,9 @@ from fuseunion.linux.proc.programs import Program, program
 
 KEPT = 1000
 
+_SAME = 1_000_000
+"""Nanoseconds in which no thread starts another program that changes a file: execve(2) takes longer."""
+
 
 class Begun(NamedTuple):
     """A copy-up that has begun.
@@ -67,6 +70,7 @@ class CopyUpLog:
         self._kept: deque[CopyUp] = deque(maxlen=KEPT)
         self._more = trio.Event()
         self.count = 0
+        self._asking = (0, 0, Program("", ""))  # a thread, when it was looked at, what it ran
         self.cause: Callable[[], Cause] = CAUSE.get
 
     def begin(self) -> Begun:
@@ -74,7 +78,12 @@ class CopyUpLog:
         cause = CAUSE.get()
         if not cause.request:
             cause = self.cause()
-        return Begun(time.monotonic_ns(), cause, program(cause.pid))
+        clock = time.monotonic_ns()
+        known, since, asking = self._asking
+        if known != cause.pid or clock - since > _SAME:
+            asking = program(cause.pid)
+            self._asking = (cause.pid, clock, asking)
+        return Begun(clock, cause, asking)
 
     def add(self, file: File, size: int, begun: Begun) -> None:
         """It was made."""
