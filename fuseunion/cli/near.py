@@ -13,6 +13,8 @@ _OTHER_NAMES = {
     "check": "doctor", "info": "doctor", "fix": "doctor", "repair": "doctor",
     "flush": "sync", "fsync": "sync",
     "copy-up": "promote", "copyup": "promote",
+    "logs": "log", "history": "log", "where": "which", "whence": "which", "watch": "top", "monitor": "top",
+    "reload": "refresh", "invalidate": "refresh",
     "list": "status", "ls": "status", "ps": "status",
     "run": "exec", "shell": "exec", "enter": "exec",
 }  # fmt: skip

@@ -49,7 +49,7 @@ SCENES = {
         "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
         between="cat MERGED/file; fuseunion umount MERGED",
     ),
-    "live": Scene("mkdir -p base/lib merged; echo grey >base/settings; touch base/lib/tool"),
+    "live": Scene("mkdir -p base/lib merged; echo grey >base/settings; touch base/lib/tool", FINISH),
     "readme-exec": Scene(
         f"{TREE}\ntree LOWER",
         "test -f UPPER/etc/new; test -f CHANGES/etc/new; test ! -e new; test ! -e LOWER/etc/new; test ! -e /etc/new",

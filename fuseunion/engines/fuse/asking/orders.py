@@ -78,7 +78,7 @@ class Orders:
 
     def _busy_fields(self, number: int, count: int) -> list[tuple[str, str | bytes | float]]:
         try:
-            path = path_of(self._requests.union.inode(number))
+            path = path_of(self._requests.union.inode(number)) if number != pyfuse3.ROOT_INODE else b"."
         except OSError:
             path = b""  # it has gone, or is one that nobody understands
         return [("busy", count), ("inode", number), ("path", path)]

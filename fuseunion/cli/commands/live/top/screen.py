@@ -96,7 +96,7 @@ class Screen:
         yield Text()
         yield Text(f"{'REQUESTS':>9}  BUSIEST", style=_TITLE)
         for path, count in now.busy[:rows]:
-            yield Text(f"{count:>9}  {one_line(path) or '(the root, or without a name)'}")
+            yield Text(f"{count:>9}  {one_line(path) or '(removed)'}")
         yield Text()
         yield Text(f"{'TIME':<8} {'SIZE':>10} {'TOOK':>8}  COPIED UP", style=_TITLE)
         for record in list(self._copy_ups)[: -height - 1 : -1]:
