@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.linux.runtime import answers, directory, notes
+from fuseunion.linux.runtime import answers, directory, frames, notes
 from tests.support.arena import Arena
 from tests.support.identity import acting_as
 from tests.support.layers import File
@@ -130,23 +131,33 @@ def test_a_note(place: Path, tmp_path: Path) -> None:
     assert os.listdir(place) == ["file.ranch"]
 
 
-def _said(path: Path) -> bytes:
-    """What a daemon says to who connects now."""
+LOG = frames.packed([[("order", "log")]])
+
+
+def _said(path: Path, order: bytes = b"") -> bytes:
+    """What a daemon says to who connects now, and gives an order."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)
         connection.connect(str(path))
         data = b""
-        while piece := connection.recv(65536):
-            data += piece
+        if order:
+            with contextlib.suppress(BrokenPipeError):  # let go of already
+                connection.sendall(order)
+                connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := connection.recv(65536):
+                data += piece
         return data
 
 
+@pytest.mark.parametrize("suffix", [".socket", ".control"])
 @pytest.mark.actors("root")
-def test_another_user_is_told_nothing(arena: Arena) -> None:
+def test_another_user_is_told_nothing(arena: Arena, suffix: str) -> None:
     """Neither by the path, nor with the directory open, nor even where both modes were opened."""
     with arena.mount(arena.lower({"f": File(b"x")})) as mount:
         place = Path("/run/fuseunion")
-        (path,) = place.glob(f"{mount.daemon}-*.socket")
+        (status,) = place.glob(f"{mount.daemon}-*.socket")
+        path = status.with_suffix(suffix)
         assert path.stat().st_mode & 0o777 == 0o600 and place.stat().st_mode & 0o777 == 0o700
         fd = os.open(place, os.O_RDONLY)
         inside = Path(f"/proc/self/fd/{fd}/{path.name}")
@@ -158,12 +169,13 @@ def test_another_user_is_told_nothing(arena: Arena) -> None:
         place.chmod(0o711)
         try:
             with acting_as(OTHER):
-                assert _said(path) == b""
+                assert _said(path, LOG) == b""
         finally:
             place.chmod(0o700)
             path.chmod(0o600)
             os.close(fd)
-        assert b"merged=" + os.fsencode(mount.merged) + b"\0" in _said(path)
+        said = {".socket": b"merged=" + os.fsencode(mount.merged) + b"\0", ".control": b"missed=0\0"}
+        assert said[suffix] in _said(path, LOG if suffix == ".control" else b"")
 
 
 @pytest.mark.actors("root", "user")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,11 @@ class FakeFile:
     def __init__(self, ino: int) -> None:
         self.ino = ino
         self.in_upper = False
+        self.st = None
         self.changes: list[Change | None] = []
+
+    def names(self) -> Iterator[tuple[object, bytes]]:
+        return iter(())
 
 
 class Job:

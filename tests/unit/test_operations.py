@@ -86,6 +86,8 @@ def _call(name: str, error: Exception, kind: type[BrokenFile | BrokenDirectory] 
         arguments = [1, b"a", 1, b"b", 0, Anything()]
     elif name == "setattr":
         arguments = [1, Anything(), Anything(), None, Anything()]
+    elif name == "removexattr":
+        arguments = [1, b"name", Anything()]
     elif name == "listxattr":
         arguments = [1, Anything()]
     elif name == "forget":

@@ -21,6 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fuseunion.core.tree.state import Settings
 from fuseunion.engines.fuse import session
+from fuseunion.engines.fuse.asking.watching.busiest import Busiest
 from fuseunion.engines.fuse.mount_point import MountPoint
 from fuseunion.engines.fuse.pyfuse.negotiation import Negotiation
 from fuseunion.engines.fuse.pyfuse.operations import Operations
@@ -467,6 +468,7 @@ class FakeRequests:
     union = SimpleNamespace(settings=Settings())
     own_root = False
     callers = None
+    busiest = Busiest()
 
 
 @pytest.mark.parametrize("allow_root", [False, True])
