@@ -18,6 +18,7 @@ FLOORS = [
     "errors",
     "steps",
     "linux",
+    "images",
     "core.ids",
     "core.format",
     "core.ownership",
