@@ -20,6 +20,7 @@ import time
 
 from fuseunion.errors import ExitCode, UserError, one_line
 from fuseunion.images import ext
+from fuseunion.images.layers import started
 from fuseunion.images.layers.programs import IMAGE_FD, Wanted, command
 from fuseunion.images.recognise import Kind
 from fuseunion.linux import syscalls
@@ -38,9 +39,6 @@ _AT_MOST = 120.0
 
 _MOST_SAID = 4096
 _CLOSED = (0, 1, 2)
-
-started: set[int] = set()
-"""The programs that this process has started, for who waits for its children."""
 
 
 class Mounted:
