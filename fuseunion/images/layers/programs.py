@@ -1,0 +1,86 @@
+"""Which program shows which kind of image, with which arguments, and which package it comes in.
+
+Each is told where in the file the filesystem begins by its own option, so that one partition of a SIF is used as it
+lies there. It gets the file as a descriptor that we have opened and recognised, and opens that anew through /proc
+(proc(5), /proc/PID/fd): nobody can give the name to another file meanwhile.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.images.recognise import Kind
+
+IMAGE_FD = 3
+"""What the descriptor of the image is in the program."""
+
+SOURCE = f"/proc/self/fd/{IMAGE_FD}"
+
+
+class Wanted(NamedTuple):
+    """How an image is to be shown.
+
+    Attributes:
+        kind: what it is.
+        offset: where in the file it begins, in bytes.
+        writable: it may be changed.
+        as_root: the program does not check whose a file is: who may read the image file may read all that is in it,
+            and who may write it could change all of it anyhow.
+    """
+
+    kind: Kind
+    offset: int = 0
+    writable: bool = False
+    as_root: bool = True
+
+
+class _Program(NamedTuple):
+    names: Sequence[str]
+    remedy: str
+    arguments: Callable[[Wanted, str], list[str]]
+
+
+def command(wanted: Wanted, path: str, place: str) -> list[str]:
+    """The command line of the program that shows an image, staying in the foreground.
+
+    Args:
+        wanted: the image.
+        path: of the file, for the message.
+        place: the directory where it is mounted.
+
+    Raises:
+        UserError: UNAVAILABLE, with the package to install.
+    """
+    program = _PROGRAMS[wanted.kind]
+    found = next(filter(None, map(shutil.which, program.names)), None)
+    if found is None:
+        raise UserError(
+            f"{wanted.kind.value} '{path}' needs {' or '.join(program.names)}, which is not installed; "
+            f"{program.remedy}",
+            ExitCode.UNAVAILABLE,
+        )
+    return [found, *program.arguments(wanted, place)]
+
+
+def _squashfs(wanted: Wanted, place: str) -> list[str]:
+    return ["-f", "-o", f"ro,offset={wanted.offset}", SOURCE, place]
+
+
+def _ext(wanted: Wanted, place: str) -> list[str]:
+    words = [f"offset={wanted.offset}", *(["fakeroot"] if wanted.as_root else [])]
+    # `norecovery` belongs to `ro`, where fuse2fs would else want to write what is in the journal.
+    words += [] if wanted.writable else ["ro", "norecovery"]
+    return ["-f", "-o", ",".join(words), SOURCE, place]
+
+
+def _tar(wanted: Wanted, place: str) -> list[str]:
+    # The list of what is in the archive is kept in memory, and not written beside it.
+    return ["-f", "--index-file", ":memory:", "--index-minimum-file-count", "0", SOURCE, place]
+
+
+_PROGRAMS = {
+    Kind.SQUASHFS: _Program(("squashfuse_ll", "squashfuse"), "install the package squashfuse", _squashfs),
+    Kind.EXT: _Program(("fuse2fs",), "install the package fuse2fs (in some systems part of e2fsprogs)", _ext),
+    Kind.TAR: _Program(("ratarmount",), "install it with: pip install 'fuseunion[tar]'", _tar),
+}
