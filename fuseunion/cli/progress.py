@@ -20,13 +20,13 @@ class Progress:
     Args:
         what: the word before the bar.
         total: how many there are, if that is known.
-        every: calls of which the count is no multiple of it pass unseen; 1 for percents, and for bytes.
+        every: counts that are no multiple of it pass unseen; 1 for percents and for bytes, None for objects.
     """
 
-    def __init__(self, what: str, total: int | None = None, *, every: int = _EVERY) -> None:
+    def __init__(self, what: str, total: int | None = None, *, every: int | None = None) -> None:
         self._what = what
         self._total = total
-        self._every = every
+        self._every = every or _EVERY
         self._start = time.monotonic()
         self._wanted = sys.stderr.isatty()
         self._stack = ExitStack()

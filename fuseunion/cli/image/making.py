@@ -9,8 +9,6 @@ from pathlib import Path
 from fuseunion.cli.parser import Arguments
 from fuseunion.cli.progress import Progress
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.images import locks
-from fuseunion.images.recognise import Kind
 from fuseunion.images.sif import writer
 from fuseunion.images.tools import cloning, sizes
 from fuseunion.images.tools.ext import creating
@@ -102,8 +100,6 @@ def clone(asked: Arguments) -> int:
                     cloning.copy(image.fd, new.fd, digs=asked.sparse, report=progress)
             # The copy is the caller's own; who may read the image may read the copy.
             os.fchmod(new.fd, st.st_mode & 0o777)
-            if image.kind is Kind.EXT:
-                locks.take(new.fd, to, exclusive=True)
             new.publish()
     print(f"copied '{path}' to '{to}'")
     return ExitCode.OK

@@ -92,8 +92,6 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
     if access is not Access.LOOK:
         # All of the file: a command that changes a SIF changes its header too.
         locks.take(fd, path, exclusive=access is Access.WRITE, patience=_PATIENCE)
-        if os.fstat(fd).st_nlink == 0:
-            raise UserError(f"image '{path}' was just replaced by another; try again", ExitCode.BUSY)
     sif = reader.read(fd, path) if kind is Kind.SIF else None
     partition = _meant(sif) if sif else None
     if partition is None:
