@@ -9,10 +9,12 @@ from pathlib import Path
 from fuseunion.cli.parser import Arguments
 from fuseunion.cli.progress import Progress
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.images import recognise
+from fuseunion.images.recognise import Kind
 from fuseunion.images.sif import writer
 from fuseunion.images.tools import cloning, sizes
 from fuseunion.images.tools.ext import creating
-from fuseunion.images.tools.new_file import NewFile, beside, exists
+from fuseunion.images.tools.new_file import NewFile, beside
 from fuseunion.images.tools.opened import Access, Opened, open_image
 from fuseunion.mounting.options.values import parse_choice
 
@@ -36,7 +38,7 @@ def create(asked: Arguments) -> int:
         is_sparse=asked.sparse,
     )
     wish = creating.whole_blocks(wish)
-    if os.path.lexists(path):
+    if _is_sif(path):
         return _add(path, wish)
     with beside(path) as new:
         creating.make(new.fd, path, wish)
@@ -56,15 +58,22 @@ def _inodes(text: str) -> int:
     return int(text)
 
 
+def _is_sif(path: str) -> bool:
+    try:
+        fd = recognise.open_file(path)
+    except OSError:
+        return False  # nothing is there, or something that stays as it is
+    try:
+        return recognise.kind_of(fd) is Kind.SIF
+    finally:
+        os.close(fd)
+
+
 def _add(path: str, wish: creating.Wish) -> int:
     """Add an overlay to the SIF that has the name."""
     with ExitStack() as stack:
-        try:
-            image = open_image(stack, path, Access.WRITE)
-        except UserError as error:
-            raise exists(path) if error.exit_code == ExitCode.LAYERS and "SIF" not in error.message else error from None
-        if image.sif is None:
-            raise exists(path)
+        image = open_image(stack, path, Access.WRITE)
+        assert image.sif is not None
         if wish.type is not creating.Type.EXT3:
             raise UserError("--type: the overlay of a SIF is an ext3, which is all that Apptainer takes")
         writer.refuse_overlay(image.sif, path)

@@ -115,19 +115,18 @@ def add_overlay(fd: int, path: str, size: int, fill: Callable[[int], None]) -> D
     return added
 
 
-def resize_last(fd: int, path: str, partition: Descriptor, size: int) -> None:
-    """Note that the last data in a SIF has another size, and cut the file there.
+def resize_last(fd: int, sif: Sif, partition: Descriptor, size: int) -> None:
+    """Note that the last data in a SIF has another size.
 
     Args:
-        fd: of a copy that nobody else has: between the steps it is no valid SIF.
+        fd: of a copy that nobody else has, in which the data is what it is to be: until now it is no valid SIF.
+        sif: what it was copied from.
         partition: of it; behind it there is nothing.
         size: bytes.
     """
-    sif = reader.read(fd, path)
     place = sif.table + partition.slot * DESCRIPTOR.size
     row = list(DESCRIPTOR.unpack(os.pread(fd, DESCRIPTOR.size, place)))
     row[6], row[7], row[9] = size, row[7] - partition.size + size, int(time.time())
-    os.ftruncate(fd, partition.offset + size)
     _write(fd, DESCRIPTOR.pack(*row), place)
     _write_counts(fd, sif, used=len(sif.descriptors), end=partition.offset + size)
 

@@ -30,13 +30,17 @@ def copy(
     source: int,
     target: int,
     *,
+    begin: int = 0,
+    size: int | None = None,
     at: int = 0,
     digs: bool = False,
     report: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Copy all the data of a file.
+    """Copy the data of a file, or of a part of it.
 
     Args:
+        begin: the offset in `source` at which the part begins, in bytes.
+        size: how long it is, in bytes; None for all that follows.
         target: has a hole where nothing is written; becomes as long as it has to be.
         at: the offset in `target` at which the copy begins, in bytes.
         digs: whether blocks of zeros become holes too.
@@ -45,35 +49,35 @@ def copy(
     Raises:
         OSError: ENOSPC, EDQUOT, EIO; EIO when the source became shorter.
     """
-    size = os.fstat(source).st_size
-    for start, end in data_segments(source, size):
-        offset = start
+    size = os.fstat(source).st_size - begin if size is None else size
+    move = _dig if digs else _copy
+    for start, end in data_segments(source, begin + size):
+        offset = max(start, begin)
         while offset < end:
-            length = min(_PIECE, end - offset)
-            offset += _dig(source, target, offset, length, at) if digs else _copy(source, target, offset, length, at)
-            report(offset)
+            offset += move(source, target, offset, min(_PIECE, end - offset), at - begin)
+            report(offset - begin)
     if os.fstat(target).st_size < at + size:
         os.ftruncate(target, at + size)
     report(size)
 
 
-def _copy(source: int, target: int, offset: int, length: int, at: int) -> int:
+def _copy(source: int, target: int, offset: int, length: int, shift: int) -> int:
     try:
-        if copied := os.copy_file_range(source, target, length, offset, at + offset):
+        if copied := os.copy_file_range(source, target, length, offset, offset + shift):
             return copied
     except OSError as error:
         if error.errno not in _NOT_HERE:
             raise
     data = _read(source, length, offset)
-    return os.pwrite(target, data, at + offset)
+    return os.pwrite(target, data, offset + shift)
 
 
-def _dig(source: int, target: int, offset: int, length: int, at: int) -> int:
+def _dig(source: int, target: int, offset: int, length: int, shift: int) -> int:
     data = _read(source, length, offset)
     for begin in range(0, len(data), _BLOCK):
         block = data[begin : begin + _BLOCK]
         while block.strip(b"\0"):
-            written = os.pwrite(target, block, at + offset + begin)
+            written = os.pwrite(target, block, offset + shift + begin)
             block, begin = block[written:], begin + written
     return len(data)
 

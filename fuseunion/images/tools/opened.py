@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -141,9 +141,10 @@ def inside(image: Opened, *, writable: bool = False) -> Iterator[int]:
         finally:
             os.close(mounted.root_fd)
     except BaseException:
-        with ExitStack() as late:
-            late.callback(mounted.finish)
-            raise
+        # Of two errors the first is told. An image that is in disorder now says so the next time (`refuse_damaged`).
+        with suppress(UserError):
+            mounted.finish()
+        raise
     mounted.finish()
 
 

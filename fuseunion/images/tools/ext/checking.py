@@ -97,13 +97,13 @@ def check_file(fd: int, path: str, offset: int, care: Care, report: Callable[[in
     return Report(Outcome.CORRECTED if status & 3 else Outcome.CLEAN, said)
 
 
-def require_clean(fd: int, path: str, offset: int) -> None:
-    """Put a filesystem in order before it is changed.
+def require_clean(fd: int, path: str) -> None:
+    """Put the filesystem that a file is in order before it is changed.
 
     Raises:
         UserError: LAYERS: that takes more than what loses nothing.
     """
-    if check_file(fd, path, offset, Care.SAFE).outcome is Outcome.DAMAGED:
+    if check_file(fd, path, 0, Care.SAFE).outcome is Outcome.DAMAGED:
         raise UserError(
             f"'{path}' has errors that cannot be corrected without a loss; look at them with: fuseunion image check "
             f"--dry-run {path}",

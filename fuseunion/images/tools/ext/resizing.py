@@ -60,7 +60,10 @@ def resize(image: Opened, size: int, report: Callable[[int], None] = lambda done
         with beside(path, replaces=True) as new:
             if not cloning.share(image.fd, new.fd):
                 cloning.copy(image.fd, new.fd, report=report)
-            _resize(new.fd, image, size)
+            if image.partition is None:
+                _resize(new.fd, image.path, size)
+            else:
+                _resize_partition(new.fd, image, size)
             _dress(new, image, st, dense=st.st_blocks * 512 >= st.st_size)
             new.replace()
     except OSError as error:
@@ -85,37 +88,44 @@ def _require_last(image: Opened) -> None:
         )
 
 
-def _resize(fd: int, image: Opened, size: int) -> None:
-    """Resize the filesystem in a copy."""
-    path, offset = image.path, image.offset
-    target = programs.by_descriptor(fd, offset)
-    checking.require_clean(fd, path, offset)
-    least = _least(fd, path, offset)
+def _resize_partition(fd: int, image: Opened, size: int) -> None:
+    """Resize the last filesystem in the copy of a SIF.
+
+    In a file of its own: resize2fs cuts the file at the size of the filesystem, without its offset.
+    """
+    assert image.sif is not None and image.partition is not None
+    with beside(os.path.realpath(image.path), replaces=True) as part:
+        cloning.copy(fd, part.fd, begin=image.offset, size=image.size)
+        _resize(part.fd, image.path, size)
+        os.ftruncate(fd, image.offset)
+        cloning.copy(part.fd, fd, at=image.offset)
+    writer.resize_last(fd, image.sif, image.partition, size)
+
+
+def _resize(fd: int, path: str, size: int) -> None:
+    """Resize the filesystem that a file is."""
+    checking.require_clean(fd, path)
+    least = _least(fd, path)
     if size < least:
         raise UserError(
             f"'{path}' cannot be made smaller than {-(-least // (1 << 20))}M: that is what its files and tables need;"
             " remove some of them first",
             ExitCode.LAYERS,
         )
-    if offset + size > os.fstat(fd).st_size:
-        os.ftruncate(fd, offset + size)
-    programs.run(f"resize '{path}'", ["resize2fs", "-f", target, f"{size // 1024}K"], fds=(fd,))
-    if image.partition is not None:
-        writer.resize_last(fd, path, image.partition, size)
-    else:
+    if size > os.fstat(fd).st_size:
         os.ftruncate(fd, size)
-    if checking.check_file(fd, path, offset, checking.Care.NOTHING).outcome is not checking.Outcome.CLEAN:
+    programs.run(f"resize '{path}'", ["resize2fs", "-f", programs.by_descriptor(fd), f"{size // 1024}K"], fds=(fd,))
+    os.ftruncate(fd, size)
+    if checking.check_file(fd, path, 0, checking.Care.NOTHING).outcome is not checking.Outcome.CLEAN:
         raise UserError(
             f"cannot resize '{path}': e2fsck finds errors in the result; nothing was changed", ExitCode.FAILURE
         )
 
 
-def _least(fd: int, path: str, offset: int) -> int:
+def _least(fd: int, path: str) -> int:
     """Bytes that the filesystem needs for what is in it (resize2fs(8), -P)."""
-    block = facts.read(fd, path, offset).block
-    _, printed = programs.run(
-        f"measure '{path}'", ["resize2fs", "-f", "-P", programs.by_descriptor(fd, offset)], fds=(fd,)
-    )
+    block = facts.read(fd, path).block
+    _, printed = programs.run(f"measure '{path}'", ["resize2fs", "-f", "-P", programs.by_descriptor(fd)], fds=(fd,))
     number = printed.rpartition(":")[2].strip()
     if not number.isdigit():
         raise UserError(f"cannot measure '{path}': resize2fs says: {printed.strip()}", ExitCode.FAILURE)

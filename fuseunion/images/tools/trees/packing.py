@@ -75,7 +75,7 @@ def pack(
     with beside(path) as new, ExitStack() as stack:
         creating.make(new.fd, path, wish)
         image = Opened(new.fd, path, Kind.EXT, None, None, 0, size, Kind.EXT)
-        with _one_line(upper.path, size), inside(image, writable=True) as root_fd:
+        with _one_line(upper.path, size), _written(path), inside(image, writable=True) as root_fd:
             transplant = Transplant(root_fd, report)
             transplant.add(upper.root_fd, b"upper")
             if upper.work_fd is not None and _has(upper.work_fd, _INDEX):
@@ -170,6 +170,19 @@ def _new_directory(path: str) -> Iterator[tuple[int, bytes, int]]:
         hidden_fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
         stack.callback(os.close, hidden_fd)
         yield parent_fd, name, hidden_fd
+
+
+@contextmanager
+def _written(path: str) -> Iterator[None]:
+    """An image that could not be written to its end is not there yet, so it cannot be repaired."""
+    try:
+        yield
+    except UserError as error:
+        if error.exit_code != ExitCode.FAILURE:
+            raise
+        raise UserError(
+            f"'{path}' could not be written to its end; is there space for it? Nothing was made", ExitCode.FAILURE
+        ) from None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from fuseunion.core.copying.copy_data import Unshared
 from fuseunion.core.copying.copy_data import copy as copy_data
 from fuseunion.core.format import xattr_names
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.images.tools import cloning
 from fuseunion.linux.real_object import RealObject
 from fuseunion.offline.walk import Found, walk
 
@@ -178,7 +179,11 @@ class Transplant:
         try:
             target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=here)
             try:
-                copy_data(source, target, st.st_size, st, self._unshared)
+                if st.st_blocks * 512 >= st.st_size:
+                    copy_data(source, target, st.st_size, st, self._unshared)
+                elif not cloning.share(source, target):
+                    # Where a filesystem does not tell where its holes are (fuse2fs), zeros become holes again.
+                    cloning.copy(source, target, digs=True)
             finally:
                 os.close(target)
         finally:
