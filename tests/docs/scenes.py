@@ -84,6 +84,7 @@ SCENES = {
         {FINISH}
         """,
     ),
+    "image": Scene("mkdir changes; echo x >changes/file", "test $(stat -c %s env.img) = 83886080"),
     "apptainer": Scene("mkdir session image; echo old >image/file"),
     # What systemd runs for the unit (systemd src/core/mount.c, mount_enter_mounting).
     "systemd": Scene(

@@ -15,7 +15,7 @@ from fuseunion.errors import ExitCode, UserError
 
 HELP = """\
 Usage: fuseunion image create | info | check | resize | chown | clone | ls | pack | unpack | squash
-       fuseunion image create --size SIZE [--sparse] [--create-dir DIR]... [--fakeroot] [--inodes N]
+       fuseunion image create --size SIZE [--sparse] [--create-dir DIR...] [--fakeroot] [--inodes N]
                               [--profile PROFILE] [--type TYPE] FILE
        fuseunion image info [--json] FILE
        fuseunion image check [--dry-run | --repair] [--json] FILE
