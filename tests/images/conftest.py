@@ -29,9 +29,7 @@ def ext(file: Path, *, size: str = "16M", tree: Path | None = None, kind: str = 
         (tree / "upper").mkdir(parents=True)
         (tree / "work").mkdir()
     subprocess.run(["truncate", "-s", size, str(file)], check=True)
-    subprocess.run(
-        ["mkfs." + kind, "-q", "-F", "-d", str(tree), str(file)], check=True, capture_output=True, text=True
-    )
+    subprocess.run(["mkfs." + kind, "-q", "-F", "-d", str(tree), str(file)], check=True, capture_output=True, text=True)
     return file
 
 
