@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.actors("root", "user", "lone")]
 
 def _base(stage: Stage) -> Path:
     root = stage.arena.root
-    return squashfs(build(root / "tree", tree()), root / "base.sqfs")
+    return squashfs(build(root / "tree", tree()), root / "base.sqfs", "-all-root")
 
 
 def _layer(stage: Stage, name: str, text: str) -> Path:
