@@ -37,7 +37,7 @@ sees that."""
 
 _IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
-MAP, DAEMON, COMMAND, GO = b"m", b"d", b"c", b"g"
+MAP, DAEMON, PROGRAM, COMMAND, GO = b"m", b"d", b"i", b"c", b"g"
 """What is said over the link, with a number or without, a line each."""
 
 
@@ -115,7 +115,7 @@ def run(task: Task, link: socket.socket) -> int:
     _mount(task, root)
     daemons = frozenset(families.children(os.getpid()))
     for daemon in daemons:
-        link.sendall(DAEMON + b"%d\n" % daemon)
+        link.sendall((PROGRAM if daemon in images.started else DAEMON) + b"%d\n" % daemon)
     return _Command(task, link, root, daemons, daemons - images.started).run()
 
 

@@ -20,7 +20,7 @@ from fuseunion.linux.proc import locks, processes
 
 _log = logging.getLogger("fuseunion.images")
 
-PATIENCE = 3.0
+PATIENCE = 1.5
 """Seconds that a program may take to write out what a mount that has just ended has left to it."""
 
 _PAUSE = 0.01

@@ -122,6 +122,13 @@ def lower_places(survey: Survey, options: Options) -> list[Place]:
             f"lower directory '{options.lowers[0]}' is a part of '{whole}'; write a colon in a path as '\\:'",
             ExitCode.LAYERS,
         )
+    for place in lowers[1:]:
+        if place.given in ("ro", "rw") and place.key is None:
+            raise UserError(
+                f"lower directory '{place.given}' does not exist; if ':{place.given}' belongs to the layer before it: "
+                "every LOWER is only read, so leave it out",
+                ExitCode.LAYERS,
+            )
     if options.upper and options.read_only:
         lowers.insert(0, survey.place(Part.UPPER, options.upper))
     return lowers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,10 @@ from tests.support.arena import Arena
 from tests.support.interpreter import Interpreter
 
 
-def squashfs(tree: Path, file: Path) -> Path:
+def squashfs(tree: Path, file: Path, *more: str) -> Path:
     """A squashfs image of a tree."""
-    subprocess.run(
-        ["mksquashfs", str(tree), str(file), "-quiet", "-no-progress", "-comp", "gzip"], check=True, capture_output=True
-    )
+    command = ["mksquashfs", str(tree), str(file), "-quiet", "-no-progress", *more]
+    subprocess.run(command, check=True, capture_output=True)
     return file
 
 
@@ -68,6 +66,3 @@ def stage(arena: Arena, reachable_interpreter: Interpreter) -> Stage:
     """Commands as the actor."""
     found = arena.place.interpreter if arena.actor.role is Role.ROOT else reachable_interpreter
     return Stage(arena, found)
-
-
-Arguments = Sequence[str | Path]

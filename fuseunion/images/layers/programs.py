@@ -38,16 +38,15 @@ class Wanted(NamedTuple):
 class _Program(NamedTuple):
     names: Sequence[str]
     remedy: str
-    arguments: Callable[[Wanted, str], list[str]]
+    arguments: Callable[[Wanted], list[str]]
 
 
-def command(wanted: Wanted, path: str, place: str) -> list[str]:
-    """The command line of the program that shows an image, staying in the foreground.
+def command(wanted: Wanted, path: str) -> list[str]:
+    """The command line, but for the directory at its end, of the program that shows an image in the foreground.
 
     Args:
         wanted: the image.
         path: of the file, for the message.
-        place: the directory where it is mounted.
 
     Raises:
         UserError: UNAVAILABLE, with the package to install.
@@ -60,23 +59,23 @@ def command(wanted: Wanted, path: str, place: str) -> list[str]:
             f"{program.remedy}",
             ExitCode.UNAVAILABLE,
         )
-    return [found, *program.arguments(wanted, place)]
+    return [found, *program.arguments(wanted)]
 
 
-def _squashfs(wanted: Wanted, place: str) -> list[str]:
-    return ["-f", "-o", f"ro,offset={wanted.offset}", SOURCE, place]
+def _squashfs(wanted: Wanted) -> list[str]:
+    return ["-f", "-o", f"ro,offset={wanted.offset}", SOURCE]
 
 
-def _ext(wanted: Wanted, place: str) -> list[str]:
+def _ext(wanted: Wanted) -> list[str]:
     words = [f"offset={wanted.offset}", *(["fakeroot"] if wanted.as_root else [])]
     # `norecovery` belongs to `ro`, where fuse2fs would else want to write what is in the journal.
     words += [] if wanted.writable else ["ro", "norecovery"]
-    return ["-f", "-o", ",".join(words), SOURCE, place]
+    return ["-f", "-o", ",".join(words), SOURCE]
 
 
-def _tar(wanted: Wanted, place: str) -> list[str]:
+def _tar(wanted: Wanted) -> list[str]:
     # The list of what is in the archive is kept in memory, and not written beside it.
-    return ["-f", "--index-file", ":memory:", "--index-minimum-file-count", "0", SOURCE, place]
+    return ["-f", "--index-file", ":memory:", "--index-minimum-file-count", "0", SOURCE]
 
 
 _PROGRAMS = {
