@@ -325,6 +325,17 @@ def test_what_cannot_be_read_is_not_left_out(arena: Arena) -> None:
     refuse(FAILURE, "cannot copy", "pack", upper, arena.root / "x.img")
     refuse(FAILURE, "cannot squash", "squash", upper, arena.root / "x.sqfs")
     assert left(arena) == ["logs", "up"]
+    file = arena.root / "x.img"
+    succeed("create", "--size", "16M", "--sparse", file)
+    file.chmod(0o400)
+    refuse(FAILURE, f"'{file}': Permission denied", "check", file)
+    assert "is clean" in succeed("check", "--dry-run", file)
+    file.chmod(0o600)
+    arena.root.chmod(0o500)
+    refuse(FAILURE, f"'{file}': Permission denied", "resize", file, "20M")
+    refuse(FAILURE, "new': Permission denied", "create", "--size", "16M", arena.root / "new")
+    refuse(FAILURE, "Permission denied", "unpack", file, arena.root / "new")
+    arena.root.chmod(0o755)
 
 
 # -- SIF ---------------------------------------------------------------------------------------------------------------

@@ -35,14 +35,22 @@ class NewFile:
         self._directory_fd = directory_fd
         self._hidden = b".%s.fuseunion-%s" % (self._name[:200], secrets.token_hex(4).encode())
         self._has_name = False
+        try:
+            self.fd = self._made()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None
+
+    def _made(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            self.fd = os.open(b".", flags | os.O_TMPFILE, 0o600, dir_fd=directory_fd)
+            return os.open(b".", flags | os.O_TMPFILE, 0o600, dir_fd=self._directory_fd)
         except OSError as error:
             if error.errno not in _NO_NAMELESS:
                 raise
-            self.fd = os.open(self._hidden, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=directory_fd)
-            self._has_name = True
+        flags |= os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        fd = os.open(self._hidden, flags, 0o600, dir_fd=self._directory_fd)
+        self._has_name = True
+        return fd
 
     def publish(self) -> None:
         """Put it on disk, and give it its name.

@@ -85,6 +85,8 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
         raise UserError(f"'{path}' is not a regular file; give an image", ExitCode.LAYERS) from None
     except FileNotFoundError:
         raise UserError(f"there is no image '{path}'", ExitCode.LAYERS) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     stack.callback(os.close, fd)
     kind = recognise.kind_of(fd)
     if kind is None:

@@ -8,8 +8,7 @@ else. No block is reserved for root: the one user of the image fills it.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -101,35 +100,35 @@ def make(fd: int, path: str, wish: Wish) -> None:
         if wish.inodes
         else ["-i", str(_BYTES_PER_INODE[wish.profile] if wish.profile else usual)]
     )
+    layout = ["-q", "-F", "-t", wish.type.value, "-O", features, "-b", str(BLOCK), "-I", "256", "-m", "0", *amount]
     uid, gid = wish.owner
     extended = f"nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner={uid}:{gid}"
-    with tempfile.TemporaryDirectory(prefix="fuseunion-image-") as template:
-        paths = _fill(template, wish)
-        layout = ["-q", "-F", "-t", wish.type.value, "-O", features, "-b", str(BLOCK), "-I", "256", "-m", "0", *amount]
-        programs.run(
-            f"make '{path}'",
-            ["mke2fs", *layout, "-E", extended, "-d", template, programs.by_descriptor(fd)],
-            fds=(fd,),
-        )
-    if (uid, gid) != (os.geteuid(), os.getegid()):
-        _give(fd, path, paths, uid, gid)
+    target = programs.by_descriptor(fd)
+    programs.run(f"make '{path}'", ["mke2fs", *layout, "-E", extended, target], fds=(fd,))
+    programs.run(
+        f"make the directories of '{path}'",
+        ["debugfs", "-w", "-f", "-", target],
+        fds=(fd,),
+        commands="".join(f"{line}\n" for line in _directories(wish)),
+        silent=True,
+    )
     if not wish.is_sparse:
         # After mke2fs, which makes holes of what it finds empty.
         os.posix_fallocate(fd, 0, wish.size)
 
 
-def _fill(template: str, wish: Wish) -> list[str]:
-    """Make what mke2fs copies; the paths in it, directories before what they hold."""
-    mode = 0o777 if max(wish.owner) > _TOO_LARGE_AN_ID else 0o755
-    made: list[str] = []
+def _directories(wish: Wish) -> Iterator[str]:
+    """What debugfs is told; each directory before what it holds."""
+    mode = 0o040777 if max(wish.owner) > _TOO_LARGE_AN_ID else 0o040755
+    fields = (("mode", f"{mode:#o}".replace("o", "")), ("uid", str(wish.owner[0])), ("gid", str(wish.owner[1])))
+    made: set[str] = set()
     for path in ("upper", "work", *(f"upper/{each}" for each in map(checked_directory, wish.directories))):
         parts = path.split("/")
         for each in ("/".join(parts[: count + 1]) for count in range(len(parts))):
             if each not in made:
-                os.mkdir(os.path.join(template, each))
-                os.chmod(os.path.join(template, each), mode)
-                made.append(each)
-    return made
+                made.add(each)
+                yield f'mkdir "/{each}"'
+                yield from (f'set_inode_field "/{each}" {name} {value}' for name, value in fields)
 
 
 def checked_directory(text: str) -> str:
@@ -144,16 +143,3 @@ def checked_directory(text: str) -> str:
     if not text.isprintable() or '"' in text or max(map(len, map(os.fsencode, parts))) > 255:
         raise UserError(f"--create-dir {text}: a name like this cannot be made; make it when the image is mounted")
     return "/".join(parts)
-
-
-def _give(fd: int, path: str, paths: list[str], uid: int, gid: int) -> None:
-    """mke2fs has copied the owner of the template, which only root could have given away."""
-    fields = (("uid", uid), ("gid", gid))
-    lines = [f'set_inode_field "/{each}" {name} {number}' for each in paths for name, number in fields]
-    programs.run(
-        f"give '{path}' its owner",
-        ["debugfs", "-w", "-f", "-", programs.by_descriptor(fd)],
-        fds=(fd,),
-        silent=True,
-        commands="\n".join(lines) + "\n",
-    )

@@ -107,7 +107,7 @@ def unpack(image: Opened, path: str, work: str, report: Callable[[int], None]) -
         except OSError:
             raise UserError(f"'{image.path}' has no directory upper/, so it is no upper", ExitCode.LAYERS) from None
         stack.callback(os.close, upper_fd)
-        with _new_directory(path) as (parent_fd, hidden, hidden_fd), _one_line(image.path, None):
+        with _new_directory(path) as (parent_fd, hidden_fd), _one_line(image.path, None):
             transplant = Transplant(hidden_fd, report)
             transplant.add(upper_fd, b"upper")
             index = _open_index(root_fd)
@@ -117,8 +117,8 @@ def unpack(image: Opened, path: str, work: str, report: Callable[[int], None]) -
                 transplant.add(index, b"work/" + _INDEX)
             syscalls.syncfs(hidden_fd)
             if index is not None:
-                _place(hidden + b"/work", os.fsencode(os.path.basename(work)), parent_fd, work)
-            _place(hidden + b"/upper", os.fsencode(os.path.basename(path)), parent_fd, path)
+                _place(hidden_fd, b"work", parent_fd, work)
+            _place(hidden_fd, b"upper", parent_fd, path)
             os.fsync(parent_fd)
     return transplant.lost
 
@@ -138,24 +138,26 @@ def _has(directory_fd: int, name: bytes) -> bool:
     return True
 
 
-def _place(hidden: bytes, name: bytes, parent_fd: int, path: str) -> None:
+def _place(hidden_fd: int, made: bytes, parent_fd: int, path: str) -> None:
+    """Give a finished directory its name, the last part of the path."""
+    name = os.path.basename(os.fsencode(path.rstrip("/")))
     try:
-        syscalls.renameat2(parent_fd, hidden, parent_fd, name, syscalls.RENAME_NOREPLACE)
+        syscalls.renameat2(hidden_fd, made, parent_fd, name, syscalls.RENAME_NOREPLACE)
     except FileExistsError:
         raise exists(path) from None
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         # Without the flag (NFS): onto an empty directory at most, which rename(2) itself sees to.
-        os.rename(hidden, name, src_dir_fd=parent_fd, dst_dir_fd=parent_fd)
+        os.rename(made, name, src_dir_fd=hidden_fd, dst_dir_fd=parent_fd)
 
 
 @contextmanager
-def _new_directory(path: str) -> Iterator[tuple[int, bytes, int]]:
+def _new_directory(path: str) -> Iterator[tuple[int, int]]:
     """A directory beside a path, closed to everybody else; what is left in it goes at the end.
 
     Yields:
-        A descriptor of its parent, its name, a descriptor of it.
+        A descriptor of its parent, and one of it.
     """
     parent = os.path.dirname(path.rstrip("/")) or "."
     try:
@@ -164,12 +166,13 @@ def _new_directory(path: str) -> Iterator[tuple[int, bytes, int]]:
         raise UserError(f"there is no directory '{parent}' for '{path}'", ExitCode.LAYERS) from None
     with ExitStack() as stack:
         stack.callback(os.close, parent_fd)
-        name = b".%s.fuseunion-%s" % (os.fsencode(os.path.basename(path))[:200], secrets.token_hex(4).encode())
+        base = os.path.basename(os.fsencode(path.rstrip("/")))
+        name = b".%s.fuseunion-%s" % (base[:200], secrets.token_hex(4).encode())
         os.mkdir(name, 0o700, dir_fd=parent_fd)
         stack.callback(shutil.rmtree, name, True, None, dir_fd=parent_fd)
         hidden_fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
         stack.callback(os.close, hidden_fd)
-        yield parent_fd, name, hidden_fd
+        yield parent_fd, hidden_fd
 
 
 @contextmanager
