@@ -1,8 +1,9 @@
 """A file that has its name only once it is whole.
 
 It is made without any name (O_TMPFILE, open(2)) in the directory where it will be, so that nothing is left of it
-however the command ends. To take the place of another it needs a hidden name for a moment. Where the filesystem has no such files (NFS, Lustre) it has a hidden name beside the one that
-it will get, which goes when the command ends, but not when it is killed.
+however the command ends; to take the place of another it needs a hidden name beside that for a moment. Where the
+filesystem has no such files (NFS, Lustre) it has one from the beginning, which goes when the command ends, but not when
+it is killed.
 
 It is on disk before it has its name, and it never takes the name of something that is there, unless it is made in the
 place of that.
