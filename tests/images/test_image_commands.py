@@ -306,6 +306,21 @@ def test_squashed(arena: Arena) -> None:
     refuse(LAYERS, "exists", "squash", upper, file)
 
 
+@pytest.mark.actors("root")
+def test_what_root_hid_stays_hidden_when_it_is_squashed(arena: Arena) -> None:
+    lower = arena.lower({"dir/old": File(b"o"), "gone": File(b"g")})
+    file = arena.root / "x.sqfs"
+    with arena.mount(lower) as mount:
+        shutil.rmtree(mount / "dir")
+        (mount / "dir").mkdir()
+        (mount / "dir/new").write_bytes(b"n")
+        (mount / "gone").unlink()
+    assert os.getxattr(arena.upper / "dir", "trusted.overlay.opaque") == b"y"
+    succeed("squash", arena.upper, file)
+    with arena.mount(file, lower, upper=arena.root / "second") as mount:
+        assert os.listdir(mount.merged) == ["dir"] and os.listdir(mount / "dir") == ["new"]
+
+
 def test_a_mount_is_squashed_as_it_is_shown(arena: Arena) -> None:
     lower = arena.lower({"kept": File(b"k"), "gone": File(b"g")})
     file = arena.root / "x.sqfs"
