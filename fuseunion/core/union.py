@@ -29,6 +29,7 @@ from fuseunion.core.ops.copy_up import data, link_names
 from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
+from fuseunion.core.ops.copy_up.plain import PlainCopy, plain_copy, plainly_copied
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.tree.directory import Directory
@@ -298,6 +299,14 @@ class Union:
         copy_up_special(self.state, file, change)
         return None
 
+    def plain_copy(self, file: File, change: Change | None) -> PlainCopy | None:
+        """What a copy-up is that is nothing but system calls (plain.plain_copy)."""
+        return plain_copy(self.state, file, change)
+
+    def plainly_copied(self, file: File, device: int, number: int, *, times_kept: bool) -> None:
+        """It was made (plain.plainly_copied)."""
+        plainly_copied(self.state, file, device, number, times_kept=times_kept)
+
     def is_copied_quickly(self, file: File) -> bool:
         """Whether a copy-up may take no longer than a usual request: the job then says (CopyJob.quick)."""
         return not stat.S_ISREG(file.kind) or is_quick(self.state, attributes.stat_of(self.state, file).st_size)
@@ -365,6 +374,10 @@ class Union:
     def create(self, directory: Directory, name: bytes, mode: int, owner: Owner) -> tuple[File, FileHandle]:
         """Make a regular file and open it (create.create)."""
         return create.create(self.state, directory, name, mode, owner)
+
+    def tmpfile(self, directory: Directory, mode: int, owner: Owner) -> tuple[File, FileHandle]:
+        """Make a regular file without a name and open it (create.tmpfile)."""
+        return create.tmpfile(self.state, directory, mode, owner)
 
     def mkdir(self, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
         """Make a directory (create.mkdir)."""
@@ -550,9 +563,7 @@ class Union:
 
     def fsync_directory(self, directory: Directory) -> int | None:
         """A new descriptor to fsync for a directory, or None when nothing of it is in the upper."""
-        if directory.upper is None or self.settings.volatile:
-            return None
-        return directory.upper.open_itself()
+        return None if directory.upper is None else directory.upper.open_itself()
 
     def restate(self, inode: Inode, value: bytes) -> bool:
         """Set owner, mode and type by an override_stat attribute, in shown ids; only for the owner of the mount.
@@ -566,6 +577,12 @@ class Union:
         return attributes.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
 
     @property
+    def syncs(self) -> bool:
+        """True when fsync(2) has something to wait for: the upper is on a disk, and the mount is not volatile."""
+        upper = self.state.upper
+        return upper is not None and not self.settings.volatile and not upper.work.capabilities.in_memory
+
+    @property
     def stores_ownership(self) -> bool:
         """True when owners and modes of the upper are stored beside the files."""
         return self.state.upper is not None and self.state.upper.layer.ownership is not None
@@ -573,7 +590,7 @@ class Union:
     def sync_ownership(self) -> None:
         """Put stored owners and modes on disk, as fsync(2) does with real ones; may run in any thread."""
         upper = self.state.upper
-        if upper is not None and upper.layer.ownership is not None and not self.settings.volatile:
+        if upper is not None and upper.layer.ownership is not None:
             upper.layer.ownership.sync()
 
     def sync(self) -> None:
