@@ -87,7 +87,7 @@ def test_the_daemon_is_killed(arena: Arena, through: str) -> None:
         assert (again / "file").read_bytes() == b"y" * 20_000
 
 
-@pytest.mark.parametrize("through", ["writer", "reader", "directory"])
+@pytest.mark.parametrize("through", ["writer", "reader", "directory", "sync"])
 def test_the_program_is_killed(arena: Arena, through: str) -> None:
     lower = arena.lower({"file": File(b"x" * 10_000), "other": File(b"x")})
     image = ext(arena.root / "image")
@@ -99,7 +99,9 @@ def test_the_program_is_killed(arena: Arena, through: str) -> None:
         if through == "writer":
             file.flush()
             os.fsync(file.fileno())
-    if through != "writer":
+    if through == "sync":
+        assert arena.place.fuseunion("sync", mount.merged).returncode == 0
+    elif through != "writer":
         fd = os.open(mount / "new" if through == "reader" else mount.merged, os.O_RDONLY)
         os.fsync(fd)
         os.close(fd)

@@ -52,7 +52,7 @@ def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Ope
     elif os.fstat(upper.upper.fd).st_uid == overflow_id("uid"):
         raise UserError(
             f"what is in '{place.given}' belongs to a user who has no number here; give it to root with: "
-            f"fuseunion image chown '{place.given}'",
+            f"fuseunion image chown '{place.given}' --to root",
             ExitCode.LAYERS,
         )
     if has_database(upper.work.fd):
