@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.images.tools import opened, programs
+from fuseunion.images.tools import cloning, opened, programs
+from fuseunion.images.tools.ext import checking
+from fuseunion.images.tools.trees import packing, squashing
 from tests.images.commands import (
     a_sif,
     an_upper,
@@ -400,6 +402,32 @@ def test_a_sif_that_must_not_be_changed(arena: Arena) -> None:
         refuse(LAYERS, "is damaged: the data of descriptor 1", *action, broken)
     refuse(LAYERS, "has no overlay that can be written; add one", "resize", signed, "2G")
     assert before == {file: file.read_bytes() for file in before}
+
+
+# -- how far it is -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.actors("user")
+def test_long_work_says_how_far_it_is(arena: Arena) -> None:
+    upper, file = an_upper(arena), arena.root / "x.img"
+    succeed("pack", upper, file)
+    for work, end in (("check", 100), ("squash", 100), ("copy", file.stat().st_size), ("unpack", 14)):
+        told: list[int] = []
+        with ExitStack() as stack:
+            writable = opened.Access.WRITE if work == "check" else opened.Access.READ
+            found = opened.open_image(stack, str(file), writable)
+            if work == "check":
+                checking.check(found, checking.Care.SAFE, told.append)
+            elif work == "squash":
+                fd = os.open(upper, os.O_RDONLY)
+                stack.callback(os.close, fd)
+                squashing.squash(fd, "up", str(arena.root / "x.sqfs"), told.append)
+            elif work == "copy":
+                with (arena.root / "copy").open("wb") as copy:
+                    cloning.copy(found.fd, copy.fileno(), report=told.append)
+            else:
+                packing.unpack(found, str(arena.root / "again"), str(arena.root / "work"), told.append)
+        assert told == sorted(told) and told[-1] == end, work
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
