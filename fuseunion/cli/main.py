@@ -15,6 +15,7 @@ COMMANDS = {
     "completion": "fuseunion.cli.commands.completion",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
+    "image": "fuseunion.cli.image",
     "promote": "fuseunion.cli.commands.promote",
     "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",

@@ -44,7 +44,7 @@ def take(fd: int, path: str, offset: int = 0, size: int = 0, *, exclusive: bool,
         patience: how many seconds a lock of somebody else may last yet.
 
     Raises:
-        UserError: BUSY, with who has it.
+        UserError: BUSY, with who has it; or because the file has no name any more.
         OSError: of fcntl(2).
     """
     wanted = _FLOCK.pack(fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK, os.SEEK_SET, offset, size, 0)
@@ -52,16 +52,19 @@ def take(fd: int, path: str, offset: int = 0, size: int = 0, *, exclusive: bool,
     while True:
         try:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
-            return
+            break
         except OSError as error:
             if error.errno in _NO_LOCKS_HERE:
                 _log.warning("%s cannot be locked here (%s): nothing else may use it", path, error.strerror)
-                return
+                break
             if error.errno not in _TAKEN:
                 raise
         if time.monotonic() >= deadline:
             raise _in_use(fd, path, exclusive=exclusive)
         time.sleep(_PAUSE)
+    if not os.fstat(fd).st_nlink:
+        # Who had the lock has put another file in its place, as a resize does: what is written here would be lost.
+        raise UserError(f"image '{path}' was just replaced or removed; try again", ExitCode.BUSY)
 
 
 def _in_use(fd: int, path: str, *, exclusive: bool) -> UserError:

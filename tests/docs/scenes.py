@@ -94,6 +94,7 @@ truncate -s 64M changes.img; mkfs.ext4 -q -d empty changes.img""",
         {FINISH}
         """,
     ),
+    "image": Scene("mkdir changes; echo x >changes/file", "test $(stat -c %s env.img) = 83886080"),
     "apptainer": Scene("mkdir session image; echo old >image/file"),
     # What systemd runs for the unit (systemd src/core/mount.c, mount_enter_mounting).
     "systemd": Scene(

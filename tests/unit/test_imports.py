@@ -41,6 +41,7 @@ FLOORS = [
     "contained",
     "doctor",
     "offline",
+    "images.tools",
     "cli",
     "api",
     "testing",

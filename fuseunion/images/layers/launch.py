@@ -4,8 +4,12 @@ It is mounted on a new private directory, opened, and unmounted lazily (umount2(
 removed. The program has a session of its own, so that nothing that a terminal sends reaches it, and holds nothing of
 ours but the image.
 
+A child does all this, and hands over the root. Whoever wanted it may be killed meanwhile: the child goes on, finds
+nobody to hand it to, and with its end the mount ends too. Else it would stay in the tree, with a program that keeps the
+image locked.
+
 Where the mount namespace may end before the machine does, as that of `fuseunion exec`, the program must not keep it
-alive: a union that is mounted there ends with the last process of the namespace. So it is started by a child in a
+alive: a union that is mounted there ends with the last process of the namespace. So there the child is in a
 namespace of its own. That is a copy of what is mounted now, and the union is not yet: the program ends after the union
 has. Nothing is taken out of the copy as for our own daemon (linux/namespaces/apart.py): fuse2fs still loads a library
 when it ends (libgcc, for pthread_cancel(3)), and without it leaves the image as after a crash.
@@ -60,22 +64,56 @@ def launch(arguments: list[str], image_fd: int, said_fd: int) -> Launched:
         OSError: ECHILD, it ended without mounting; ETIMEDOUT; whatever opening the root answers.
         UserError: UNAVAILABLE, FAILURE: it has mounted, and the mount cannot be taken out of the tree.
     """
-    place = tempfile.mkdtemp(prefix="fuseunion-image-")
-    try:
-        if apart.is_private():
-            with contextlib.suppress(_StaysHere):
-                return _launch_apart(arguments, image_fd, said_fd, place)
-        return _launch_here(arguments, image_fd, said_fd, place)
-    finally:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = os.fork()
+        if child == 0:
+            ours.close()
+            try:
+                _child(arguments, image_fd, said_fd, theirs)
+            finally:
+                # Never back into the code of the parent.
+                os._exit(0)
+        theirs.close()
+        said, fds, _, _ = socket.recv_fds(ours, 4096, 2)
+        os.waitpid(child, 0)
+    kind, _, rest = said.partition(b" ")
+    match kind:
+        case b"launched":
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            return Launched(int(rest), *fds)
+        case b"refused":
+            code, _, message = rest.partition(b" ")
+            raise UserError(message.decode(errors="surrogateescape"), ExitCode(int(code)))
+        case b"failed":
+            number, _, message = rest.partition(b" ")
+            raise OSError(int(number), message.decode(errors="surrogateescape"))
+    raise OSError(errno.ECHILD, "the process that starts it was ended")
+
+
+def _child(arguments: list[str], image_fd: int, said_fd: int, link: socket.socket) -> None:
+    # What ends who waits, as ^C does, is not for the child.
+    os.setsid()
+    if apart.is_private():
+        # An ordinary user may make none; what the user mounts ends by itself.
         with contextlib.suppress(OSError):
-            os.rmdir(place)
+            namespaces.enter_mount_namespace()
+    try:
+        place = tempfile.mkdtemp(prefix="fuseunion-image-")
+        try:
+            launched = _mounted(arguments, image_fd, said_fd, place)
+        finally:
+            with contextlib.suppress(OSError):
+                os.rmdir(place)
+        socket.send_fds(link, [b"launched %d" % launched.pid], [launched.pidfd, launched.root_fd])
+    except UserError as error:
+        link.sendall(b"refused %d %s" % (error.exit_code, error.message.encode(errors="surrogateescape")))
+    except OSError as error:
+        link.sendall(b"failed %d %s" % (error.errno or errno.EIO, (error.strerror or "").encode()))
 
 
-class _StaysHere(Exception):  # noqa: N818 - it is no error
-    """An ordinary user may make no mount namespace; what the user mounts ends by itself."""
-
-
-def _launch_here(arguments: list[str], image_fd: int, said_fd: int, place: str) -> Launched:
+def _mounted(arguments: list[str], image_fd: int, said_fd: int, place: str) -> Launched:
     before = os.stat(place).st_dev
     pid = _spawn([*arguments, place], image_fd, said_fd)
     pidfd = os.pidfd_open(pid)
@@ -152,52 +190,3 @@ def _detach(place: str) -> None:
     )
     if done.returncode:
         raise UserError(f"cannot unmount '{place}': {one_line(done.stderr.decode(errors='replace'))}", ExitCode.FAILURE)
-
-
-# -- in a mount namespace of its own ----------------------------------------------------------------------------------
-
-
-def _launch_apart(arguments: list[str], image_fd: int, said_fd: int, place: str) -> Launched:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        child = os.fork()
-        if child == 0:
-            ours.close()
-            try:
-                _child(arguments, image_fd, said_fd, place, theirs)
-            finally:
-                # Never back into the code of the parent.
-                os._exit(0)
-        theirs.close()
-        said, fds, _, _ = socket.recv_fds(ours, 4096, 2)
-        os.waitpid(child, 0)
-    kind, _, rest = said.partition(b" ")
-    match kind:
-        case b"launched":
-            for fd in fds:
-                os.set_inheritable(fd, False)
-            return Launched(int(rest), *fds)
-        case b"here":
-            raise _StaysHere
-        case b"refused":
-            code, _, message = rest.partition(b" ")
-            raise UserError(message.decode(errors="surrogateescape"), ExitCode(int(code)))
-        case b"failed":
-            number, _, message = rest.partition(b" ")
-            raise OSError(int(number), message.decode(errors="surrogateescape"))
-    raise OSError(errno.ECHILD, "the process that starts it was ended")
-
-
-def _child(arguments: list[str], image_fd: int, said_fd: int, place: str, link: socket.socket) -> None:
-    try:
-        namespaces.enter_mount_namespace()
-    except OSError:
-        link.sendall(b"here")
-        return
-    try:
-        launched = _launch_here(arguments, image_fd, said_fd, place)
-        socket.send_fds(link, [b"launched %d" % launched.pid], [launched.pidfd, launched.root_fd])
-    except UserError as error:
-        link.sendall(b"refused %d %s" % (error.exit_code, error.message.encode(errors="surrogateescape")))
-    except OSError as error:
-        link.sendall(b"failed %d %s" % (error.errno or errno.EIO, (error.strerror or "").encode()))
