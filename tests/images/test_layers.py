@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,16 @@ def test_a_whole_filesystem_is_shown_as_it_is(arena: Arena) -> None:
     image = ext(arena.root / "image", tree=_tree(arena))
     with arena.mount(image) as mount:
         assert set(os.listdir(mount.merged)) == {"etc", "bin", "link", "lost+found"}
+
+
+@pytest.mark.actors("root")
+def test_a_tar_archive(arena: Arena) -> None:
+    archive = arena.root / "archive"
+    subprocess.run(["tar", "-czf", archive, "-C", _tree(arena), "."], check=True)
+    before = archive.read_bytes()
+    with arena.mount(archive, tolerated="ratarmount") as mount:
+        assert (mount / "etc/conf").read_text() == "of the image\n"
+        (mount / "etc/conf").write_text("changed\n")
+        assert os.access(mount / "bin/tool", os.X_OK)
+    assert archive.read_bytes() == before
+    assert sorted(path.name for path in arena.root.iterdir() if path.name.startswith("archive")) == ["archive"]

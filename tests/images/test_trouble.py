@@ -168,7 +168,7 @@ def test_hostile_files(arena: Arena) -> None:
     (root / "garbage").write_bytes(b"hsqs" + os.urandom(8192))
     os.mkfifo(root / "fifo")
     for name, said in (
-        ("text", "neither a directory nor an image"),
+        ("text", "is not a directory, nor an image"),
         ("short", "cut short"),
         ("head", "damaged"),
         ("forged", "cannot be used"),

@@ -36,8 +36,7 @@ UPPER it is forgotten. Returns the exit status of COMMAND, 128 and more for one 
 is left and UPPER is in order. Every option of a mount may be given too (fuseunion --help).
 
 Options:
-  --overlay PATH[:ro|:rw]
-                        one more layer on LOWER, in Apptainer's way: a directory that holds upper/ and work/, an ext
+  --overlay PATH[:ro]   one more layer on LOWER, in Apptainer's way: a directory that holds upper/ and work/, an ext
                         image that does, or a squashfs image; repeatable, the last on top, one at most is written
   --writable-tmpfs      without an UPPER: changes go to memory and are forgotten (so it is without this word, too)
   --bind SRC[:DST[:ro]]

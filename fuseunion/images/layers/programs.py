@@ -5,7 +5,9 @@ lies there. It gets the file as a descriptor that we have opened and recognised,
 (proc(5), /proc/PID/fd): nobody can give the name to another file meanwhile.
 """
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -52,7 +54,9 @@ def command(wanted: Wanted, path: str) -> list[str]:
         UserError: UNAVAILABLE, with the package to install.
     """
     program = _PROGRAMS[wanted.kind]
-    found = next(filter(None, map(shutil.which, program.names)), None)
+    # What pip has installed with us lies beside the interpreter, which need not be in PATH.
+    paths = (os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable))
+    found = next(filter(None, (shutil.which(name, path=path) for path in paths for name in program.names)), None)
     if found is None:
         raise UserError(
             f"{wanted.kind.value} '{path}' needs {' or '.join(program.names)}, which is not installed; "

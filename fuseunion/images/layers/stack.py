@@ -305,11 +305,12 @@ class Image:
         )
 
 
-def open_image(path: str, on_mounted: Callable[[Mounted], None], *, writable: bool = False) -> Image:
+def open_image(path: str, what: str, on_mounted: Callable[[Mounted], None], *, writable: bool = False) -> Image:
     """Open a file that stands where a directory could.
 
     Args:
         path: as the user wrote it.
+        what: it stands for, for messages: "upper directory".
         on_mounted: told of each mount that is made, which the caller finishes.
         writable: it is to be written.
 
@@ -319,16 +320,17 @@ def open_image(path: str, on_mounted: Callable[[Mounted], None], *, writable: bo
     try:
         fd = recognise.open_file(path, writable=writable)
     except OSError as error:
-        raise UserError(f"'{path}' {_reason(error)}", ExitCode.LAYERS) from None
+        raise UserError(f"{what} '{path}' {_reason(error)}", ExitCode.LAYERS) from None
     try:
         kind = recognise.kind_of(fd)
     except OSError as error:
         os.close(fd)
-        raise UserError(f"'{path}' cannot be read: {error.strerror}", ExitCode.LAYERS) from None
+        raise UserError(f"{what} '{path}' cannot be read: {error.strerror}", ExitCode.LAYERS) from None
     if kind is None:
         os.close(fd)
         raise UserError(
-            f"'{path}' is neither a directory nor an image (squashfs, ext, SIF, tar); check the path", ExitCode.LAYERS
+            f"{what} '{path}' is not a directory, nor an image (squashfs, ext, SIF, tar); check the path",
+            ExitCode.LAYERS,
         )
     return Image(path, fd, kind, on_mounted)
 

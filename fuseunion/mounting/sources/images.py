@@ -82,7 +82,7 @@ def look_at(place: Place, *, writable: bool, is_upper: bool = False) -> None:
     def none_is_made(mounted: Mounted) -> None:
         raise AssertionError("nothing is mounted to look")
 
-    image = stack.open_image(place.given, none_is_made, writable=writable)
+    image = stack.open_image(place.given, place.part.value, none_is_made, writable=writable)
     try:
         image.look_at(writable=writable, but_the_upper=is_upper)
     finally:
@@ -102,7 +102,7 @@ def is_the_same_sif(lower: Place, upper: Place) -> bool:
 
 def _opened(prepared: Prepared, place: Place, *, writable: bool = False) -> stack.Image:
     """Open the file that was looked at; the descriptor and its lock last as long as the mount."""
-    image = stack.open_image(place.given, prepared.add_image, writable=writable)
+    image = stack.open_image(place.given, place.part.value, prepared.add_image, writable=writable)
     prepared.on_last(os.close, image.fd)
     st = os.fstat(image.fd)
     if place.key != (st.st_dev, st.st_ino):
