@@ -30,7 +30,7 @@ from tests.images.conftest import content, fsck, names
 from tests.images.sifs import ENCRYPTED, SIGNATURE, Entry, Layout
 from tests.support import libc, tree
 from tests.support.arena import Arena
-from tests.support.layers import File, build
+from tests.support.layers import Dir, File, build
 
 pytestmark = [pytest.mark.mount, pytest.mark.actors("root", "user")]
 
@@ -178,6 +178,28 @@ def test_used_filled_resized_and_given_away(arena: Arena) -> None:
     assert names(file) == {"file", "gone", "more"} and content(file, "/upper/file") == b"changed"
     fsck(file)
     assert sorted(set(left(arena)) - {"logs", "merged", "lower0"}) == ["x.img"]
+
+
+def test_what_the_kernel_has_is_left_alone(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop device takes no lock; where there are any, /sys says what they are of."""
+    file, copy = arena.root / "x.img", arena.root / "copy"
+    succeed("create", "--size", "16M", "--sparse", file)
+    devices = build(
+        arena.root / "block",
+        {
+            "loop3/loop/backing_file": File(b"/nowhere\n"),
+            "loop7/loop/backing_file": File(os.fsencode(file) + b"\n"),
+            "loop7/ro": File(b"1\n"),
+            "sda": Dir(),
+        },
+    )
+    monkeypatch.setattr(opened, "_BLOCK_DEVICES", devices)
+    says = "is in use by /dev/loop7; unmount it, or: losetup -d /dev/loop7"
+    refuse(BUSY, says, "check", file)
+    succeed("clone", file, copy)
+    assert info(file)["in_use"] == "/dev/loop7" and info(copy)["in_use"] is None
+    (devices / "loop7/ro").write_text("0\n")
+    refuse(BUSY, says, "clone", file, arena.root / "second")
 
 
 def test_clones(arena: Arena) -> None:
