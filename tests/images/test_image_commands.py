@@ -202,6 +202,21 @@ def test_what_the_kernel_has_is_left_alone(arena: Arena, monkeypatch: pytest.Mon
     refuse(BUSY, says, "clone", file, arena.root / "second")
 
 
+def test_who_writes_without_a_lock_is_found(arena: Arena) -> None:
+    file = arena.root / "x.img"
+    succeed("create", "--size", "16M", "--sparse", file)
+    for mode, is_refused in (("<", False), ("<>", True)):
+        command = ["sh", "-c", f'exec 9{mode}"$1"; echo; exec cat', "sh", str(file)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            if is_refused:
+                refuse(BUSY, f"is in use by process {other.pid} (", "resize", file, "20M")
+            else:
+                succeed("resize", file, "20M")
+            other.communicate()
+    succeed("resize", file, "16M")
+
+
 def test_clones(arena: Arena) -> None:
     file, copy, holes = (arena.root / name for name in ("x.img", "copy", "holes"))
     succeed("create", "--size", "16M", file)

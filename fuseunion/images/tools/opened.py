@@ -20,6 +20,7 @@ from fuseunion.images.layers.programs import Wanted
 from fuseunion.images.recognise import Kind
 from fuseunion.images.sif import reader
 from fuseunion.images.sif.layout import ENCRYPTED, Descriptor, FsType, Sif
+from fuseunion.linux.proc import processes
 
 _PATIENCE = 1.5
 """Seconds that a mount which has just ended may take to let go of its image."""
@@ -100,6 +101,10 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
         loop = loop_device_of(fd, writes=access is Access.READ)
         if loop is not None:
             raise UserError(f"image '{path}' is in use by {loop}; unmount it, or: losetup -d {loop}", ExitCode.BUSY)
+        pid = _writer(fd)
+        if pid is not None:
+            who = f"process {pid} ({processes.name(pid)})"
+            raise UserError(f"image '{path}' is in use by {who}, which writes to it; end that first", ExitCode.BUSY)
     sif = reader.read(fd, path) if kind is Kind.SIF else None
     partition = _meant(sif) if sif else None
     if partition is None:
@@ -127,6 +132,17 @@ def loop_device_of(fd: int, *, writes: bool) -> str | None:
                 return f"/dev/{backing.parent.parent.name}"
         except OSError:
             continue  # detached meanwhile, or the path of another mount namespace
+    return None
+
+
+def _writer(fd: int) -> int | None:
+    """A process that has a file open to write to it; fuse2fs that was started by hand takes no lock either."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    for pid in processes.process_ids():
+        if pid != os.getpid():
+            for fields in processes.descriptors_of(pid, path):
+                if int(fields.get("flags", "0"), 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return pid
     return None
 
 
