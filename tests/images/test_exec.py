@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.exec.stage import Stage, tree
+from tests.exec.stage import SINGLE, Stage, tree
 from tests.images.conftest import content, ext, fsck, names, squashfs
+from tests.support.interpreter import Interpreter
 from tests.support.layers import File, build
 
 pytestmark = [pytest.mark.mount, pytest.mark.actors("root", "user", "lone")]
@@ -94,3 +95,31 @@ def test_mistakes(stage: Stage) -> None:
         arguments = words if base in words else [*words, base]
         code, output, errors = stage.run(*arguments, "--", "true")
         assert code in (2, 3) and said in errors and errors.count("\n") == 1, (words, code, output, errors)
+
+
+@pytest.mark.actors("root")
+def test_a_user_with_one_id_and_an_image_of_that_id(stage: Stage, reachable_interpreter: Interpreter) -> None:
+    root = stage.arena.root
+    base, image = _base(stage), ext(root / "my.img", tree=_owned(root / "layout", SINGLE))
+    for path in (root, image):
+        os.chown(path, SINGLE, SINGLE)
+    single = Stage(stage.arena, reachable_interpreter, (SINGLE, SINGLE))
+    for expected in ("", "kept"):
+        assert single.shell([base, image], "cat /data/new 2>/dev/null || :; echo kept > /data/new") == [
+            *filter(None, [expected])
+        ]
+        fsck(image)
+    used = ext(root / "used.img", tree=_owned(root / "other", SINGLE, "upper/file"))
+    os.chown(used, SINGLE, SINGLE)
+    code, _, errors = single.run(base, used, "--", "true")
+    assert code == 3 and "--to root" in errors and errors.count("\n") == 1, errors
+
+
+def _owned(layout: Path, owner: int, *files: str) -> Path:
+    (layout / "upper").mkdir(parents=True)
+    (layout / "work").mkdir()
+    for name in files:
+        (layout / name).touch()
+    for path in (layout, *layout.rglob("*")):
+        os.chown(path, owner, owner)
+    return layout
