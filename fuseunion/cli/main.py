@@ -12,9 +12,10 @@ from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
-    "completion": "fuseunion.cli.commands.completion",
+    "completion": "fuseunion.cli.completion.command",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
+    "image": "fuseunion.cli.commands.image",
     "log": "fuseunion.cli.commands.live.log",
     "promote": "fuseunion.cli.commands.promote",
     "refresh": "fuseunion.cli.commands.live.refresh",

@@ -77,9 +77,11 @@ def run(prepared: Prepared, options: Options, inherited: frozenset[int]) -> Exit
     pid = os.fork()
     if pid == 0:
         os.close(reader)
+        prepared.apart = True
         os._exit(_child(prepared, options, writer, detach))
     os.close(writer)
     _await_report(reader, pid)
+    prepared.let_go_of_images()
     _await_answer(prepared.target)
     return ExitCode.OK
 
@@ -168,8 +170,9 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         stack.callback(union.close)
 
         to_sync = -1
-        if layers.upper is not None and not union.settings.volatile:
-            # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)).
+        if layers.upper is not None and not union.settings.volatile and not prepared.has_image_upper:
+            # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)). An image is put
+            # on disk when its program has ended, for which nothing of it may be open.
             to_sync = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.upper.root_fd)
             last.callback(os.close, to_sync)
 
@@ -198,11 +201,16 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             mounted,
             on_ready=live,
             beside=(
-                partial(status_socket.serve, sockets[0], facts),
-                ControlSocket(sockets[1], Orders(requests, facts).by_name()).serve,
-            )
-            if sockets
-            else (),
+                *(
+                    (
+                        partial(status_socket.serve, sockets[0], facts),
+                        ControlSocket(sockets[1], Orders(requests, facts).by_name()).serve,
+                    )
+                    if sockets
+                    else ()
+                ),
+                *(partial(session.watch, mounted.pidfd, mounted.died) for mounted in prepared.images),
+            ),
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,
@@ -242,7 +250,7 @@ def _mount_flags(options: Options, prepared: Prepared, *, read_only: bool, own_r
     return mount_point.MountFlags(
         read_only=read_only,
         allow_other=True if options.allow_root else options.allow_other,
-        suid=options.suid,
+        suid=False if prepared.is_anybodys and options.suid is None else options.suid,
         dev=options.dev,
         exec=options.exec,
         posix_acl=options.keeps_acls,
