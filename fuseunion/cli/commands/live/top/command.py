@@ -62,21 +62,18 @@ def main(arguments: list[str]) -> int:
     if len(asked.operands) != 1:
         raise UserError("give one mounted directory: fuseunion top MERGED")
     (given,) = asked.operands
-    console = Console(highlight=False)
-    if not (sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
-        raise UserError(
-            "this needs a terminal that can move its cursor; for a file or a pipe: fuseunion status, fuseunion log",
-            ExitCode.UNAVAILABLE,
-        )
     status, conversation = reach(given)
+    console = Console(highlight=False)
     screen = Screen(status.merged, status.reading or "")
     try:
-        with (
-            conversation,
-            _keys() as keyboard,
-            Live(console=console, screen=True, auto_refresh=False) as live,
-        ):
-            ended = _watch(live, screen, conversation, keyboard, status.pid)
+        with conversation:
+            if not (sys.stdin.isatty() and console.is_terminal) or console.is_dumb_terminal:
+                raise UserError(
+                    "this needs a terminal that can move its cursor; else: fuseunion status, fuseunion log",
+                    ExitCode.UNAVAILABLE,
+                )
+            with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+                ended = _watch(live, screen, conversation, keyboard, status.pid)
     except RefusedError as refusal:
         raise UserError(refusal.message, ExitCode.FAILURE) from None
     if ended:
