@@ -12,10 +12,10 @@ from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
-    "completion": "fuseunion.cli.commands.completion",
+    "completion": "fuseunion.cli.completion.command",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
-    "image": "fuseunion.cli.image",
+    "image": "fuseunion.cli.commands.image",
     "promote": "fuseunion.cli.commands.promote",
     "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",

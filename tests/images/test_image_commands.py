@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.images.tools import opened, programs
+from fuseunion.images.tools import cloning, opened, programs
+from fuseunion.images.tools.ext import checking
+from fuseunion.images.tools.trees import packing, squashing
 from tests.images.commands import (
     a_sif,
     an_upper,
@@ -28,7 +30,7 @@ from tests.images.conftest import content, fsck, names
 from tests.images.sifs import ENCRYPTED, SIGNATURE, Entry, Layout
 from tests.support import libc, tree
 from tests.support.arena import Arena
-from tests.support.layers import File, build
+from tests.support.layers import Dir, File, build
 
 pytestmark = [pytest.mark.mount, pytest.mark.actors("root", "user")]
 
@@ -176,6 +178,43 @@ def test_used_filled_resized_and_given_away(arena: Arena) -> None:
     assert names(file) == {"file", "gone", "more"} and content(file, "/upper/file") == b"changed"
     fsck(file)
     assert sorted(set(left(arena)) - {"logs", "merged", "lower0"}) == ["x.img"]
+
+
+def test_what_the_kernel_has_is_left_alone(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop device takes no lock; where there are any, /sys says what they are of."""
+    file, copy = arena.root / "x.img", arena.root / "copy"
+    succeed("create", "--size", "16M", "--sparse", file)
+    devices = build(
+        arena.root / "block",
+        {
+            "loop3/loop/backing_file": File(b"/nowhere\n"),
+            "loop7/loop/backing_file": File(os.fsencode(file) + b"\n"),
+            "loop7/ro": File(b"1\n"),
+            "sda": Dir(),
+        },
+    )
+    monkeypatch.setattr(opened, "_BLOCK_DEVICES", devices)
+    says = "is in use by /dev/loop7; unmount it, or: losetup -d /dev/loop7"
+    refuse(BUSY, says, "check", file)
+    succeed("clone", file, copy)
+    assert info(file)["in_use"] == "/dev/loop7" and info(copy)["in_use"] is None
+    (devices / "loop7/ro").write_text("0\n")
+    refuse(BUSY, says, "clone", file, arena.root / "second")
+
+
+def test_who_writes_without_a_lock_is_found(arena: Arena) -> None:
+    file = arena.root / "x.img"
+    succeed("create", "--size", "16M", "--sparse", file)
+    for mode, is_refused in (("<", False), ("<>", True)):
+        command = ["sh", "-c", f'exec 9{mode}"$1"; echo; exec cat', "sh", str(file)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline()
+            if is_refused:
+                refuse(BUSY, f"is in use by process {other.pid} (", "resize", file, "20M")
+            else:
+                succeed("resize", file, "20M")
+            other.communicate()
+    succeed("resize", file, "16M")
 
 
 def test_clones(arena: Arena) -> None:
@@ -400,6 +439,32 @@ def test_a_sif_that_must_not_be_changed(arena: Arena) -> None:
         refuse(LAYERS, "is damaged: the data of descriptor 1", *action, broken)
     refuse(LAYERS, "has no overlay that can be written; add one", "resize", signed, "2G")
     assert before == {file: file.read_bytes() for file in before}
+
+
+# -- how far it is -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.actors("user")
+def test_long_work_says_how_far_it_is(arena: Arena) -> None:
+    upper, file = an_upper(arena), arena.root / "x.img"
+    succeed("pack", upper, file)
+    for work, end in (("check", 100), ("squash", 100), ("copy", file.stat().st_size), ("unpack", 14)):
+        told: list[int] = []
+        with ExitStack() as stack:
+            writable = opened.Access.WRITE if work == "check" else opened.Access.READ
+            found = opened.open_image(stack, str(file), writable)
+            if work == "check":
+                checking.check(found, checking.Care.SAFE, told.append)
+            elif work == "squash":
+                fd = os.open(upper, os.O_RDONLY)
+                stack.callback(os.close, fd)
+                squashing.squash(fd, "up", str(arena.root / "x.sqfs"), told.append)
+            elif work == "copy":
+                with (arena.root / "copy").open("wb") as copy:
+                    cloning.copy(found.fd, copy.fileno(), report=told.append)
+            else:
+                packing.unpack(found, str(arena.root / "again"), str(arena.root / "work"), told.append)
+        assert told == sorted(told) and told[-1] == end, work
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

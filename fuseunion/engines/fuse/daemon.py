@@ -29,6 +29,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
+from fuseunion import bytecode
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
@@ -114,7 +115,7 @@ def _child(prepared: Prepared, options: Options, writer: int, detach: Callable[[
 
 
 def load() -> None:
-    """Import what serves a mount.
+    """Import what serves a mount, and with that all that there is to import.
 
     Raises:
         ImportError: pyfuse3, trio, or a library that they need, is missing.
@@ -127,6 +128,8 @@ def load() -> None:
     from fuseunion.engines.fuse.asking import facts, status_socket  # noqa: F401
     from fuseunion.engines.fuse.serving import requests  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
+
+    bytecode.finish()
 
 
 def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.images import ext, locks, recognise
@@ -19,9 +20,12 @@ from fuseunion.images.layers.programs import Wanted
 from fuseunion.images.recognise import Kind
 from fuseunion.images.sif import reader
 from fuseunion.images.sif.layout import ENCRYPTED, Descriptor, FsType, Sif
+from fuseunion.linux.proc import processes
 
 _PATIENCE = 1.5
 """Seconds that a mount which has just ended may take to let go of its image."""
+
+_BLOCK_DEVICES = Path("/sys/block")
 
 
 class Access(Enum):
@@ -94,6 +98,13 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
     if access is not Access.LOOK:
         # All of the file: a command that changes a SIF changes its header too.
         locks.take(fd, path, exclusive=access is Access.WRITE, patience=_PATIENCE)
+        loop = loop_device_of(fd, writes=access is Access.READ)
+        if loop is not None:
+            raise UserError(f"image '{path}' is in use by {loop}; unmount it, or: losetup -d {loop}", ExitCode.BUSY)
+        pid = _writer(fd)
+        if pid is not None:
+            who = f"process {pid} ({processes.name(pid)})"
+            raise UserError(f"image '{path}' is in use by {who}, which writes to it; end that first", ExitCode.BUSY)
     sif = reader.read(fd, path) if kind is Kind.SIF else None
     partition = _meant(sif) if sif else None
     if partition is None:
@@ -107,13 +118,41 @@ def _meant(sif: Sif) -> Descriptor | None:
     return writable[-1] if writable else sif.primary
 
 
+def loop_device_of(fd: int, *, writes: bool) -> str | None:
+    """The loop device through which the kernel has a file, which takes no lock; None where none is known.
+
+    Args:
+        writes: only one that can write counts.
+    """
+    wanted = os.fstat(fd)
+    for backing in sorted(_BLOCK_DEVICES.glob("loop*/loop/backing_file")):
+        try:
+            same = os.path.samestat(os.stat(backing.read_text().rstrip("\n")), wanted)
+            if same and not (writes and int((backing.parent.parent / "ro").read_text())):
+                return f"/dev/{backing.parent.parent.name}"
+        except OSError:
+            continue  # detached meanwhile, or the path of another mount namespace
+    return None
+
+
+def _writer(fd: int) -> int | None:
+    """A process that has a file open to write to it; fuse2fs that was started by hand takes no lock either."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    for pid in processes.process_ids():
+        if pid != os.getpid():
+            for fields in processes.descriptors_of(pid, path):
+                if int(fields.get("flags", "0"), 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return pid
+    return None
+
+
 def user_of(image: Opened) -> str | None:
     """Who uses an image that was opened to look at it, in a few words; None for nobody that is known."""
     try:
         locks.take(image.fd, image.path, exclusive=False, patience=0)
     except UserError as error:
         return error.message
-    return None
+    return loop_device_of(image.fd, writes=False)
 
 
 @contextmanager

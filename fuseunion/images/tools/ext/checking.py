@@ -56,7 +56,7 @@ class _Percent:
         self._report = report
 
     def __call__(self, piece: str) -> None:
-        if numbers := re.findall(r"([0-9]+)\.[0-9]%", piece):
+        if numbers := re.findall(r"\| +([0-9]+)\.[0-9]%", piece):
             self._report(int(numbers[-1]))
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from fuseunion.images.tools import programs
 from fuseunion.images.tools.new_file import beside
 
-_PERCENT = re.compile(r"([0-9]+)%")
+_PERCENT = re.compile(r"\] +[0-9]+/[0-9]+ +([0-9]+)%")
+"""How the bar of mksquashfs ends; what it says afterwards has percents too."""
 
 
 def squash(directory_fd: int, source: str, path: str, report: Callable[[int], None] | None) -> None:

@@ -80,7 +80,7 @@ class _Action(NamedTuple):
 
 
 def _action(module: str, options: str, operands: str, least: int, most: int | None = None) -> _Action:
-    return _Action(f"fuseunion.cli.image.{module}", frozenset(options.split()), operands, least, most or least)
+    return _Action(f"fuseunion.cli.commands.image.{module}", frozenset(options.split()), operands, least, most or least)
 
 
 ACTIONS = {

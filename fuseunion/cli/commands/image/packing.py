@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from fuseunion.cli.image.making import type_of
+from fuseunion.cli.commands.image.making import type_of
 from fuseunion.cli.parser import Arguments
 from fuseunion.cli.progress import Progress
 from fuseunion.errors import ExitCode, UserError
