@@ -122,11 +122,11 @@ def _children(union: Union, entry: Entry, view: View | None) -> Iterator[Entry]:
     if view is not None and not entry.whole:
         yield from _of_layer(view, entry, directory)
         return
-    with _named(entry.path):
+    with named(entry.path):
         names = sorted(union.list_names(directory))
     for name in names:
         path = _join(entry.path, name)
-        with _named(path):
+        with named(path):
             inode = union.lookup(directory, name)
         if inode is not None:
             yield Entry(path, inode, directory, whole=True)
@@ -135,7 +135,7 @@ def _children(union: Union, entry: Entry, view: View | None) -> Iterator[Entry]:
 def _of_layer(view: View, entry: Entry, directory: Directory) -> Iterator[Entry]:
     contents = view.union.contents(directory, view.upper)
     while True:
-        with _named(entry.path):
+        with named(entry.path):
             content = next(contents, None)
         if content is None:
             return
@@ -146,7 +146,7 @@ def _of_layer(view: View, entry: Entry, directory: Directory) -> Iterator[Entry]
         moved = content.redirect is not None
         if view.alone and (moved or content.lacks_data):
             raise IncompleteError(path, "was renamed by a redirect" if moved else "has its data in a lower (metacopy)")
-        with _named(path):
+        with named(path):
             inode = view.union.lookup(directory, content.name)
         if inode is not None:
             opaque = content.is_directory and (content.hides or moved)
@@ -158,7 +158,7 @@ def _join(way: bytes, name: bytes) -> bytes:
 
 
 @contextmanager
-def _named(path: bytes) -> Iterator[None]:
+def named(path: bytes) -> Iterator[None]:
     """Let an error say of which object it is."""
     try:
         yield
