@@ -16,6 +16,7 @@ COMMANDS = {
     "diff": "fuseunion.cli.commands.layers.diff",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
+    "export": "fuseunion.cli.commands.layers.export",
     "promote": "fuseunion.cli.commands.promote",
     "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",
