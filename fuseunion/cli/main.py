@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
     "export": "fuseunion.cli.commands.layers.export",
+    "import": "fuseunion.cli.commands.layers.import_",
     "promote": "fuseunion.cli.commands.promote",
     "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",

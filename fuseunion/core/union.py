@@ -405,6 +405,14 @@ class Union:
         """
         return candidates(self.state, directory)
 
+    def cover(self, directory: Directory, name: bytes) -> None:
+        """Hide a name, whether a lower of this union has it or not (entries.cover)."""
+        entries.cover(self.state, directory, name)
+
+    def make_opaque(self, directory: Directory) -> None:
+        """Let nothing of any lower show in a directory (entries.make_opaque)."""
+        entries.make_opaque(self.state, directory)
+
     def contents(self, directory: Directory, layer: Layer) -> Iterator[Content]:
         """What one layer says by itself in a directory, sorted by name (contents.contents); nothing where it takes no
         part in it."""

@@ -2,7 +2,7 @@
 
     owned     as a mount opens them: upper and work directory locked against everybody, the link index and stored
               ownership in use, the permission to read what its owner closed lent. What is shown is what a mount would
-              show. Nothing in the upper changes but the mark of a mount on its root, which nobody is shown.
+              show. Nothing in the upper changes.
     shared    read-only, as one more lower: where somebody has it mounted, or where it cannot be written. Then the link
               index takes no part, and of stored ownership what is in attributes.
 
@@ -67,7 +67,7 @@ def owned(
     given = _options(options)._replace(upper=upper, work=work, lowers=tuple(lowers))
     if not os.path.lexists(upper):
         raise UserError(f"upper directory '{upper}' does not exist; check the path", ExitCode.LAYERS)
-    prepared = prepare(given)
+    prepared = prepare(given, mark=False)
     try:
         assert prepared.upper is not None
         writer = elsewhere.writer_of(prepared.upper.fd)
