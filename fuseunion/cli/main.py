@@ -12,6 +12,7 @@ from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
+    "commit": "fuseunion.cli.commands.layers.commit",
     "completion": "fuseunion.cli.commands.completion",
     "diff": "fuseunion.cli.commands.layers.diff",
     "doctor": "fuseunion.cli.commands.doctor",

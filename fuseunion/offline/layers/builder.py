@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+from fuseunion.core.copying import copy_data
+from fuseunion.core.copying.copy_data import Unshared
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
 from fuseunion.core.ops.attributes import Change
@@ -87,6 +89,7 @@ class Builder:
         self._union = union
         self._hides = hides
         self._dressed: dict[bytes, Facts] = {}
+        self._unshared = Unshared()
         self._chain: list[tuple[bytes, Directory, ExitStack]] = []
         self.lost: dict[str, int] = {}
         self.may_replace: Callable[[bytes], bool] = lambda path: True
@@ -194,6 +197,21 @@ class Builder:
         file, handle = self._union.create(directory, name, 0o600, self._union.own_ids)
         try:
             self._write(handle.fd, size, data)
+            self._dress(file, facts)
+        finally:
+            self._union.release_file(handle)
+
+    def copy(self, path: bytes, facts: Facts, source: int) -> None:
+        """Make a regular file with the content of another, whose blocks it shares where that can be. Errors as `file`.
+
+        Args:
+            source: a descriptor of the other.
+        """
+        directory, name = self._free_place(path)
+        file, handle = self._union.create(directory, name, 0o600, self._union.own_ids)
+        try:
+            st = os.fstat(source)
+            copy_data.copy(source, handle.fd, st.st_size, st, self._unshared)
             self._dress(file, facts)
         finally:
             self._union.release_file(handle)

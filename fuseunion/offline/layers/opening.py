@@ -26,6 +26,7 @@ from fuseunion.mounting.checks.placement import Part, Survey
 from fuseunion.mounting.options import Form, Options
 from fuseunion.mounting.prepare import default_work_path, prepare
 from fuseunion.mounting.prepared import Prepared
+from fuseunion.offline.layers.unfinished import refuse_unfinished
 
 NOWHERE = "/dev/fd/-1"
 """The merged directory of a union that is mounted nowhere: the form that no path is looked up for."""
@@ -65,6 +66,8 @@ def owned(
         OSError: of the layers.
     """
     given = _options(options)._replace(upper=upper, work=work, lowers=tuple(lowers))
+    for lower in lowers:
+        refuse_unfinished(lower)
     if not os.path.lexists(upper):
         raise UserError(f"upper directory '{upper}' does not exist; check the path", ExitCode.LAYERS)
     prepared = prepare(given, mark=False)
@@ -148,6 +151,8 @@ def readable(
     Raises:
         UserError, OSError: as of both.
     """
+    for directory in (upper, *lowers):
+        refuse_unfinished(directory)
     with ExitStack() as stack:
         view = None
         if _can_be_owned(upper, work):
