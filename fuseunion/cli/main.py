@@ -11,6 +11,7 @@ import sys
 from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
+    "apply": "fuseunion.cli.commands.layers.apply",
     "chown": "fuseunion.cli.commands.chown",
     "commit": "fuseunion.cli.commands.layers.commit",
     "completion": "fuseunion.cli.commands.completion",

@@ -177,6 +177,11 @@ class Union:
         if isinstance(inode, File):
             link_names.complete(self.state, inode, directory, name)
 
+    @property
+    def keeps_links(self) -> bool:
+        """Whether there may be names of a copied-up file that lead to it through the link index alone."""
+        return self.state.upper is not None and self.state.upper.work.has_index
+
     def whole_stack(self, directory: Directory) -> tuple[int, ...] | None:
         """Descriptors of all real directories that may hold a name of a directory, borrowed as of RealDir.fd.
 

@@ -187,6 +187,16 @@ class Builder:
         self._dress(directory, facts, later=True)
         self._dressed[path] = facts
 
+    def dress(self, path: bytes, facts: Facts) -> None:
+        """Give a directory that is there what it is to have, at once.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError; OSError: of the filesystem.
+        """
+        directory = self._enter(path, makes=False)
+        self._dress(directory, facts, later=True)
+        self._dress_at_last(directory, facts)
+
     def file(self, path: bytes, facts: Facts, size: int, data: Iterable[tuple[int, bytes]]) -> None:
         """Make a regular file in the place of whatever is there. Arguments and errors as of `directory`.
 
