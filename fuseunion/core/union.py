@@ -372,6 +372,10 @@ class Union:
         """Make a regular file and open it (create.create)."""
         return create.create(self.state, directory, name, mode, owner)
 
+    def tmpfile(self, directory: Directory, mode: int, owner: Owner) -> tuple[File, FileHandle]:
+        """Make a regular file without a name and open it (create.tmpfile)."""
+        return create.tmpfile(self.state, directory, mode, owner)
+
     def mkdir(self, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
         """Make a directory (create.mkdir)."""
         return create.mkdir(self.state, directory, name, mode, owner)
@@ -571,9 +575,7 @@ class Union:
 
     def fsync_directory(self, directory: Directory) -> int | None:
         """A new descriptor to fsync for a directory, or None when nothing of it is in the upper."""
-        if directory.upper is None or self.settings.volatile:
-            return None
-        return directory.upper.open_itself()
+        return None if directory.upper is None else directory.upper.open_itself()
 
     def restate(self, inode: Inode, value: bytes) -> bool:
         """Set owner, mode and type by an override_stat attribute, in shown ids; only for the owner of the mount.
@@ -587,6 +589,12 @@ class Union:
         return attributes.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
 
     @property
+    def syncs(self) -> bool:
+        """True when fsync(2) has something to wait for: the upper is on a disk, and the mount is not volatile."""
+        upper = self.state.upper
+        return upper is not None and not self.settings.volatile and not upper.work.capabilities.in_memory
+
+    @property
     def stores_ownership(self) -> bool:
         """True when owners and modes of the upper are stored beside the files."""
         return self.state.upper is not None and self.state.upper.layer.ownership is not None
@@ -594,7 +602,7 @@ class Union:
     def sync_ownership(self) -> None:
         """Put stored owners and modes on disk, as fsync(2) does with real ones; may run in any thread."""
         upper = self.state.upper
-        if upper is not None and upper.layer.ownership is not None and not self.settings.volatile:
+        if upper is not None and upper.layer.ownership is not None:
             upper.layer.ownership.sync()
 
     def sync(self) -> None:
