@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.offline.archive.compression import decompressed
+from fuseunion.offline.archive.compression import decompressed, is_damage
 from fuseunion.offline.archive.tar_reader import DamagedError, Members
 
 STDIN = "-"
@@ -125,9 +125,13 @@ class _Checked(io.RawIOBase):
         return data
 
     def digest(self) -> str:
-        """Of everything, what nobody has read yet included."""
-        while self.read(_PIECE):
-            pass
+        """Of everything, what nobody has read yet included; of what is damaged, another one."""
+        try:
+            while self.read(_PIECE):
+                pass
+        except Exception as error:
+            if not is_damage(error):
+                raise
         return f"sha256:{self._hash.hexdigest()}"
 
 

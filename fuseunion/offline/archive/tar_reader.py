@@ -184,7 +184,7 @@ def mtime_of(member: tarfile.TarInfo) -> int:
         seconds = Decimal(text) if text else Decimal(int(member.mtime))
     except InvalidOperation:
         raise DamagedError("a time is none") from None
-    if not abs(seconds) < _LARGEST_TIME:
+    if not seconds.is_finite() or abs(seconds) >= _LARGEST_TIME:
         raise DamagedError("a time is none")
     return int(seconds * 10**9)
 

@@ -6,7 +6,7 @@ marks are refused or escaped, ownership is stored where it is asked for, what wa
 nobody else has it mounted.
 
 A directory gets its times, and the ACL that it hands on, when all is done (`finish`): what is made in it would change
-the one, and inherit the other.
+the one, and inherit the other. Until then its owner may enter it and write there.
 """
 
 from __future__ import annotations
@@ -360,11 +360,14 @@ class Builder:
                 self._give_attribute(inode, name, facts.xattrs[name])
         change = Change() if later else _times(facts)
         if not stat.S_ISLNK(facts.mode):
-            # A directory that is still to be filled stays open to us.
-            change = change._replace(mode=mode)
+            # What is still to be filled stays open to us.
+            change = change._replace(mode=mode | 0o700 if later else mode)
         union.setattr(inode, change)
 
     def _dress_at_last(self, directory: Directory, facts: Facts) -> None:
+        mode = stat.S_IMODE(self._union.stat(directory)[0].st_mode)
+        if mode != stat.S_IMODE(facts.mode):
+            self._union.setattr(directory, Change(mode=mode & ~0o700 | facts.mode & 0o700))
         default = facts.xattrs.get(xattr_names.POSIX_ACL_DEFAULT)
         if default is not None:
             self._give_attribute(directory, xattr_names.POSIX_ACL_DEFAULT, default)
