@@ -6,6 +6,8 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,26 +103,44 @@ def _view(tree: Tree) -> dict[bytes, object]:
     return {path: tuple(getattr(entry, field) for field in SEEN if field != "links") for path, entry in tree.items()}
 
 
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory where nothing has to be synced."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        yield Path(path)
+
+
 @pytest.mark.parametrize("then", ["again", "undo"])
-def test_killed(tmp_path: Path, then: str) -> None:
-    """Killed before each of its changes: given again it comes to its end, and --undo gives back what was there."""
+def test_killed(memory: Path, then: str) -> None:
+    """Killed before its changes: given again it comes to its end, and --undo gives back what was there."""
+    _kill(memory, then, every=4)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("then", ["again", "undo"])
+def test_killed_everywhere(memory: Path, then: str) -> None:
+    """Before each single one."""
+    _kill(memory, then, every=1)
+
+
+def _kill(memory: Path, then: str, every: int) -> None:
     upper = build(
-        tmp_path / "upper",
+        memory / "upper",
         {"a": File(b"new"), "d/new": File(b"n"), "d": Dir(mode=0o700), "n/x": File(b"x"), "to-dir/y": File(b"y")},
     )
     os.mknod(upper / "gone", stat.S_IFCHR, 0) if os.geteuid() == 0 else (upper / ".wh.gone").touch()
     original = build(
-        tmp_path / "original", {"a": File(b"a"), "d/old": File(b"o"), "gone/x": File(b"x"), "to-dir": File(b"f")}
+        memory / "original", {"a": File(b"a"), "d/old": File(b"o"), "gone/x": File(b"x"), "to-dir": File(b"f")}
     )
-    lower = tmp_path / "lower"
+    lower = memory / "lower"
     started = 0
-    number, survived = 0, False
+    number, survived = len(then) % every, False
     after: dict[bytes, object] | None = None
     before = snapshot(original)
     while not survived:
         subprocess.run(["cp", "-a", original, lower], check=True)
         survived = run_until_change(number, lambda: _quiet("apply", upper, lower))
-        journal = (tmp_path / ".lower.fuseunion-apply").exists()
+        journal = (memory / ".lower.fuseunion-apply").exists()
         started += journal and not survived
         if then == "undo" and journal:
             done("apply", "--undo", lower)
@@ -132,9 +152,9 @@ def test_killed(tmp_path: Path, then: str) -> None:
             assert now == after, f"completed after a death before change {number}"
             done("apply", "--forget", lower)
         shutil.rmtree(lower)
-        number += 1 if started < 3 else 2
+        number += every
     assert started > 10
-    assert not [path.name for path in tmp_path.iterdir() if "fuseunion" in path.name]
+    assert not [path.name for path in memory.iterdir() if "fuseunion" in path.name]
 
 
 def _quiet(*arguments: str | Path) -> None:
