@@ -92,6 +92,24 @@ def tell_notes(view: View) -> None:
         log.tell(f"warning: {line}")
 
 
+def refuse_shown(lower: str) -> None:
+    """Refuse a directory that a mount shows, as far as mounts of this user are seen.
+
+    Raises:
+        UserError: BUSY.
+    """
+    from fuseunion.engines import registry
+
+    for engine in registry.every():
+        for status in engine.statuses():
+            for path in status.lowers:
+                if os.path.exists(path) and os.path.exists(lower) and os.path.samefile(path, lower):
+                    raise UserError(
+                        f"lower directory '{lower}' is shown by the mount at '{status.merged}'; unmount it first",
+                        ExitCode.BUSY,
+                    )
+
+
 def tell_lost(lost: Mapping[str, int]) -> None:
     """Warn of what could not be kept.
 
