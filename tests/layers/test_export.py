@@ -213,6 +213,24 @@ def test_refusals(arena: Arena) -> None:
 
 
 @pytest.mark.actors("user")
+def test_an_upper_beside_which_nothing_can_be_made(arena: Arena) -> None:
+    """It is read as it lies there, unless somebody has it mounted."""
+    lower, inside = arena.lower({"a": File(b"a")}), arena.directory("inside")
+    upper = build(inside / "upper", {"f": File(b"x")})
+    target = arena.root / "x.tar"
+    with arena.mount(lower, upper=upper, work=arena.directory("work")):
+        inside.chmod(0o500)
+        said = fuseunion("export", upper, "-o", target)
+        assert said.code == 4 and "in use by another live fuseunion mount" in said.err
+        assert done("diff", upper) == "P f  (file, 1 B)\n"
+        inside.chmod(0o700)
+    inside.chmod(0o500)
+    done("export", upper, "-o", target)
+    assert _names(target) == ["f"]
+    inside.chmod(0o700)
+
+
+@pytest.mark.actors("user")
 def test_what_an_archive_cannot_hold(arena: Arena) -> None:
     build(arena.upper, {"socket": Device(stat.S_IFSOCK), "f": File(b"x", xattrs={"user.overlay.overlay.opaque": b"y"})})
     said = fuseunion("export", arena.upper, "-o", arena.root / "x.tar")
