@@ -143,6 +143,6 @@ def _target(stack: ExitStack, lower: str) -> Target:
         raise UserError(
             f"lower directory '{lower}' does not exist, or is no directory; check the path", ExitCode.LAYERS
         )
-    target = Target(stack.enter_context(opening.owned(lower)))
+    target = Target(stack.enter_context(opening.owned(lower, writes=True)))
     stack.callback(target.close)
     return target
