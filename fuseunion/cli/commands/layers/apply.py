@@ -62,8 +62,10 @@ def main(arguments: list[str]) -> int:
         raise UserError("give two directories: fuseunion apply UPPER LOWER")
     upper, lower = asked.operands
     if asked.dry_run:
-        work = [] if asked.work is None else ["--work", asked.work]
-        return diff.main(["--lower", lower.replace("\\", "\\\\").replace(":", "\\:"), *work, "--", upper])
+        # As no option can be written.
+        work = [] if asked.work is None else [f"--work={asked.work}"]
+        escaped = os.path.join(".", lower).replace("\\", "\\\\").replace(":", "\\:")
+        return diff.main([f"--lower={escaped}", *work, "--", upper])
     with said.reading(upper):
         _apply(upper, lower, asked.work)
     return ExitCode.OK
