@@ -19,12 +19,12 @@ Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
        fuseunion exec LOWER[:LOWER...] [UPPER] [-- COMMAND...]
        fuseunion umount MERGED...
-       fuseunion status | doctor | chown | promote | sync | completion ...     (each has its own --help)
-       fuseunion diff | export | import | commit | apply ...                   (layers without a mount)
+       fuseunion status | doctor | chown | image | promote | sync | completion ...     (each has its own --help)
+       fuseunion diff | export | import | commit | apply ...                           (layers without a mount)
 
 Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the
 leftmost is on top; write a colon within a path as '\\:'. UPPER is created if it is missing; MERGED must exist, and may
-be the same directory as LOWER.
+be the same directory as LOWER. LOWER and UPPER may be image files (squashfs, ext, SIF).
 
 Options:
   --work DIR            work directory, on UPPER's filesystem (default: a hidden sibling of UPPER, removed at unmount)

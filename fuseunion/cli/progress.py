@@ -20,11 +20,13 @@ class Progress:
     Args:
         what: the word before the bar.
         total: how many there are, if that is known.
+        every: counts that are no multiple of it pass unseen; 1 for percents and for bytes, None for objects.
     """
 
-    def __init__(self, what: str, total: int | None = None) -> None:
+    def __init__(self, what: str, total: int | None = None, *, every: int | None = None) -> None:
         self._what = what
         self._total = total
+        self._every = every or _EVERY
         self._start = time.monotonic()
         self._wanted = sys.stderr.isatty()
         self._stack = ExitStack()
@@ -37,7 +39,7 @@ class Progress:
         self._stack.close()
 
     def __call__(self, done: int) -> None:
-        if not self._wanted or done % _EVERY:
+        if not self._wanted or done % self._every:
             return
         if self._update is not None:
             self._update(done)

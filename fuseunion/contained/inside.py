@@ -26,6 +26,7 @@ from fuseunion.contained.wishes import Net, Wishes
 from fuseunion.engines import choose, registry
 from fuseunion.engines.engine import Progress
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.images import layers as images
 from fuseunion.linux import namespaces, syscalls
 from fuseunion.linux.mountinfo import mount_at
 from fuseunion.mounting.options import EngineChoice, Options
@@ -36,7 +37,7 @@ becomes the root. Nobody but us sees that."""
 
 _IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
-MAP, DAEMON, COMMAND, GO = b"m", b"d", b"c", b"g"
+MAP, DAEMON, PROGRAM, COMMAND, GO = b"m", b"d", b"i", b"c", b"g"
 """What is said over the link, with a number or without, a line each."""
 
 
@@ -114,8 +115,8 @@ def run(task: Task, link: socket.socket) -> int:
     _mount(task, root)
     daemons = frozenset(families.children(os.getpid()))
     for daemon in daemons:
-        link.sendall(DAEMON + b"%d\n" % daemon)
-    return _Command(task, link, root, daemons).run()
+        link.sendall((PROGRAM if daemon in images.started else DAEMON) + b"%d\n" % daemon)
+    return _Command(task, link, root, daemons, daemons - images.started).run()
 
 
 def _prepare_process() -> None:
@@ -218,13 +219,17 @@ class _Command:
     Args:
         root: where the union is mounted.
         daemons: children that end by themselves when the mount goes.
+        needed: those of them without which there is no union; another one only shows an image.
     """
 
-    def __init__(self, task: Task, link: socket.socket, root: str, daemons: frozenset[int]) -> None:
+    def __init__(
+        self, task: Task, link: socket.socket, root: str, daemons: frozenset[int], needed: frozenset[int]
+    ) -> None:
         self._task = task
         self._link = link
         self._root = root
         self._daemons = daemons
+        self._needed = needed
         self._made: list[places.Made] | None = None
 
     def run(self) -> int:
@@ -321,7 +326,7 @@ class _Command:
                     break
                 if pid == first:
                     return exit_status(status)
-                if pid in self._daemons:
+                if pid in self._needed:
                     self._task.say("the daemon of the union has ended; the command was ended too")
                     return ExitCode.FAILURE
 

@@ -68,6 +68,7 @@ class _Supervisor:
         self._task = task
         self._link: socket.socket | None = None
         self._daemons: set[int] = set()
+        self._programs: set[int] = set()  # that show images, on behalf of a daemon
         self._command: int | None = None
         self._told = b""
         self._stopped_by = 0
@@ -143,6 +144,8 @@ class _Supervisor:
         for line in lines:
             if line.startswith(inside.DAEMON):
                 self._daemons.add(int(line[1:]))
+            elif line.startswith(inside.PROGRAM):
+                self._programs.add(int(line[1:]))
             elif line.startswith(inside.COMMAND):
                 self._command = int(line[1:])
 
@@ -151,7 +154,7 @@ class _Supervisor:
         self._listen()
         self._link.close()
         if self._command is not None:
-            families.end(self._daemons)
+            families.end(self._daemons | self._programs)
         # Before there was a command, nothing but a daemon can be left, which ends by itself.
         broken = killed
         while True:

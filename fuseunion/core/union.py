@@ -622,10 +622,11 @@ class Union:
         Raises:
             OSError: EIO, ENOSPC, EDQUOT: something that was written before is lost.
         """
-        upper = self.state.writable().layer
-        if upper.ownership is not None:
-            upper.ownership.sync()
-        syscalls.syncfs(upper.root_fd)
+        side = self.state.writable()
+        if side.layer.ownership is not None:
+            side.layer.ownership.sync()
+        syscalls.syncfs(side.layer.root_fd)
+        side.work.write_out()
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

@@ -45,10 +45,18 @@ def for_a_daemon(options: Options) -> tuple[Wish, ...]:
             "it cannot squash ids",
         ),
         (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
+        (has_image(options), "it cannot show image files"),
         (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
         (options.log_file is not None, "there is no daemon to write a log"),
         (options.allow_root, "it cannot let root in alone (allow_root)"),
     )
+
+
+def has_image(options: Options) -> bool:
+    """Whether a layer is a file: its mount is in no tree, and so has no path that overlayfs or a link could name."""
+    import os
+
+    return any(map(os.path.isfile, (*options.lowers, *filter(None, [options.upper]))))
 
 
 class Engine(ABC):
@@ -66,7 +74,7 @@ class Engine(ABC):
 
     @abstractmethod
     def refusals(self, options: Options) -> list[str]:
-        """Why it cannot honour these options, whatever the machine and the layers are; empty when it can."""
+        """Why it cannot honour these options, whatever the machine is and is in the layers; empty when it can."""
 
     @abstractmethod
     def start(self, options: Options, progress: Progress) -> ExitCode:

@@ -65,8 +65,9 @@ def prepare(options: Options, *, for_ranch: bool = False, mark: bool = True) -> 
         if options.form is Form.PLAIN:
             placement.refuse_twice(lowers)
         for place in lowers:
-            fd = placement.open_directory(place)
-            prepared.lowers.append(prepared.opened(fd, place.path, merged.way_from(place) if merged else ()))
+            _add_lower(prepared, options, survey, place, merged)
+        if len(prepared.lowers) > _MAX_LOWERS:
+            refuse_too_many([lower.label for lower in prepared.lowers])
         if options.ephemeral:
             _prepare_scratch(prepared, options)
         elif options.upper and not options.read_only:
@@ -79,6 +80,23 @@ def prepare(options: Options, *, for_ranch: bool = False, mark: bool = True) -> 
         prepared.close()
         raise
     return prepared
+
+
+def _add_lower(prepared: Prepared, options: Options, survey: Survey, place: Place, merged: Place | None) -> None:
+    if place.is_file:
+        from fuseunion.mounting.sources import images  # most mounts have none
+
+        images.add_lowers(prepared, place, is_upper=is_upper(survey, options, place))
+        return
+    fd = placement.open_directory(place)
+    prepared.lowers.append(prepared.opened(fd, place.path, merged.way_from(place) if merged else ()))
+
+
+def is_upper(survey: Survey, options: Options, lower: Place) -> bool:
+    """Whether a lower is the file that is written as well."""
+    if options.upper is None or options.read_only:
+        return False
+    return lower.key is not None and survey.place(Part.UPPER, options.upper).key == lower.key
 
 
 def refuse_too_many(lowers: Sequence[str]) -> None:
@@ -108,6 +126,13 @@ def lower_places(survey: Survey, options: Options) -> list[Place]:
             f"lower directory '{options.lowers[0]}' is a part of '{whole}'; write a colon in a path as '\\:'",
             ExitCode.LAYERS,
         )
+    for place in lowers[1:]:
+        if place.given in ("ro", "rw") and place.key is None:
+            raise UserError(
+                f"lower directory '{place.given}' does not exist; if ':{place.given}' belongs to the layer before it: "
+                "every LOWER is only read, so leave it out",
+                ExitCode.LAYERS,
+            )
     if options.upper and options.read_only:
         lowers.insert(0, survey.place(Part.UPPER, options.upper))
     return lowers
@@ -143,7 +168,7 @@ def merged_place(survey: Survey, target: str) -> Place | None:
 
 def _prepare_scratch(prepared: Prepared, options: Options) -> None:
     # Imported here, because no other mount needs it.
-    from fuseunion.mounting import scratch
+    from fuseunion.mounting.sources import scratch
 
     private = scratch.make(options.size)
     prepared.on_end(private.remove)
@@ -166,6 +191,9 @@ def _prepare_upper(
 ) -> None:
     assert options.upper is not None
     upper = survey.place(Part.UPPER, options.upper)
+    if upper.is_file:
+        _prepare_image(prepared, options, lowers, upper, merged)
+        return
     default_work = options.work is None
     work = work_place(survey, upper, options.work)
     placement.check(lowers, upper, work, merged, hides_upper=options.hides_upper)
@@ -195,6 +223,41 @@ def _prepare_upper(
     occupancy.enter(mark=mark and prepared.full is None)
     prepared.notes += occupancy.ignored
     prepared.compare_lowers()
+
+
+def _prepare_image(
+    prepared: Prepared, options: Options, lowers: list[Place], upper: Place, merged: Place | None
+) -> None:
+    """An upper and a work directory in an image, which the lock on the image keeps others off."""
+    from fuseunion.mounting.sources import images
+
+    check_image(options, lowers, upper, merged)
+    prepared.upper, work = images.add_upper(prepared, upper, options.form)
+    judge_work(upper, upper, prepared.upper.fd, work.fd, default_work=False)
+    try:
+        _make_inner(prepared, upper, upper, work.fd)
+        prepared.work = work
+    except OSError as error:
+        if not space.is_lacking(error):
+            raise placement.refusal(Part.WORK, work.label, error) from None
+        prepared.give_up_writing(error)
+    prepared.compare_lowers()
+
+
+def check_image(options: Options, lowers: list[Place], upper: Place, merged: Place | None) -> None:
+    """Refuse an image as the upper where it lies, or with a work directory elsewhere.
+
+    Raises:
+        UserError: LAYERS.
+    """
+    from fuseunion.mounting.sources import images
+
+    if options.work is not None:
+        raise UserError(
+            f"upper image '{upper.given}' holds its own work directory; leave --work '{options.work}' out",
+            ExitCode.LAYERS,
+        )
+    placement.check([place for place in lowers if not images.is_the_same_sif(place, upper)], upper, None, merged)
 
 
 def _prepare_work(

@@ -4,14 +4,20 @@
 that holds the hard-link index or anything else that must outlive it.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from fuseunion.linux.proc import processes
 from fuseunion.mounting import log
 from fuseunion.mounting.checks import same_lowers
 from fuseunion.mounting.options import Form
+
+if TYPE_CHECKING:
+    from fuseunion.images.layers.mounted import Mounted
 
 
 class Opened(NamedTuple):
@@ -40,6 +46,9 @@ class Prepared:
         notes: lines for the log, of what was not as usual.
         hidden: st_dev and st_ino of what the lowers show as empty directories: an upper and a work directory in them.
         full: why nothing can be written to the upper, which is then the topmost of the layers that are only read.
+        images: what is mounted of images; the program of each ends when nothing of it is open any more.
+        is_anybodys: the machine's root shows an image that somebody else can have made: its set-ID bits mean nothing.
+        apart: another process has all that is here too, and so waits in this one's place for the programs of images.
     """
 
     def __init__(self, target: str, form: Form) -> None:
@@ -50,6 +59,9 @@ class Prepared:
         self.hidden: set[tuple[int, int]] = set()
         self.shown_as: os.stat_result | None = None
         self._form = form
+        self.images: list[Mounted] = []
+        self.is_anybodys = False
+        self.apart = False
         self.lowers: list[Opened] = []
         self.upper: Opened | None = None
         self.work: Opened | None = None
@@ -58,6 +70,44 @@ class Prepared:
         self._undo = ExitStack()
         self._until_live = ExitStack()
         self._end = ExitStack()
+        self._last = ExitStack()
+
+    @property
+    def has_image_upper(self) -> bool:
+        """Whether what is written is in an image."""
+        return any(mounted.writable for mounted in self.images)
+
+    def add_image(self, mounted: Mounted) -> None:
+        """Take charge of an image that was mounted, but for the descriptor of its root."""
+        self.images.append(mounted)
+        self.on_last(self._finish, mounted)
+
+    def _finish(self, mounted: Mounted) -> None:
+        if not self.apart:
+            mounted.finish()
+
+    def on_last(self, callback: Callable[..., object], *arguments: object) -> None:
+        """Call this when nothing of the layers is open any more."""
+        self._last.callback(callback, *arguments)
+
+    def let_go_of_images(self) -> None:
+        """In the process that has started the daemon: an image ends, and its lock, with the last that has it open.
+
+        Precondition: the mount is live, so that nothing here is undone or closed any more.
+        """
+        if not self.images:
+            return
+        devices = {mounted.device for mounted in self.images}
+        files = {mounted.file_key for mounted in self.images}
+        for mounted in self.images:
+            mounted.let_go()
+        for fd in processes.own_descriptors():
+            try:
+                st = os.fstat(fd)
+                if st.st_dev in devices or (st.st_dev, st.st_ino) in files:
+                    os.close(fd)
+            except OSError:
+                continue  # of the listing itself
 
     def on_end(self, callback: Callable[..., object], *arguments: object) -> None:
         """Call this when the mount has ended, last registered first."""
@@ -78,6 +128,7 @@ class Prepared:
 
     def keep(self) -> None:
         """The mount is live: what was created stays, and a person hears of lowers that were exchanged."""
+        self.apart = False
         self._undo.pop_all()
         self._until_live.close()
         if self._lowers is None or self.upper is None or self.full is not None:
@@ -118,7 +169,8 @@ class Prepared:
         self._unclaimed.close()
         self._undo.close()
         self._until_live.close()
-        self._end.close()
+        with self._last:
+            self._end.close()
 
     def hide(self, fd: int) -> None:
         """Have the lowers show a directory as an empty one, if they have it."""

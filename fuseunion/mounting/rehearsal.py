@@ -30,9 +30,20 @@ def rehearse(options: Options) -> None:
         placement.refuse_twice(lowers)
     with ExitStack() as stack:
         for place in lowers:
-            stack.callback(os.close, placement.open_directory(place))
+            if place.is_file:
+                from fuseunion.mounting.sources import images  # most mounts have none
+
+                images.look_at(place, writable=False, is_upper=prepare.is_upper(survey, options, place))
+            else:
+                stack.callback(os.close, placement.open_directory(place))
         if options.upper and not options.read_only:
             upper = survey.place(Part.UPPER, options.upper)
+            if upper.is_file:
+                from fuseunion.mounting.sources import images
+
+                prepare.check_image(options, lowers, upper, merged)
+                images.look_at(upper, writable=True)
+                return
             work = prepare.work_place(survey, upper, options.work)
             placement.check(lowers, upper, work, merged)
             _rehearse_upper(options, upper, work, stack)

@@ -164,7 +164,8 @@ class Step:
             try:
                 held.removexattr(name)
             except OSError as error:
-                if error.errno != errno.ENODATA:  # chown has removed it
+                # chown has removed it; and an ordinary user may not even ask for that (cap_inode_removexattr).
+                if error.errno != errno.ENODATA and name in held.listxattr():
                     raise
         for name, value in self.xattrs.items():
             held.setxattr(name, value)

@@ -71,6 +71,13 @@ SCENES = {
         f"{TREE}\ntree LOWER",
         "test -f UPPER/etc/new; test -f CHANGES/etc/new; test ! -e new; test ! -e LOWER/etc/new; test ! -e /etc/new",
     ),
+    "images": Scene("mkdir tree merged; echo slow >tree/settings", "test $(cat tree/settings) = slow"),
+    "images-exec": Scene(
+        f"""{TREE}
+tree tree; mksquashfs tree base.sqfs -quiet -no-progress; mkdir -p empty/upper empty/work
+truncate -s 64M changes.img; mkfs.ext4 -q -d empty changes.img""",
+        "test ! -e tree/etc/new",
+    ),
     "apptainer-exec": Scene(f"{TREE}\ntree image", "test -f changes/etc/new; test ! -e image/etc/new"),
     "ranch-in-place": Scene("mkdir project; touch project/readme project/settings", owned=False),
     "ranch-copy": Scene(
@@ -105,6 +112,7 @@ SCENES = {
         {FINISH}
         """,
     ),
+    "image": Scene("mkdir changes; echo x >changes/file", "test $(stat -c %s env.img) = 83886080"),
     "apptainer": Scene("mkdir session image; echo old >image/file"),
     # What systemd runs for the unit (systemd src/core/mount.c, mount_enter_mounting).
     "systemd": Scene(

@@ -65,6 +65,9 @@ def test_bash(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]) -
     assert bash(path, place, "--log-file", "base") == ["base", "base two", "basefile"]
     assert bash(path, place, "--size", "") == []
     assert bash(path, place, "completion", "") == ["bash", "fish", "zsh"]
+    assert bash(path, place, "image", "cl") == ["clone"]
+    assert bash(path, place, "image", "clone", "base") == ["base", "base two", "basefile"]
+    assert bash(path, place, "image", "create", "--type", "") == ["ext3", "ext4"]
     assert "--ephemeral" in bash(path, place, "doctor", "--"), "the doctor takes the options of a mount"
 
 
@@ -86,6 +89,8 @@ def test_fish(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]) -
     assert fish(path, place, "--engine f") == ["fastest", "fuse"]
     assert fish(path, place, "-o ro,allow") == ["ro,allow_other", "ro,allow_root"]
     assert fish(path, place, "completion ") == ["bash", "fish", "zsh"]
+    assert fish(path, place, "image cl") == ["clone"]
+    assert "basefile" in fish(path, place, "image clone base")
     assert fish(path, place, "doctor --eph") == ["--ephemeral"]
 
 
@@ -146,6 +151,8 @@ def test_zsh(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]) ->
         assert shell.completed("--engine=k") == "--engine=kernel "
         assert shell.completed("-o ro,allow_r") == "-o ro,allow_root"
         assert shell.completed("completion z") == "completion zsh "
+        assert shell.completed("image clo") == "image clone "
+        assert shell.completed("image clone basef") == "image clone basefile "
         assert shell.completed("doctor --eph") == "doctor --ephemeral "
 
 

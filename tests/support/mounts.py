@@ -28,6 +28,9 @@ from tests.support.waiting import wait_until
 TROUBLE = re.compile(r"Traceback|\b(?:ERROR|CRITICAL)\b|Exception|[Uu]nexpected")
 """What a daemon's log must not hold."""
 
+SHOWS_IMAGE = "/proc/self/fd/3"
+"""In the command line of a program that shows an image (fuseunion/images/layers/programs.py)."""
+
 START_TIMEOUT = 30.0
 
 
@@ -83,6 +86,8 @@ class FuseunionMount:
     faulty: bool = False
     """The daemon's system calls fail: a file without a name may be held by the descriptor that it was open by."""
     daemon: int = field(init=False, default=0)
+    programs: list[int] = field(init=False, default_factory=list)
+    """Those that show the images among the layers."""
     _siblings: set[str] = field(init=False, default_factory=set)
     _log: Path = field(init=False)
     _idle: set[str] = field(init=False, default_factory=set)
@@ -133,7 +138,9 @@ class FuseunionMount:
         result = self.place.fuseunion(*arguments)
         assert result.returncode == 0, f"mount failed ({result.returncode}): {result.stdout}{result.stderr}"
         assert mount_at(self.merged) is not None, f"the command returned 0 but {self.merged} is not mounted"
-        daemons = [pid for pid in processes.with_token(self.place.token) if pid not in before]
+        new = [pid for pid in processes.with_token(self.place.token) if pid not in before]
+        self.programs = [pid for pid in new if SHOWS_IMAGE in processes.command_line(pid)]
+        daemons = [pid for pid in new if pid not in self.programs]
         assert len(daemons) == 1, f"one daemon expected, got {[processes.command_line(pid) for pid in daemons]}"
         self.daemon = daemons[0]
         self._idle = set(processes.descriptors(self.daemon).values())
@@ -147,6 +154,7 @@ class FuseunionMount:
         assert mount_at(self.merged) is None, f"umount returned 0 but {self.merged} is still mounted"
         left = processes.with_token(self.place.token)
         assert self.daemon not in left, "umount returned before the daemon was gone"
+        assert not set(self.programs) & set(left), "umount returned before the images were complete"
         self.check_log()
         self._check_work()
 

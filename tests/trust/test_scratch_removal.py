@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.mounting import scratch
+from fuseunion.mounting.sources import scratch
 from tests.support.arena import Arena
 from tests.trust.hostile import UID, land
 

@@ -16,8 +16,10 @@ MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"
 
 FLOORS = [
     "errors",
+    "bytecode",
     "steps",
     "linux",
+    "images",
     "core.ids",
     "core.format",
     "core.ownership",
@@ -40,6 +42,7 @@ FLOORS = [
     "contained",
     "doctor",
     "offline",
+    "images.tools",
     "cli",
     "api",
     "testing",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.mounting import scratch
+from fuseunion.mounting.sources import scratch
 
 
 @pytest.fixture(autouse=True)

@@ -22,12 +22,10 @@ from fuseunion.core.ids.identity import IdMap
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.mounting import log
-from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
 from fuseunion.mounting.options import MAX_ID
 from fuseunion.mounting.options.values import parse_id_map
-from fuseunion.mounting.prepare import default_work_path, refuse_foreign_work, work_place
 from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shift, Step, examine
+from fuseunion.offline.unused import open_upper
 from fuseunion.offline.walk import Found, walk
 
 HELP = """\
@@ -78,20 +76,30 @@ def main(arguments: list[str]) -> int:
         raise UserError("give one directory and either --to or --map; see fuseunion chown --help")
     if asked.keep_set_id and asked.to is None:
         raise UserError("--keep-set-id goes with --to; --map keeps set-id bits and capabilities anyway")
-    rule = _shift(asked.map) if asked.to is None else _owner(asked.to, keep_set_id=asked.keep_set_id)
+    rule = _shift(asked.map) if asked.to is None else one_owner(asked.to, keep_set_id=asked.keep_set_id)
     with ExitStack() as stack:
-        upper = _open_upper(stack, asked.operands[0], asked.work)
-        total, changes, cleared = _survey(upper, rule, show=asked.dry_run)
+        unused = open_upper(stack, asked.operands[0], asked.work)
+        with _named(unused.path, b""):
+            store = choose(unused.root_fd, None, unused.work_fd)
+        if store is not None:
+            stack.callback(store.close)
+        upper = Tree(unused.root_fd, unused.path, store)
+        total, changes, cleared = survey(upper, rule, show=asked.dry_run)
         if asked.dry_run:
             print(f"{changes} of {total} objects would change")
         else:
-            _change(upper, rule, total)
+            change(upper, rule, total)
             note = f", {cleared} lost set-id bits or capabilities" if cleared else ""
             print(f"changed {changes} of {total} objects{note}")
     return ExitCode.OK
 
 
-def _owner(text: str, *, keep_set_id: bool) -> OneOwner:
+def one_owner(text: str, *, keep_set_id: bool) -> OneOwner:
+    """What --to says.
+
+    Raises:
+        UserError: USAGE.
+    """
     if text == "root":
         return OneOwner(0, 0, keep_set_id)
     numbers = re.fullmatch(r"([0-9]+):([0-9]+)", text, re.ASCII)
@@ -107,55 +115,22 @@ def _shift(texts: list[str]) -> Shift:
         raise UserError(f"--map: {error}") from None
 
 
-def _open_unused(stack: ExitStack, place: placement.Place) -> int:
-    """A directory to which no overlay and no other program writes."""
-    fd = placement.open_found(place)
-    stack.callback(os.close, fd)
-    in_use.refuse_kernel_overlays(place)
-    writer = elsewhere.writer_of(fd)
-    if writer is not None:
-        raise UserError(f"{place.part.value} '{place.given}' is in use by {writer}; unmount it first", ExitCode.BUSY)
-    return fd
-
-
 @dataclass(frozen=True, slots=True)
-class _Upper:
+class Tree:
+    """What is given another owner.
+
+    Attributes:
+        root_fd: of its root.
+        path: for messages.
+        store: where its ownership is stored, None where the inodes have it.
+    """
+
     root_fd: int
     path: str
     store: OwnershipStore | None
 
 
-def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
-    ranches.refuse(os.path.realpath(path))
-    survey = placement.Survey()
-    upper = survey.place(placement.Part.UPPER, path)
-    root_fd = _open_unused(stack, upper)
-    occupancy = in_use.Occupancy(upper, root_fd)
-    stack.callback(occupancy.close)
-    work_fd = None
-    # The default one is there only while it holds something.
-    if work is not None or os.path.lexists(default_work_path(os.path.realpath(path))):
-        place = work_place(survey, upper, work)
-        work_fd = _open_unused(stack, place)
-        refuse_foreign_work(place, work_fd)
-        occupancy.add_work(place, work_fd, default=work is None)
-        try:
-            occupancy.add_inner(place, work_fd)
-        except FileNotFoundError:
-            pass  # never mounted with, or left in order
-        except OSError as error:
-            raise placement.refusal(place.part, place.given, error) from None
-    occupancy.enter(mark=False)
-    for line in occupancy.ignored:
-        log.tell(f"warning: {line}")
-    with _named(path, b""):
-        store = choose(root_fd, None, work_fd)
-    if store is not None:
-        stack.callback(store.close)
-    return _Upper(root_fd, path, store)
-
-
-def _objects(upper: _Upper, rule: Rule) -> Iterator[tuple[Found, Step]]:
+def _objects(upper: Tree, rule: Rule) -> Iterator[tuple[Found, Step]]:
     """Each object once, however many names it has."""
     linked: set[int] = set()
     with _named(upper.path):
@@ -169,7 +144,7 @@ def _objects(upper: _Upper, rule: Rule) -> Iterator[tuple[Found, Step]]:
             yield found, step
 
 
-def _survey(upper: _Upper, rule: Rule, *, show: bool) -> tuple[int, int, int]:
+def survey(upper: Tree, rule: Rule, *, show: bool) -> tuple[int, int, int]:
     """Look at everything before anything changes.
 
     Returns:
@@ -187,7 +162,15 @@ def _survey(upper: _Upper, rule: Rule, *, show: bool) -> tuple[int, int, int]:
     return total, changes, cleared
 
 
-def _change(upper: _Upper, rule: Rule, total: int) -> None:
+def change(upper: Tree, rule: Rule, total: int) -> None:
+    """Give everything its owner, with a bar on a terminal.
+
+    Args:
+        total: how many objects there are.
+
+    Raises:
+        UserError: FAILURE: the system refuses, or ^C came between two objects.
+    """
     with Progress("chown", total) as progress, _Interruption() as interruption:
         for done, (found, step) in enumerate(_objects(upper, rule)):
             if interruption.came and rule.repeatable:

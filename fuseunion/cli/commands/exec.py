@@ -36,6 +36,8 @@ UPPER it is forgotten. Returns the exit status of COMMAND, 128 and more for one 
 is left and UPPER is in order. Every option of a mount may be given too (fuseunion --help).
 
 Options:
+  --overlay PATH[:ro]   one more layer on LOWER, in Apptainer's way: a directory that holds upper/ and work/, an ext
+                        image that does, or a squashfs image; repeatable, the last on top, one at most is written
   --writable-tmpfs      without an UPPER: changes go to memory and are forgotten (so it is without this word, too)
   --bind SRC[:DST[:ro]]
                         show SRC of this machine inside, at DST; made in the merged view if it is missing; repeatable
@@ -52,6 +54,7 @@ Options:
 Examples:
   fuseunion exec debian changes                              a shell in the tree 'debian'
   fuseunion exec debian changes -- apt-get install -y gcc    what it installs is in 'changes'
+  fuseunion exec --overlay env.sqfs --overlay my.img base.sqfs     images: read, written, and the tree below them
   fuseunion exec / changes -- apt-get install -y gcc         the same, over the machine's own tree
   fuseunion exec --bind ~/src:/src debian -- make -C /src    nothing is kept but what was bound
   fuseunion exec --here . -- make test                       tests over a checkout, which stays as it is
@@ -69,14 +72,14 @@ def main(arguments: list[str]) -> int:
         parser.flag(flag)
     for name in ("--workdir", "--user", "--net", "--hostname", "--at"):
         parser.value(name)
-    for name in ("--bind", "--env"):
+    for name in ("--bind", "--env", "--overlay"):
         parser.values(name)
     known = parser.parse_known(arguments)
     if known is None:
         return ExitCode.OK
     given, rest = known
     end = rest.index("--") if "--" in rest else len(rest)
-    options = _options(rest[:end], tmpfs=given.writable_tmpfs)
+    options = _options(rest[:end], tuple(given.overlay), tmpfs=given.writable_tmpfs)
     wishes = _wishes(given, tuple(rest[end + 1 :]), options)
 
     from fuseunion.contained import supervise
@@ -84,8 +87,13 @@ def main(arguments: list[str]) -> int:
     return supervise.run(options, wishes, _progress, _say)
 
 
-def _options(rest: list[str], *, tmpfs: bool) -> Options:
+def _options(rest: list[str], overlays: tuple[str, ...], *, tmpfs: bool) -> Options:
     """The options of the union; its target is a placeholder.
+
+    Args:
+        rest: what is not exec's own.
+        overlays: those of --overlay.
+        tmpfs: what is changed is to be forgotten.
 
     Raises:
         UserError: USAGE.
@@ -104,7 +112,14 @@ def _options(rest: list[str], *, tmpfs: bool) -> Options:
     if options.foreground or options.trace:
         raise UserError("-f and -d have no meaning for exec, which ends with its command; use --log-file")
     check_engine(options)
-    return options
+    if not overlays:
+        return options
+    from fuseunion.mounting.sources.overlays import applied
+
+    over = applied(options, overlays)
+    if tmpfs and over.upper is not None:
+        raise UserError(f"--writable-tmpfs forgets what is changed, and '{over.upper}' is given to keep it")
+    return over
 
 
 def _wishes(given: Arguments, command: tuple[str, ...], options: Options) -> Wishes:

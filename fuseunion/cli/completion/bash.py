@@ -15,7 +15,7 @@ _SCRIPT = """\
 
 _fuseunion() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
-    local before='' command='' options='' operands='' list='' word
+    local before='' command='' options='' operands='' files='' list='' word
     COMPREPLY=()
     if [[ $cur == [=:] ]]; then
         cur=''
@@ -49,11 +49,11 @@ _fuseunion() {
         COMPREPLY=($(compgen -W "$options" -- "$cur"))
         return
     fi
-    if [[ -n $operands ]]; then
+    if [[ -n $operands && ( -z $files || COMP_CWORD -eq 2 ) ]]; then
         COMPREPLY=($(compgen -W "$operands" -- "$cur"))
         return
     fi
-    _fuseunion_paths -d "$cur"
+    _fuseunion_paths "${files:--d}" "$cur"
     (( COMP_CWORD == 1 )) && COMPREPLY+=($(compgen -W '@COMMAND_LIST@' -- "$cur"))
 }
 
@@ -87,6 +87,7 @@ def script(commands: list[Command]) -> str:
 def _options(command: Command) -> str:
     spellings = " ".join(spelling for option in command.options for spelling in option.spellings)
     operands = f"; operands='{' '.join(command.operands)}'" if command.operands else ""
+    operands += "; files=-f" if command.files else ""
     return f"        {shlex.quote(command.name)}) options='{spellings}'{operands} ;;"
 
 

@@ -33,7 +33,13 @@ def script(commands: list[Command]) -> str:
     for command in commands:
         when = f"-n 'test (__fuseunion_command) = {command.name or 'mount'}'"
         operands = _quoted(" ".join(command.operands)) if command.operands else "'(__fish_complete_directories)'"
-        lines.append(f"complete -c fuseunion {when} -a {operands}")
+        if command.files:
+            second = f"-n 'test (__fuseunion_command) = {command.name}; and test (count (commandline -opc)) -eq 2'"
+            lines.append(f"complete -c fuseunion {second} -a {operands}")
+            after = f"-n 'test (__fuseunion_command) = {command.name}; and test (count (commandline -opc)) -gt 2'"
+            lines.append(f"complete -c fuseunion {after} -F")
+        else:
+            lines.append(f"complete -c fuseunion {when} -a {operands}")
         lines += [f"complete -c fuseunion {when} {_option(option)}" for option in command.options]
     return "\n".join([*lines, ""])
 

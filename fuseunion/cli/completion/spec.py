@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from fuseunion.cli.main import COMMANDS
+from fuseunion.images.tools.ext.creating import Profile, Type
 from fuseunion.mounting.options import EngineChoice, LinkStyle
 from fuseunion.mounting.options.vocabulary import WORDS
 
@@ -25,6 +26,8 @@ CHOICES = {
     "STYLE": tuple(style.value for style in LinkStyle),
     "OWNER": ("root",),
     "FORMAT": ("oci", "overlay", "oci-archive"),
+    "PROFILE": tuple(profile.value for profile in Profile),
+    "TYPE": tuple(type_.value for type_ in Type),
     "OPTION[,OPTION...]": WORDS,
 }
 """The values of arguments of which there are only some."""
@@ -59,12 +62,14 @@ class Command(NamedTuple):
         says: what it does, in a few words.
         options: those of the mount too, where it takes them.
         operands: words that may stand there; empty where directories do.
+        files: after the first of these words files stand there.
     """
 
     name: str
     says: str
     options: tuple[Option, ...]
     operands: tuple[str, ...] = ()
+    files: bool = False
 
 
 def commands() -> list[Command]:
@@ -82,7 +87,8 @@ def commands() -> list[Command]:
         own += tuple(option for option in more if not known & set(option.spellings))
         says = re.split(r"[.;:,]\s", " ".join(rest.partition("\n\n")[0].split()))[0].rstrip(".")
         operands = re.search(rf"fuseunion {name} ([a-z]+(?: \| [a-z]+)+)", usage)
-        found.append(Command(name, says, own, tuple(operands[1].split(" | ")) if operands else ()))
+        choices = tuple(operands[1].split(" | ")) if operands else ()
+        found.append(Command(name, says, own, choices, bool(choices) and " FILE" in usage))
     return found
 
 

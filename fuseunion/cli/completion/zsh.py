@@ -48,12 +48,13 @@ def script(commands: list[Command]) -> str:
 
 def _arguments(command: Command, indent: int) -> list[str]:
     if command.operands:
-        rest = f"*:word:({' '.join(command.operands)})"
+        words = f"word:({' '.join(command.operands)})"
+        rest = [f"1:{words}", "*:file:_files"] if command.files else [f"*:{words}"]
     elif command.name == MOUNT:
-        rest = "*:directory:_fuseunion_first"
+        rest = ["*:directory:_fuseunion_first"]
     else:
-        rest = "*:directory:_files -/"
-    specs = [*(spec for option in command.options for spec in _specs(option)), rest]
+        rest = ["*:directory:_files -/"]
+    specs = [*(spec for option in command.options for spec in _specs(option)), *rest]
     space = " " * indent
     return (f"{space}_arguments -S " + f" \\\n{space}    ".join(map(_quoted, specs))).splitlines()
 

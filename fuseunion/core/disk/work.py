@@ -21,7 +21,7 @@ from fuseunion.core.disk.capabilities import Capabilities
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.linux import syscalls
+from fuseunion.linux import owned, syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
 from fuseunion.steps import Steps
@@ -36,6 +36,9 @@ _MODE = 0o700
 _NUMBERED = re.compile(rb"#([0-9a-f]{1,15})")
 
 INNER = b"work"
+
+_FUSE = 0x65735546
+"""statfs(2), FUSE_SUPER_MAGIC."""
 
 _INNER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -190,6 +193,25 @@ class WorkDirectory:
         taken = self.new_name()
         source.rename(name, self.tmp, taken)
         return taken
+
+    def write_out(self) -> None:
+        """Have a FUSE filesystem write out everything; may run in any thread.
+
+        syncfs(2) is not passed on to one (fs/fuse/inode.c, fuse_sync_fs). fsync(2) of a file that is open for writing
+        is, and fuse2fs, which shows images, then writes out all that it has (misc/fuse2fs.c, op_fsync).
+
+        Raises:
+            OSError: EIO, ENOSPC, EDQUOT.
+        """
+        if syscalls.filesystem_type(self.tmp.fd()) != _FUSE:
+            return
+        name = self.new_name()
+        fd = owned.new_file(name, self.tmp.fd())
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            os.unlink(name, dir_fd=self.tmp.fd())
 
     # -- removing ---------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,10 @@ _KNOWN = {prefix + suffix: suffix for prefix in xattr_names.MARK_PREFIXES for su
 """The attributes that mean something here, the prefix that counts most first. No other is read, however many lie on an
 object: what a layer holds does not decide how much memory a lookup takes."""
 
+_MISNAMED = {b"security.overlay." + suffix: b"trusted.overlay." + suffix for suffix in _MEANT}
+"""How squashfuse 0.1 lists what it answers under the right name (its xattr.c has security and trusted the wrong way
+round). No filesystem has such attributes of its own."""
+
 _RANK = {name: rank for rank, name in enumerate(_KNOWN)}
 
 
@@ -91,6 +95,8 @@ def _read(where: RealObject) -> dict[bytes, bytes]:
     names = where.listxattr()
     if not names:
         return found
+    if misnamed := _MISNAMED.keys() & names:
+        names = [*names, *map(_MISNAMED.__getitem__, misnamed)]
     for name in sorted(_KNOWN.keys() & names, key=_RANK.__getitem__):
         suffix = _KNOWN[name]
         if suffix in found:

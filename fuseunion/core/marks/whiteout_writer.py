@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from fuseunion.core.disk import wh_files
 from fuseunion.core.disk.permission import as_owner_of
@@ -26,7 +26,7 @@ log = logging.getLogger("fuseunion.whiteout")
 
 class WhiteoutWriter:
     """Writes and removes marks in the upper; each change of the tree is one rename or link, so a crash shows
-    the state before or after, except where the filesystem lacks the flags of renameat2 (see each method)."""
+    the state before or after. Where the filesystem lacks the flags of renameat2 it takes more (see each method)."""
 
     __slots__ = ("_work", "spare")
 
@@ -83,6 +83,25 @@ class WhiteoutWriter:
             self._work.unlink(whiteout)
             raise
 
+    @contextmanager
+    def hidden(self, upper: RealDir, name: bytes) -> Iterator[None]:
+        """Keep what the lowers have of `name` hidden while, in the block, nothing of that name is in the upper.
+
+        Where the filesystem can exchange, nothing is ever missing there. Else a `.wh.` file hides it, so that a crash
+        shows the state before or after; a name that is too long for one is shown by a crash in the wrong moment.
+        """
+        capabilities = self._work.capabilities
+        with ExitStack() as mark:
+            if capabilities.whiteout_devices and not capabilities.exchange:
+                try:
+                    mark.enter_context(self._file_made(upper, name))
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+            yield
+        if capabilities.whiteout_devices and not capabilities.exchange:
+            self.drop_file_mark(upper, name)
+
     # -- hiding ---------------------------------------------------------------------------------------------------
 
     def cover(self, upper: RealDir, name: bytes) -> None:
@@ -107,19 +126,12 @@ class WhiteoutWriter:
             self._work.install_over(whiteout, upper, name, directories=False)
 
     def replace_directory(self, upper: RealDir, name: bytes) -> bytes:
-        """Put a whiteout in the place of the directory `name`, which moves to work under the name returned.
-
-        Without RENAME_EXCHANGE the directory is made opaque first; a crash then leaves it empty, or gone with the
-        lower one showing, but never half removed.
-        """
+        """Put a whiteout in the place of the directory `name`, which moves to work under the name returned."""
         work = self._work
         if not work.capabilities.whiteout_devices:
             with self._file_made(upper, name):
                 return work.take(upper, name)
-        with self._made() as whiteout:
-            if not work.capabilities.exchange:
-                with upper.held(name) as held:
-                    self.make_opaque(held)
+        with self._made() as whiteout, self.hidden(upper, name):
             taken = work.install_over(whiteout, upper, name, directories=True)
             assert taken is not None, "a directory is never replaced by one rename"
             return taken
@@ -170,15 +182,16 @@ class WhiteoutWriter:
         if not occupied:
             self._work.install(temporary, upper, name)
             return
-        replaced = self._work.install_over(temporary, upper, name, directories=is_directory)
+        with self.hidden(upper, name) if is_directory else nullcontext():
+            replaced = self._work.install_over(temporary, upper, name, directories=is_directory)
         if replaced is not None:
             self._work.unlink(replaced)
 
     def move_away(self, upper: RealDir, name: bytes, target: RealDir, new_name: bytes) -> None:
         """Rename `name`, leaving a whiteout in its place; what is at the target, not a directory, is replaced.
 
-        One rename with RENAME_WHITEOUT. Without it a file has both names for a moment (a link, then the whiteout),
-        and a directory shows the lower one in its old place for a moment.
+        One rename with RENAME_WHITEOUT. Without it a file has both names for a moment (a link, then the whiteout), and
+        a `.wh.` file hides what a lower has in the old place of a directory.
         """
         work = self._work
         if not work.capabilities.whiteout_devices:
@@ -193,12 +206,13 @@ class WhiteoutWriter:
                 move(whiteout, upper, name, target, new_name)
 
     def _move_directory(self, whiteout: bytes, upper: RealDir, name: bytes, target: RealDir, new_name: bytes) -> None:
-        upper.rename(name, target, new_name)
-        try:
-            self._work.install(whiteout, upper, name)
-        except BaseException:
-            target.rename(new_name, upper, name)
-            raise
+        with self.hidden(upper, name):
+            upper.rename(name, target, new_name)
+            try:
+                self._work.install(whiteout, upper, name)
+            except BaseException:
+                target.rename(new_name, upper, name)
+                raise
 
     def _move_file(self, whiteout: bytes, upper: RealDir, name: bytes, target: RealDir, new_name: bytes) -> None:
         work = self._work

@@ -227,7 +227,16 @@ def _move(state: State, source: Inode, old: _End, new: _End, *, whiteout: bool) 
             if not whiteout:
                 _drop_useless(state, old)
             return
-        new.upper.unlink(new.name)
+        with side.whiteouts.hidden(new.upper, new.name):
+            new.upper.unlink(new.name)
+            _move_to_free_name(state, old, new, whiteout=whiteout)
+        return
+    _move_to_free_name(state, old, new, whiteout=whiteout)
+
+
+def _move_to_free_name(state: State, old: _End, new: _End, *, whiteout: bool) -> None:
+    """Or to that of what one rename replaces."""
+    side = state.writable()
     if whiteout:
         side.whiteouts.move_away(old.upper, old.name, new.upper, new.name)
     else:

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
+from fuseunion import bytecode
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
@@ -75,9 +76,11 @@ def run(prepared: Prepared, options: Options, inherited: frozenset[int]) -> Exit
     pid = os.fork()
     if pid == 0:
         os.close(reader)
+        prepared.apart = True
         os._exit(_child(prepared, options, writer, detach))
     os.close(writer)
     _await_report(reader, pid)
+    prepared.let_go_of_images()
     _await_answer(prepared.target)
     return ExitCode.OK
 
@@ -112,7 +115,7 @@ def _child(prepared: Prepared, options: Options, writer: int, detach: Callable[[
 
 
 def load() -> None:
-    """Import what serves a mount.
+    """Import what serves a mount, and with that all that there is to import.
 
     Raises:
         ImportError: pyfuse3, trio, or a library that they need, is missing.
@@ -125,6 +128,8 @@ def load() -> None:
     from fuseunion.engines.fuse.asking import facts, status_socket  # noqa: F401
     from fuseunion.engines.fuse.serving import requests  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
+
+    bytecode.finish()
 
 
 def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> None:
@@ -162,8 +167,9 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         stack.callback(union.close)
 
         to_sync = -1
-        if layers.upper is not None and not union.settings.volatile:
-            # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)).
+        if layers.upper is not None and not union.settings.volatile and not prepared.has_image_upper:
+            # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)). An image is put
+            # on disk when its program has ended, for which nothing of it may be open.
             to_sync = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.upper.root_fd)
             last.callback(os.close, to_sync)
 
@@ -191,7 +197,10 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             requests,
             mounted,
             on_ready=live,
-            beside=() if status is None else (partial(status.serve, facts),),
+            beside=(
+                *([] if status is None else [partial(status.serve, facts)]),
+                *(partial(session.watch, mounted.pidfd, mounted.died) for mounted in prepared.images),
+            ),
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,
@@ -231,7 +240,7 @@ def _mount_flags(options: Options, prepared: Prepared, *, read_only: bool, own_r
     return mount_point.MountFlags(
         read_only=read_only,
         allow_other=True if options.allow_root else options.allow_other,
-        suid=options.suid,
+        suid=False if prepared.is_anybodys and options.suid is None else options.suid,
         dev=options.dev,
         exec=options.exec,
         posix_acl=options.keeps_acls,

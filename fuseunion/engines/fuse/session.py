@@ -55,6 +55,9 @@ class Beneath(Protocol):
             OSError: ENODEV when the mount has gone already; EIO and the like of /dev/fuse.
         """
 
+    def close(self) -> None:
+        """Close what it holds of the layers; nobody asks for anything any more."""
+
 
 def serve(
     requests: Requests,
@@ -93,6 +96,7 @@ def serve(
     try:
         trio.run(_main, beneath, mount_point, on_ready, beside)
     finally:
+        beneath.close()
         pyfuse3.close(unmount=False)
 
 
@@ -148,6 +152,17 @@ async def _answer_requests(beneath: Beneath) -> None:
                 return
             _log.exception("pyfuse3 gave up; starting it again")
     _log.critical("pyfuse3 gave up %d times; the mount ends", _RESTARTS)
+
+
+async def watch(pidfd: int, died: Callable[[], str]) -> None:
+    """Log it when the program that shows a layer ends. The mount goes on: what needs that layer answers an error.
+
+    Args:
+        pidfd: of the program.
+        died: what to log.
+    """
+    await trio.lowlevel.wait_readable(pidfd)
+    _log.error("%s", died())
 
 
 def _is_unmount(error: BaseException) -> bool:

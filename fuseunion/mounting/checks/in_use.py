@@ -266,7 +266,9 @@ def _overlay_directories() -> list[tuple[str, str]]:
 
 
 def _in_use(place: Place, by: str, pids: list[int] | None = None, at: str | None = None) -> UserError:
-    merged = next(filter(None, map(_mounted_by, pids or ())), at)
+    from fuseunion.linux.runtime.served import mounted_by  # only for the message
+
+    merged = next(filter(None, map(mounted_by, pids or ())), at)
     where = f" at '{merged}'" if merged else ""
     who = f" (process {pids[0]}, {processes.name(pids[0])})" if pids else ""
     return UserError(
@@ -274,16 +276,3 @@ def _in_use(place: Place, by: str, pids: list[int] | None = None, at: str | None
         "another",
         ExitCode.BUSY,
     )
-
-
-def _mounted_by(pid: int) -> str | None:
-    """Where a process has its mount, as the kernel says, or else the process; None where neither tells."""
-    from fuseunion.linux.runtime.answers import answers  # only for the message
-
-    served = processes.served_mounts(pid)
-    try:
-        seen = [mount.target for mount in mounts(pid) if mount.device in served]
-    except OSError:
-        seen = []  # ended meanwhile
-    said = [] if seen else [answer.fields.get("merged", ["?"])[0] for answer in answers(pid=pid) if answer.fields]
-    return next(iter((*seen, *said)), None)

@@ -15,6 +15,7 @@ A layer ends where another filesystem is mounted in it (realdir.py): an upper on
 
 import errno
 import os
+import stat
 from enum import Enum
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class Place(NamedTuple):
         above: the keys of the directory itself, if it exists, and of every directory above it, nearest first, each
             with the way down from there.
         key: of the directory itself, None while it does not exist.
+        is_file: it is a regular file, which may be an image.
     """
 
     part: Part
@@ -50,6 +52,17 @@ class Place(NamedTuple):
     path: str
     key: Key | None
     above: dict[Key, tuple[str, ...]]
+    is_file: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is, for messages."""
+        return "file" if self.is_file else "directory"
+
+    @property
+    def what(self) -> str:
+        """How messages name it: "upper directory", or "upper image"."""
+        return self.part.value.replace("directory", "image") if self.is_file else self.part.value
 
     def inside(self, other: "Place") -> bool:
         """Whether this directory is the other one or lies anywhere below it."""
@@ -67,6 +80,7 @@ class Survey:
 
     def __init__(self) -> None:
         self._keys: dict[str, Key | None] = {}
+        self._files: set[Key] = set()
 
     def place(self, part: Part, given: str) -> Place:
         """Look at one directory.
@@ -81,13 +95,16 @@ class Survey:
             key = self._key("/" + "/".join(names[:depth]))
             if key is not None:
                 above.setdefault(key, tuple(names[depth:]))
-        return Place(part, given, path, self._key(path), above)
+        own = self._key(path)
+        return Place(part, given, path, own, above, own in self._files)
 
     def _key(self, path: str) -> Key | None:
         if path not in self._keys:
             try:
                 st = os.stat(path)
-                self._keys[path] = (st.st_dev, st.st_ino)
+                self._keys[path] = key = (st.st_dev, st.st_ino)
+                if stat.S_ISREG(st.st_mode):
+                    self._files.add(key)
             except OSError:
                 self._keys[path] = None  # missing, or not to be looked at: then it is not one of our directories
         return self._keys[path]
@@ -162,8 +179,8 @@ def refuse_twice(lowers: list[Place]) -> None:
         first = seen.setdefault(place.key, place)
         if first is not place:
             raise UserError(
-                f"lower directory '{place.given}' is the same directory as the lower directory '{first.given}'; name "
-                "each once",
+                f"{place.what} '{place.given}' is the same {place.kind} as the {first.what} '{first.given}'; name each "
+                "once",
                 ExitCode.LAYERS,
             )
 
@@ -219,8 +236,8 @@ def _is_cut_off(inner: Place, outer: Place) -> bool:
 def _refuse_inside(inner: Place, outer: Place, remedy: str) -> None:
     if not inner.inside(outer) or _is_cut_off(inner, outer):
         return
-    relation = "is the same directory as" if inner.key == outer.key else "lies inside"
+    relation = f"is the same {inner.kind} as" if inner.key == outer.key else "lies inside"
     raise UserError(
-        f"{inner.part.value} '{inner.given}' {relation} the {outer.part.value} '{outer.given}'; {remedy}",
+        f"{inner.what} '{inner.given}' {relation} the {outer.what} '{outer.given}'; {remedy}",
         ExitCode.LAYERS,
     )

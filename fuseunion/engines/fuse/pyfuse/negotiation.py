@@ -52,6 +52,9 @@ class Negotiation:
         self._ours = ours
         self.served = theirs.detach()
 
+    def close(self) -> None:
+        """It holds nothing."""
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do it, while pyfuse3 serves.
 

@@ -118,6 +118,10 @@ class WireLoop:
             task_status.started()
             await trio.sleep_forever()
 
+    def close(self) -> None:
+        """Keep no file open and no directory: the filesystem of a layer may wait for that before it ends."""
+        self._answers.close_files()
+
     async def _wait_readable(self, fd: int) -> None:
         """Serve requests until one has to be read by libfuse."""
         assert device is not None

@@ -1,0 +1,1 @@
+"""Files that hold a tree: squashfs and ext images, SIF, tar archives."""

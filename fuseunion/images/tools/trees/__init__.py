@@ -1,0 +1,1 @@
+"""Whole trees, into images and out of them."""

@@ -1,0 +1,1 @@
+"""Layers that are no directories of the user: memory, and images."""

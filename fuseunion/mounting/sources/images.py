@@ -1,0 +1,130 @@
+"""Images where directories could be: what `prepare` does with a LOWER or an UPPER that is a file."""
+
+import errno
+import os
+import stat
+
+from fuseunion.core.ids.identity import overflow_id
+from fuseunion.core.ownership.store_choice import has_database
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.images import recognise
+from fuseunion.images.layers import stack
+from fuseunion.images.layers.mounted import Mounted
+from fuseunion.images.recognise import Kind
+from fuseunion.mounting import log
+from fuseunion.mounting.checks.placement import Place
+from fuseunion.mounting.options import Form
+from fuseunion.mounting.prepared import Opened, Prepared
+
+
+def add_lowers(prepared: Prepared, place: Place, *, is_upper: bool) -> None:
+    """Show an image that is only read, and add its layers.
+
+    Args:
+        place: of the image.
+        is_upper: the same file is the upper: of a SIF, all but the partition that is written.
+
+    Raises:
+        UserError: LAYERS, BUSY, UNAVAILABLE.
+    """
+    image = _opened(prepared, place)
+    for layer in image.lowers(but_the_upper=is_upper):
+        prepared.lowers.append(prepared.opened(layer.fd, layer.label))
+
+
+def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Opened]:
+    """Show an image that is written.
+
+    Args:
+        place: of the image.
+        form: a person is told what is not as usual.
+
+    Returns:
+        The upper and the work directory.
+
+    Raises:
+        UserError: LAYERS, BUSY, UNAVAILABLE.
+    """
+    upper = _opened(prepared, place, writable=True).upper()
+    opened = prepared.opened(upper.upper.fd, upper.upper.label), prepared.opened(upper.work.fd, upper.work.label)
+    if upper.is_new:
+        _adopt(prepared.lowers[0].fd, upper.upper.fd, upper.work.fd)
+    elif os.fstat(upper.upper.fd).st_uid == overflow_id("uid"):
+        raise UserError(
+            f"what is in '{place.given}' belongs to a user who has no number here; give it to root with: "
+            f"fuseunion image chown '{place.given}' --to root",
+            ExitCode.LAYERS,
+        )
+    if has_database(upper.work.fd):
+        raise UserError(
+            f"image '{place.given}' keeps owners in a database, which cannot be reached in an image; use a directory",
+            ExitCode.LAYERS,
+        )
+    if upper.says is not None:
+        prepared.notes.append(upper.says)
+        if form is Form.PLAIN:
+            log.tell(upper.says)
+    return opened
+
+
+def look_at(place: Place, *, writable: bool, is_upper: bool = False) -> None:
+    """Refuse what could not be shown, with nothing mounted and the lock given back.
+
+    Args:
+        place: of the image.
+        writable: as the upper.
+        is_upper: as in `add_lowers`.
+
+    Raises:
+        UserError: LAYERS, BUSY, UNAVAILABLE.
+    """
+
+    def none_is_made(mounted: Mounted) -> None:
+        raise AssertionError("nothing is mounted to look")
+
+    image = stack.open_image(place.given, place.part.value, none_is_made, writable=writable)
+    try:
+        image.look_at(writable=writable, but_the_upper=is_upper)
+    finally:
+        os.close(image.fd)
+
+
+def is_the_same_sif(lower: Place, upper: Place) -> bool:
+    """Whether one SIF is both: its root filesystem is read and its overlay partition is written."""
+    if lower.key is None or lower.key != upper.key or not lower.is_file:
+        return False
+    fd = recognise.open_file(lower.given)
+    try:
+        return recognise.kind_of(fd) is Kind.SIF
+    finally:
+        os.close(fd)
+
+
+def _opened(prepared: Prepared, place: Place, *, writable: bool = False) -> stack.Image:
+    """Open the file that was looked at; the descriptor and its lock last as long as the mount."""
+    image = stack.open_image(place.given, place.part.value, prepared.add_image, writable=writable)
+    prepared.on_last(os.close, image.fd)
+    st = os.fstat(image.fd)
+    if place.key != (st.st_dev, st.st_ino):
+        raise UserError(f"image '{place.given}' was exchanged just now; try again", ExitCode.LAYERS)
+    prepared.is_anybodys |= image.is_anybodys
+    return image
+
+
+def _adopt(lower_fd: int, upper_fd: int, work_fd: int) -> None:
+    """Give the upper of a new image the mode and owner of the topmost lower, as a new directory would get them.
+
+    Who made the image may have been another id than root of this namespace is. An ordinary user becomes the owner.
+    """
+    st = os.fstat(lower_fd)
+    me, mine = os.geteuid(), os.getegid()
+    uid = st.st_uid if me == 0 and st.st_uid != overflow_id("uid") else me
+    gid = st.st_gid if me == 0 and st.st_gid != overflow_id("gid") else mine
+    try:
+        os.fchown(work_fd, me, mine)
+        os.fchown(upper_fd, uid, gid)
+        os.fchmod(upper_fd, stat.S_IMODE(st.st_mode) & 0o1777 | (0 if uid == st.st_uid else 0o700))
+    except OSError as error:
+        # It stays as it was made; whether anything can be written shows in a moment.
+        if error.errno not in (errno.ENOSPC, errno.EPERM, errno.EOVERFLOW):
+            raise
