@@ -11,11 +11,16 @@ import sys
 from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
+    "apply": "fuseunion.cli.commands.layers.apply",
     "chown": "fuseunion.cli.commands.chown",
+    "commit": "fuseunion.cli.commands.layers.commit",
     "completion": "fuseunion.cli.completion.command",
+    "diff": "fuseunion.cli.commands.layers.diff",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
+    "export": "fuseunion.cli.commands.layers.export",
     "image": "fuseunion.cli.commands.image",
+    "import": "fuseunion.cli.commands.layers.import_",
     "promote": "fuseunion.cli.commands.promote",
     "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",

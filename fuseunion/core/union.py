@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from fuseunion.core.disk.layer import Layer
@@ -22,6 +22,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
+from fuseunion.core.marks.contents import Content, contents
 from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
@@ -176,6 +177,11 @@ class Union:
         """
         if isinstance(inode, File):
             link_names.complete(self.state, inode, directory, name)
+
+    @property
+    def keeps_links(self) -> bool:
+        """Whether there may be names of a copied-up file that lead to it through the link index alone."""
+        return self.state.upper is not None and self.state.upper.work.has_index
 
     def whole_stack(self, directory: Directory) -> tuple[int, ...] | None:
         """Descriptors of all real directories that may hold a name of a directory, borrowed as of RealDir.fd.
@@ -417,6 +423,21 @@ class Union:
         """
         return candidates(self.state, directory)
 
+    def cover(self, directory: Directory, name: bytes) -> None:
+        """Hide a name, whether a lower of this union has it or not (entries.cover)."""
+        entries.cover(self.state, directory, name)
+
+    def make_opaque(self, directory: Directory) -> None:
+        """Let nothing of any lower show in a directory (entries.make_opaque)."""
+        entries.make_opaque(self.state, directory)
+
+    def contents(self, directory: Directory, layer: Layer) -> Iterator[Content]:
+        """What one layer says by itself in a directory, sorted by name (contents.contents); nothing where it takes no
+        part in it."""
+        for real in directory.layers():
+            if real.layer is layer:
+                yield from contents(real)
+
     def lower_stat(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """lstat of what the lowers show under a name, or would show without the upper (entries.lower_stat)."""
         return entries.lower_stat(self.state, directory, name)
@@ -471,7 +492,9 @@ class Union:
         Raises:
             OSError: as `open`, without ENFILE.
         """
-        return _open_closed(file, lambda: file.open(os.O_RDONLY)) if file.in_upper else file.open(os.O_RDONLY)
+        if file.in_upper or self.state.layer_of(file).writable:
+            return _open_closed(file, lambda: file.open(os.O_RDONLY))
+        return file.open(os.O_RDONLY)
 
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""

@@ -14,6 +14,11 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
+    "apply": ["--dry-run"],
+    "commit": ["--fakeroot"],
+    "diff": ["--stat"],
+    "export": ["-o", "x.tar"],
+    "import": ["--upper"],
     "chown": ["--to", "root"],
     "completion": [],
     "doctor": ["--repair"],
@@ -74,7 +79,9 @@ def test_an_abbreviation_is_unknown_too(command: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"completion", *RUNS_ANOTHER}))
 def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After `--` nothing is an option, not even -h or another `--`."""
-    after = ["-h", "--"] if command == "promote" else ["-h"]
+    after = {"promote": ["-h", "--"], "import": ["-h", "--"], "apply": ["-h", "--"], "commit": ["a", "-h", "--"]}.get(
+        command, ["-h"]
+    )
     assert "'-h'" in said(capsys, command, *ENOUGH[command], "--", *after, code=ExitCode.LAYERS)
 
 
