@@ -123,7 +123,7 @@ def load() -> None:
 
     import_lean()
     from fuseunion.engines.fuse.asking import facts, status_socket  # noqa: F401
-    from fuseunion.engines.fuse.serving import requests  # noqa: F401
+    from fuseunion.engines.fuse.serving import requests, tidying  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
 
 
@@ -140,6 +140,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         from fuseunion.engines.fuse.asking import status_socket
         from fuseunion.engines.fuse.asking.facts import Facts
         from fuseunion.engines.fuse.serving.requests import Requests
+        from fuseunion.engines.fuse.serving.tidying import tidy
         from fuseunion.engines.fuse.wire.native import device
 
         layers = open_layers(prepared, options)
@@ -191,7 +192,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             requests,
             mounted,
             on_ready=live,
-            beside=() if status is None else (partial(status.serve, facts),),
+            beside=(partial(tidy, union), *(() if status is None else (partial(status.serve, facts),))),
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,
