@@ -13,6 +13,7 @@ from fuseunion.errors import ExitCode, UserError, one_line
 COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
     "completion": "fuseunion.cli.commands.completion",
+    "diff": "fuseunion.cli.commands.layers.diff",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
     "promote": "fuseunion.cli.commands.promote",

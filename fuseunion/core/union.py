@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 
 from fuseunion.core.disk.layer import Layer
@@ -23,6 +23,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
+from fuseunion.core.marks.contents import Content, contents
 from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
@@ -429,6 +430,13 @@ class Union:
             OSError: of the layers; EACCES for a directory that may not be read.
         """
         return candidates(self.state, directory)
+
+    def contents(self, directory: Directory, layer: Layer) -> Iterator[Content]:
+        """What one layer says by itself in a directory, sorted by name (contents.contents); nothing where it takes no
+        part in it."""
+        for real in directory.layers():
+            if real.layer is layer:
+                yield from contents(real)
 
     def lower_stat(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """lstat of what the lowers show under a name, or would show without the upper (entries.lower_stat)."""
