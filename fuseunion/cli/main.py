@@ -11,6 +11,7 @@ import sys
 from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
+    "check": "fuseunion.cli.commands.layers.upkeep.check",
     "chown": "fuseunion.cli.commands.chown",
     "completion": "fuseunion.cli.commands.completion",
     "diff": "fuseunion.cli.commands.layers.diff",

@@ -20,14 +20,11 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.core.ids.identity import IdMap
 from fuseunion.core.ownership.store import OwnershipStore
-from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.mounting import log
-from fuseunion.mounting.checks import elsewhere, in_use, placement, ranches
 from fuseunion.mounting.options import MAX_ID
 from fuseunion.mounting.options.values import parse_id_map
-from fuseunion.mounting.prepare import default_work_path, refuse_foreign_work, work_place
 from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shift, Step, examine
+from fuseunion.offline.upkeep.holding import hold
 from fuseunion.offline.walk import Found, walk
 
 HELP = """\
@@ -107,17 +104,6 @@ def _shift(texts: list[str]) -> Shift:
         raise UserError(f"--map: {error}") from None
 
 
-def _open_unused(stack: ExitStack, place: placement.Place) -> int:
-    """A directory to which no overlay and no other program writes."""
-    fd = placement.open_found(place)
-    stack.callback(os.close, fd)
-    in_use.refuse_kernel_overlays(place)
-    writer = elsewhere.writer_of(fd)
-    if writer is not None:
-        raise UserError(f"{place.part.value} '{place.given}' is in use by {writer}; unmount it first", ExitCode.BUSY)
-    return fd
-
-
 @dataclass(frozen=True, slots=True)
 class _Upper:
     root_fd: int
@@ -126,33 +112,12 @@ class _Upper:
 
 
 def _open_upper(stack: ExitStack, path: str, work: str | None) -> _Upper:
-    ranches.refuse(os.path.realpath(path))
-    survey = placement.Survey()
-    upper = survey.place(placement.Part.UPPER, path)
-    root_fd = _open_unused(stack, upper)
-    occupancy = in_use.Occupancy(upper, root_fd)
-    stack.callback(occupancy.close)
-    work_fd = None
-    # The default one is there only while it holds something.
-    if work is not None or os.path.lexists(default_work_path(os.path.realpath(path))):
-        place = work_place(survey, upper, work)
-        work_fd = _open_unused(stack, place)
-        refuse_foreign_work(place, work_fd)
-        occupancy.add_work(place, work_fd, default=work is None)
-        try:
-            occupancy.add_inner(place, work_fd)
-        except FileNotFoundError:
-            pass  # never mounted with, or left in order
-        except OSError as error:
-            raise placement.refusal(place.part, place.given, error) from None
-    occupancy.enter(mark=False)
-    for line in occupancy.ignored:
-        log.tell(f"warning: {line}")
+    held = hold(stack, path, work)
     with _named(path, b""):
-        store = choose(root_fd, None, work_fd)
+        store = held.store()
     if store is not None:
         stack.callback(store.close)
-    return _Upper(root_fd, path, store)
+    return _Upper(held.root_fd, path, store)
 
 
 def _objects(upper: _Upper, rule: Rule) -> Iterator[tuple[Found, Step]]:
