@@ -15,12 +15,15 @@ COMMANDS = {
     "chown": "fuseunion.cli.commands.chown",
     "completion": "fuseunion.cli.commands.completion",
     "diff": "fuseunion.cli.commands.layers.diff",
+    "convert": "fuseunion.cli.commands.layers.upkeep.convert",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
+    "flatten": "fuseunion.cli.commands.layers.upkeep.flatten",
     "promote": "fuseunion.cli.commands.promote",
     "status": "fuseunion.cli.commands.status",
     "sync": "fuseunion.cli.commands.sync",
     "umount": "fuseunion.cli.commands.umount",
+    "vacuum": "fuseunion.cli.commands.layers.upkeep.vacuum",
 }
 """Name and module; each has main(arguments: list[str]) -> int and is imported when it is asked for."""
 
