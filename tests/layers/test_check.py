@@ -16,8 +16,8 @@ import pytest
 
 from fuseunion.cli.commands.layers.upkeep import check as command
 from fuseunion.mounting.prepare import default_work_path
-from fuseunion.offline.upkeep import check
-from fuseunion.offline.upkeep.findings import Severity
+from fuseunion.offline.upkeep.checking import check
+from fuseunion.offline.upkeep.checking.findings import Severity
 from fuseunion.offline.upkeep.holding import hold
 from tests.support import tree
 from tests.support.arena import Arena

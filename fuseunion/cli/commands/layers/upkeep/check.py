@@ -10,9 +10,9 @@ from enum import IntEnum
 from fuseunion.cli.commands.layers import said
 from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError, one_line
-from fuseunion.offline.upkeep import check
-from fuseunion.offline.upkeep.check import Outcome
-from fuseunion.offline.upkeep.findings import Severity
+from fuseunion.offline.upkeep.checking import check
+from fuseunion.offline.upkeep.checking.check import Outcome
+from fuseunion.offline.upkeep.checking.findings import Severity
 from fuseunion.offline.upkeep.holding import HeldUpper, hold
 
 HELP = """\

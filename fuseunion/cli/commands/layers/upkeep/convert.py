@@ -5,8 +5,8 @@ from __future__ import annotations
 from fuseunion.cli.commands.layers.upkeep.flatten import add_layers, run
 from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.offline.upkeep import flatten
-from fuseunion.offline.upkeep.forms import Form
+from fuseunion.offline.upkeep.flattening import flatten
+from fuseunion.offline.upkeep.flattening.forms import Form
 
 HELP = """\
 Usage: fuseunion convert UPPER --to kernel|fuse-overlayfs|oci [--userxattr] [--lower LOWER[:LOWER...]]... [--work DIR]

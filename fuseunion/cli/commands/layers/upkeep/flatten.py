@@ -7,8 +7,8 @@ from fuseunion.cli.parser import Arguments, CommandParser
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.options import Options
 from fuseunion.offline.layers import opening
-from fuseunion.offline.upkeep import flatten
-from fuseunion.offline.upkeep.forms import Form
+from fuseunion.offline.upkeep.flattening import flatten
+from fuseunion.offline.upkeep.flattening.forms import Form
 
 HELP = """\
 Usage: fuseunion flatten UPPER [--lower LOWER[:LOWER...]]... [--work DIR]

@@ -16,6 +16,7 @@ from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.trees import Entry, walk
 from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.format import xattr_names
 from fuseunion.core.marks.marks import is_device
 from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.store import OwnershipStore
@@ -24,6 +25,10 @@ from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
 
 _PATH_MAX = 4096
+
+_ROOTS = (b"security.", b"trusted.")
+_NOBODYS = b"user.fuseoverlayfs."
+"""Marks of fuse-overlayfs, which no user sets (core/format/xattr_names.py)."""
 
 
 class Owners:
@@ -52,7 +57,8 @@ class Owners:
         own = (os.geteuid(), os.getegid())
         for path, held, st in self._objects():
             shown = self._store.load(held, st)
-            if (shown.st_uid, shown.st_gid) not in ((st.st_uid, st.st_gid), own) or _is_real_device(shown):
+            foreign = (shown.st_uid, shown.st_gid) not in ((st.st_uid, st.st_gid), own)
+            if foreign or _is_real_device(shown) or _has_roots_attributes(held, st):
                 name = os.path.join(self._root.layer.label, os.fsdecode(path)).rstrip("/")
                 raise UserError(
                     f"what is stored of the owner of '{name}' can be made real by root alone, or in a user namespace "
@@ -111,11 +117,13 @@ class Owners:
         self._store.forget(st)
         return bool(stored) or shown.st_mode != st.st_mode or shown.st_uid != st.st_uid
 
-    @staticmethod
-    def _give_back(held: RealObject, name: bytes) -> None:
-        """An attribute that was kept under another name (core/ownership/stored_names.py)."""
+    def _give_back(self, held: RealObject, name: bytes) -> None:
+        """An attribute that was kept under another name (core/ownership/stored_names.py), where it is believed."""
+        shown = stored_names.to_shown(name)
+        if shown == name or shown.startswith(_NOBODYS) or not self._store.believes_xattr(held, name):
+            return
         value = as_owner_of(held, partial(held.getxattr, name))
-        as_owner_of(held, partial(held.setxattr, stored_names.to_shown(name), value))
+        as_owner_of(held, partial(held.setxattr, xattr_names.to_disk(shown), value))
         as_owner_of(held, partial(held.removexattr, name))
 
     def _replace(self, real: RealDir, name: bytes, held: RealObject, st: os.stat_result, shown: os.stat_result) -> None:
@@ -152,6 +160,13 @@ class Owners:
             if not stat.S_ISLNK(shown.st_mode):
                 made.chmod(stat.S_IMODE(shown.st_mode))
             made.utime(shown.st_atime_ns, shown.st_mtime_ns)
+
+
+def _has_roots_attributes(held: RealObject, st: os.stat_result) -> bool:
+    names = [] if stat.S_ISLNK(st.st_mode) else as_owner_of(held, held.listxattr)
+    return any(
+        stored_names.to_shown(name).startswith(_ROOTS) and name.startswith(stored_names.PREFIX) for name in names
+    )
 
 
 def _is_real_device(shown: os.stat_result) -> bool:

@@ -21,7 +21,7 @@ from fuseunion.errors import UserError
 from fuseunion.linux import owned
 from fuseunion.mounting.checks import volatile
 from fuseunion.offline.layers import reader
-from fuseunion.offline.upkeep.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.findings import Finding, Severity
 
 _INNER = b"work"
 _LINKS = b"links"

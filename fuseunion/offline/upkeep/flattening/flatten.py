@@ -17,14 +17,15 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fuseunion.core.ownership.guarded_store import IgnoredStore
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.offline.layers import reader
 from fuseunion.offline.layers.opening import View
 from fuseunion.offline.layers.reader import named
-from fuseunion.offline.upkeep.forms import TRUSTED, USER, Form, Rewriter
-from fuseunion.offline.upkeep.owners import Owners
+from fuseunion.offline.upkeep.flattening.forms import TRUSTED, USER, Form, Rewriter
+from fuseunion.offline.upkeep.flattening.owners import Owners
 
 
 class Result(NamedTuple):
@@ -97,7 +98,8 @@ def flatten(view: View, form: Form) -> Result:
     needs_lowers(view)
     upper = view.union.state.writable()
     root, store = view.upper.root, view.upper.ownership
-    owners = Owners(root, store, upper.work) if store is not None and form.real_owners else None
+    believed = store is not None and not isinstance(store, IgnoredStore)
+    owners = Owners(root, store, upper.work) if store is not None and believed and form.real_owners else None
     rewriter = Rewriter(root, upper.whiteouts, form)
     if owners is not None:
         owners.check()

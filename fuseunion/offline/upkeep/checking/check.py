@@ -22,10 +22,10 @@ from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.mounting.checks.placement import Part
 from fuseunion.offline.layers.opening import opened_directories
-from fuseunion.offline.upkeep.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.objects import Objects
+from fuseunion.offline.upkeep.checking.work_area import WorkArea
 from fuseunion.offline.upkeep.holding import HeldUpper
-from fuseunion.offline.upkeep.objects import Objects
-from fuseunion.offline.upkeep.work_area import WorkArea
 
 _ROUNDS = 4
 

@@ -20,7 +20,7 @@ from fuseunion.core.ownership import facts, stored_names
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.union import Union
 from fuseunion.linux.real_object import RealObject
-from fuseunion.offline.upkeep.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.findings import Finding, Severity
 
 _KERNEL_INDEX = frozenset({b"nlink", b"upper"})
 """What the option `index` of the kernel leaves on objects (fs/overlayfs/overlayfs.h)."""
