@@ -11,14 +11,18 @@ import sys
 from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
+    "apply": "fuseunion.cli.commands.layers.apply",
     "check": "fuseunion.cli.commands.layers.upkeep.check",
     "chown": "fuseunion.cli.commands.chown",
+    "commit": "fuseunion.cli.commands.layers.commit",
     "completion": "fuseunion.cli.commands.completion",
-    "diff": "fuseunion.cli.commands.layers.diff",
     "convert": "fuseunion.cli.commands.layers.upkeep.convert",
+    "diff": "fuseunion.cli.commands.layers.diff",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
+    "export": "fuseunion.cli.commands.layers.export",
     "flatten": "fuseunion.cli.commands.layers.upkeep.flatten",
+    "import": "fuseunion.cli.commands.layers.import_",
     "promote": "fuseunion.cli.commands.promote",
     "restore": "fuseunion.cli.commands.layers.upkeep.restore",
     "snapshot": "fuseunion.cli.commands.layers.upkeep.snapshot",

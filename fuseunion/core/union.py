@@ -203,6 +203,11 @@ class Union:
         if isinstance(inode, File):
             link_names.complete(self.state, inode, directory, name)
 
+    @property
+    def keeps_links(self) -> bool:
+        """Whether there may be names of a copied-up file that lead to it through the link index alone."""
+        return self.state.upper is not None and self.state.upper.work.has_index
+
     def whole_stack(self, directory: Directory) -> tuple[int, ...] | None:
         """Descriptors of all real directories that may hold a name of a directory, borrowed as of RealDir.fd.
 
@@ -393,6 +398,10 @@ class Union:
         """Make a regular file and open it (create.create)."""
         return create.create(self.state, directory, name, mode, owner)
 
+    def tmpfile(self, directory: Directory, mode: int, owner: Owner) -> tuple[File, FileHandle]:
+        """Make a regular file without a name and open it (create.tmpfile)."""
+        return create.tmpfile(self.state, directory, mode, owner)
+
     def mkdir(self, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
         """Make a directory (create.mkdir)."""
         return create.mkdir(self.state, directory, name, mode, owner)
@@ -430,6 +439,14 @@ class Union:
             OSError: of the layers; EACCES for a directory that may not be read.
         """
         return candidates(self.state, directory)
+
+    def cover(self, directory: Directory, name: bytes) -> None:
+        """Hide a name, whether a lower of this union has it or not (entries.cover)."""
+        entries.cover(self.state, directory, name)
+
+    def make_opaque(self, directory: Directory) -> None:
+        """Let nothing of any lower show in a directory (entries.make_opaque)."""
+        entries.make_opaque(self.state, directory)
 
     def contents(self, directory: Directory, layer: Layer) -> Iterator[Content]:
         """What one layer says by itself in a directory, sorted by name (contents.contents); nothing where it takes no
@@ -584,9 +601,7 @@ class Union:
 
     def fsync_directory(self, directory: Directory) -> int | None:
         """A new descriptor to fsync for a directory, or None when nothing of it is in the upper."""
-        if directory.upper is None or self.settings.volatile:
-            return None
-        return directory.upper.open_itself()
+        return None if directory.upper is None else directory.upper.open_itself()
 
     def restate(self, inode: Inode, value: bytes) -> bool:
         """Set owner, mode and type by an override_stat attribute, in shown ids; only for the owner of the mount.
@@ -600,6 +615,12 @@ class Union:
         return attributes.restate(self.state, inode, facts._replace(uid=uid, gid=gid))
 
     @property
+    def syncs(self) -> bool:
+        """True when fsync(2) has something to wait for: the upper is on a disk, and the mount is not volatile."""
+        upper = self.state.upper
+        return upper is not None and not self.settings.volatile and not upper.work.capabilities.in_memory
+
+    @property
     def stores_ownership(self) -> bool:
         """True when owners and modes of the upper are stored beside the files."""
         return self.state.upper is not None and self.state.upper.layer.ownership is not None
@@ -607,7 +628,7 @@ class Union:
     def sync_ownership(self) -> None:
         """Put stored owners and modes on disk, as fsync(2) does with real ones; may run in any thread."""
         upper = self.state.upper
-        if upper is not None and upper.layer.ownership is not None and not self.settings.volatile:
+        if upper is not None and upper.layer.ownership is not None:
             upper.layer.ownership.sync()
 
     def sync(self) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseunion.linux import syscalls
 from tests.support import libc, processes
 from tests.support.arena import Arena
 from tests.support.disk import Disk, disk
@@ -276,6 +278,25 @@ def test_which_mounts_are_synced_when_they_end(arena: Arena, arguments: tuple[st
             await_end(arena, daemon)
         assert called.exists() == synced
         called.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("options", [("volatile",), ()], ids=["volatile", "usual"])
+def test_the_kernel_asks_for_what_waits_for_a_disk(arena: Arena, options: tuple[str, ...]) -> None:
+    """fsync(2) of files and directories where nothing waits is asked for once, and succeeds always."""
+    with arena.mount(arena.lower({}), options=options) as mount:
+        for _ in range(3):
+            fd = os.open(mount / "f", os.O_CREAT | os.O_WRONLY)
+            os.write(fd, b"x")
+            os.fsync(fd)
+            os.close(fd)
+            directory = os.open(mount.merged, os.O_RDONLY | os.O_DIRECTORY)
+            os.fsync(directory)
+            os.close(directory)
+        (status,) = json.loads(arena.place.fuseunion("status", "--json", mount.merged).stdout)["mounts"]
+        directory = os.open(arena.upper, os.O_RDONLY | os.O_DIRECTORY)
+        asked = 1 if options or syscalls.is_in_memory(directory) else 3
+        os.close(directory)
+        assert [status["requests"][name] for name in ("fsync", "fsyncdir")] == [asked, asked]
 
 
 def test_the_same_upper_is_mounted_while_the_last_mount_is_written_out(arena: Arena) -> None:

@@ -1,4 +1,4 @@
-"""New names: create, mkdir, mknod, symlink, link.
+"""New objects and names: create, mkdir, mknod, symlink, link, and files without a name.
 
 An object is never seen half made. Where its owner is the daemon's own, no ownership is stored and nothing lies in its
 place, one system call makes it in the upper as it is to be, and the upper's filesystem does the inheriting
@@ -28,10 +28,10 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import resolve_in
-from fuseunion.core.tree.place import InUpper
+from fuseunion.core.tree.place import Held, InUpper
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import OpenObject
+from fuseunion.linux.real_object import OpenObject, RealObject
 
 _NEVER_INHERITED = frozenset({xattr_names.CAPABILITY})
 """What no new object has, and what the kernel asks for before the first write."""
@@ -118,34 +118,47 @@ def _make(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rde
     return _make_in_work(state, place, mode, owner, make, rdev)
 
 
-def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rdev: int) -> int | None:
-    upper = state.writable()
-    work = upper.work
+def _inherited(state: State, directory: Directory, mode: int, owner: Owner, rdev: int) -> tuple[Facts, acl.Inherited]:
+    """What a new object of a directory gets besides its data."""
     kind = stat.S_IFMT(mode)
-    parent_st = stat_of(state, place.directory)
+    parent_st = stat_of(state, directory)
     gid = owner.gid
     permissions = stat.S_IMODE(mode)
     if parent_st.st_mode & stat.S_ISGID:
         gid = parent_st.st_gid
         if kind == stat.S_IFDIR:
             permissions |= stat.S_ISGID
-    inherited = acl.inherit(default_acl(state, place.directory) or None, kind | permissions, owner.umask)
+    inherited = acl.inherit(default_acl(state, directory) or None, kind | permissions, owner.umask)
+    return Facts(owner.uid, gid, stat.S_IMODE(inherited.mode), kind, rdev), inherited
+
+
+def _give(state: State, new: RealObject, facts: Facts, inherited: acl.Inherited, *, opaque: bool = False) -> None:
+    """Give a new object that nobody sees what it gets besides its data."""
+    upper = state.writable()
+    is_directory = facts.kind == stat.S_IFDIR
+    metadata.give_owner(new, new.stat(), facts, upper.layer, state.settings.identity)
+    # Marks before ACL and mode, which may deny the daemon, as the plain owner, to write them.
+    if is_directory and opaque:
+        upper.whiteouts.make_opaque(new)
+    if inherited.default is not None and is_directory:
+        new.setxattr(xattr_names.POSIX_ACL_DEFAULT, inherited.default)
+    if inherited.access is not None:
+        new.setxattr(xattr_names.POSIX_ACL_ACCESS, inherited.access)
+    metadata.give_mode(new, facts, upper.layer)
+
+
+def _make_in_work(state: State, place: _Place, mode: int, owner: Owner, make: _Make, rdev: int) -> int | None:
+    upper = state.writable()
+    work = upper.work
+    kind = stat.S_IFMT(mode)
+    facts, inherited = _inherited(state, place.directory, mode, owner, rdev)
     temporary = work.new_name()
-    facts = Facts(owner.uid, gid, stat.S_IMODE(inherited.mode), kind, rdev)
     fd = make(
         temporary, work.tmp.fd(), metadata.real_kind(kind, upper.layer) | (0o700 if kind == stat.S_IFDIR else 0o600)
     )
     try:
         with work.tmp.held(temporary) as new:
-            metadata.give_owner(new, new.stat(), facts, upper.layer, state.settings.identity)
-            # Marks before ACL and mode, which may deny the daemon, as the plain owner, to write them.
-            if kind == stat.S_IFDIR and place.hidden:
-                upper.whiteouts.make_opaque(new)
-            if inherited.default is not None and kind == stat.S_IFDIR:
-                new.setxattr(xattr_names.POSIX_ACL_DEFAULT, inherited.default)
-            if inherited.access is not None:
-                new.setxattr(xattr_names.POSIX_ACL_ACCESS, inherited.access)
-            metadata.give_mode(new, facts, upper.layer)
+            _give(state, new, facts, inherited, opaque=place.hidden)
         is_directory = kind == stat.S_IFDIR
         upper.whiteouts.install(temporary, place.upper, place.name, is_directory=is_directory, occupied=place.device)
     except BaseException:
@@ -249,6 +262,39 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
         raise
 
 
+def tmpfile(state: State, directory: Directory, mode: int, owner: Owner) -> tuple[File, FileHandle]:
+    """Make a regular file without a name, open for reading and writing (open(2), O_TMPFILE); `link` can give it one.
+
+    It gets what a file of the directory would get. It is made in work, whose filesystem is the upper's, so that the
+    directory need not be copied up for it (unlike fs/overlayfs/dir.c ovl_tmpfile).
+
+    Raises:
+        OSError: EOPNOTSUPP where the upper's filesystem has none; otherwise as `create`.
+    """
+    upper = state.writable()
+    if directory.removed:
+        raise os_error(errno.ENOENT, directory.name)
+    facts, inherited = _inherited(state, directory, stat.S_IFREG | stat.S_IMODE(mode), owner, 0)
+    state.descriptors.take_for_file()
+    fd = -1
+    try:
+        fd = os.open(b".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=upper.work.tmp.fd())
+        new = OpenObject(fd)
+        new.keep_access_time()
+        _give(state, new, facts, inherited)
+        st = new.stat()
+        disk_id = state.numbers.device(st.st_dev), st.st_ino
+        file = File(state.table.free_number(state.numbers.number(*disk_id)), stat.S_IFREG, Held(disk_id))
+        file.absent_xattrs = _NEVER_INHERITED
+        state.table.add(file)
+        return file, FileHandle(file, fd, writable=True)
+    except BaseException:
+        if fd >= 0:
+            os.close(fd)
+        state.descriptors.give_back()
+        raise
+
+
 def mkdir(state: State, directory: Directory, name: bytes, mode: int, owner: Owner) -> Inode:
     """Make a directory: empty, whatever a lower holds under its name. Raises as `create`."""
     place = _place(state, directory, name)
@@ -295,11 +341,10 @@ def link(state: State, file: File, directory: Directory, name: bytes) -> File:
     Precondition: the file was copied up.
 
     Raises:
-        OSError: ENOENT for a file that has no name any more; EMLINK; otherwise as `create`.
+        OSError: ENOENT for a file that has no name any more, but for one that never had any; EMLINK; otherwise as
+            `create`.
     """
     place = _place(state, directory, name)
-    if file.removed and file.group is None:
-        raise os_error(errno.ENOENT, name)
     upper = state.writable()
     with number_kept(state, file):
         if place.device:
@@ -314,6 +359,8 @@ def link(state: State, file: File, directory: Directory, name: bytes) -> File:
             link_into(file, place.upper, name)
     upper.whiteouts.drop_file_mark(place.upper, name)
     file.add_name(directory, name)
+    if isinstance(file.place, Held):
+        file.leads_to(place.upper, name)
     file.stale()
     state.table.note_names(file)
     directory.children[name] = file

@@ -73,8 +73,9 @@ def candidates(state: State, directory: Directory) -> Names:
 class PlainFiles:
     """The files of a directory that one lower has for itself that need nothing but an lstat(2): most that are listed.
 
-    No other layer and no mark takes part in a regular file with data, one name and no stored owner, or in a symbolic
-    link with one name. Whoever looks at them tells which are such (`add`), and gets what `lookup` would give.
+    No other layer and no mark takes part in a regular file with one name and no stored owner that has data or else no
+    attributes, or in a symbolic link with one name. Whoever looks at them tells which are such (`add`), and gets what
+    `lookup` would give.
 
     Args:
         directory: `is_for` it is true, and stays so while this object is used.

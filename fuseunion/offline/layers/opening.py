@@ -2,7 +2,7 @@
 
     owned     as a mount opens them: upper and work directory locked against everybody, the link index and stored
               ownership in use, the permission to read what its owner closed lent. What is shown is what a mount would
-              show. Nothing in the upper changes but the mark of a mount on its root, which nobody is shown.
+              show. Nothing in the upper changes.
     shared    read-only, as one more lower: where somebody has it mounted, or where it cannot be written. Then the link
               index takes no part, and of stored ownership what is in attributes.
 
@@ -26,6 +26,7 @@ from fuseunion.mounting.checks.placement import Part, Survey
 from fuseunion.mounting.options import Form, Options
 from fuseunion.mounting.prepare import default_work_path, prepare
 from fuseunion.mounting.prepared import Prepared
+from fuseunion.offline.layers.unfinished import refuse_unfinished
 
 NOWHERE = "/dev/fd/-1"
 """The merged directory of a union that is mounted nowhere: the form that no path is looked up for."""
@@ -65,9 +66,11 @@ def owned(
         OSError: of the layers.
     """
     given = _options(options)._replace(upper=upper, work=work, lowers=tuple(lowers))
+    for lower in lowers:
+        refuse_unfinished(lower)
     if not os.path.lexists(upper):
         raise UserError(f"upper directory '{upper}' does not exist; check the path", ExitCode.LAYERS)
-    prepared = prepare(given)
+    prepared = prepare(given, mark=False)
     try:
         assert prepared.upper is not None
         writer = elsewhere.writer_of(prepared.upper.fd)
@@ -148,6 +151,8 @@ def readable(
     Raises:
         UserError, OSError: as of both.
     """
+    for directory in (upper, *lowers):
+        refuse_unfinished(directory)
     with ExitStack() as stack:
         view = None
         if _can_be_owned(upper, work):

@@ -12,7 +12,6 @@ Memory: the names of the directories on the way down, and what the core keeps of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -169,15 +168,6 @@ def named(path: bytes) -> Iterator[None]:
 # -- objects ---------------------------------------------------------------------------------------------------------
 
 
-def stat_of(union: Union, inode: Inode) -> os.stat_result:
-    """lstat of an object; its owner in the ids on disk.
-
-    Raises:
-        OSError: of the layer; EINVAL, EPERM for what cannot be understood.
-    """
-    return union.stat(inode)[0]
-
-
 def xattrs_of(union: Union, inode: Inode) -> dict[bytes, bytes]:
     """The attributes of an object that a user sees, by name, sorted.
 
@@ -185,15 +175,6 @@ def xattrs_of(union: Union, inode: Inode) -> dict[bytes, bytes]:
         OSError: of the layer.
     """
     return {name: union.getxattr(inode, name) for name in sorted(union.listxattr(inode))}
-
-
-def open_data(union: Union, file: File) -> int:
-    """A descriptor of the data of a regular file, which the caller closes.
-
-    Raises:
-        OSError: as open(2).
-    """
-    return union.open_for_a_moment(file)
 
 
 def identity(union: Union, inode: Inode) -> DiskId | None:

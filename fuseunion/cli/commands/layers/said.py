@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from fuseunion.core.format.xattr_names import MalformedError
@@ -90,6 +90,16 @@ def tell_notes(view: View) -> None:
     """Warn of what was not as usual."""
     for line in view.notes:
         log.tell(f"warning: {line}")
+
+
+def tell_lost(lost: Mapping[str, int]) -> None:
+    """Warn of what could not be kept.
+
+    Args:
+        lost: what, with how many objects it was (Builder.lost).
+    """
+    for what, count in sorted(lost.items()):
+        log.tell(f"warning: {what} could not be kept, of {count} {'object' if count == 1 else 'objects'}")
 
 
 def type_of(mode: int) -> str:

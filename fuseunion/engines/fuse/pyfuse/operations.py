@@ -253,6 +253,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         handle = self._file_handle(fh)
+        self._check_sync()
         await ended(self._requests.fsync(handle.file, handle.fd, data_only=datasync))
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -305,7 +306,14 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await ended(self._requests.fsync_directory(self._directory_handle(fh).directory))
+        handle = self._directory_handle(fh)
+        self._check_sync()
+        await ended(self._requests.fsync_directory(handle.directory))
+
+    def _check_sync(self) -> None:
+        """ENOSYS where nothing waits for a disk: the kernel does not ask again (fs/fuse/file.c fuse_fsync)."""
+        if not self._union.syncs:
+            raise FUSEError(errno.ENOSYS)
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 

@@ -310,20 +310,19 @@ class Requests:
         return now_or_patiently(lambda: self.union.open(file, flags))
 
     def fsync(self, file: File, fd: int, *, data_only: bool) -> Later[None] | None:
-        """fsync(2) of a file through a descriptor of it."""
-        if not file.in_upper or self.union.settings.volatile:
-            return None
-        if self.reader.never_waits(fd) and not self.union.stores_ownership:
-            os.fsync(fd)  # takes no longer than asking a thread for it
-            return None
-        return self._fsync(fd, data_only=data_only)
+        """fsync(2) of a file through a descriptor of it.
+
+        Where nothing waits for a disk (Union.syncs) an adapter says ENOSYS instead, once: the kernel does not ask again
+        (fs/fuse/file.c fuse_fsync).
+        """
+        return self._fsync(fd, data_only=data_only) if file.in_upper else None
 
     async def _fsync(self, fd: int, *, data_only: bool) -> None:
         await self.workers.sync(os.fdatasync if data_only else os.fsync, fd)
         await self._sync_ownership()
 
     def fsync_directory(self, directory: Directory) -> Later[None] | None:
-        """fsync(2) of a directory."""
+        """As `fsync`, of a directory."""
         fd = self.union.fsync_directory(directory)
         return None if fd is None else self._fsync_directory(fd)
 

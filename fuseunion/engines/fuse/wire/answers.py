@@ -63,6 +63,18 @@ _MOST_AT_ONCE = 64 << 20
 """Bytes of one copy_file_range: so long as others can wait for the thread."""
 
 
+_REFUSED = {
+    layouts.OPEN: "open",
+    layouts.OPENDIR: "opendir",
+    layouts.CREATE: "create",
+    layouts.FLUSH: "flush",
+    layouts.RELEASE: "release",
+    layouts.FSYNC: "fsync",
+    layouts.FSYNCDIR: "fsyncdir",
+}
+"""What is refused where it has no handler, and what it is called."""
+
+
 class Sender(NamedTuple):
     """Who made a request (callers.Caller)."""
 
@@ -102,6 +114,7 @@ class Answers:
             layouts.SYMLINK: self._symlink,
             layouts.MKNOD: self._mknod,
             layouts.MKDIR: self._mkdir,
+            layouts.TMPFILE: self._tmpfile,
             layouts.UNLINK: self._unlink,
             layouts.RMDIR: self._rmdir,
             layouts.RENAME: self._rename,
@@ -110,8 +123,6 @@ class Answers:
             layouts.READ: self._read,
             layouts.WRITE: self._write,
             layouts.STATFS: self._statfs,
-            layouts.FSYNC: self._fsync,
-            layouts.FSYNCDIR: self._fsyncdir,
             layouts.GETXATTR: self._getxattr,
             layouts.LISTXATTR: self._listxattr,
             layouts.SETXATTR: self._setxattr,
@@ -124,7 +135,15 @@ class Answers:
         }
         if self._requests.own_root:
             handlers[layouts.ACCESS] = self._access
+        if self._union.syncs:
+            handlers[layouts.FSYNC] = self._fsync
+            handlers[layouts.FSYNCDIR] = self._fsyncdir
         return handlers
+
+    def refusals(self) -> dict[int, int]:
+        """What is answered with ENOSYS, by opcode, so that the kernel does not ask again: files need no opening,
+        nothing is buffered here, and perhaps nothing waits for a disk (fs/fuse/file.c, dir.c)."""
+        return dict.fromkeys(_REFUSED.keys() - self.handlers().keys(), errno.ENOSYS)
 
     def count_with(self, counts: Callable[[], Counts]) -> None:
         """Say who counts the requests."""
@@ -132,9 +151,8 @@ class Answers:
 
     def names(self) -> dict[int, str]:
         """What each kind of request is called, those included that are refused without a handler."""
-        refused = {layouts.OPEN: "open", layouts.OPENDIR: "opendir", layouts.CREATE: "create", layouts.FLUSH: "flush"}
         handled = {opcode: handler.__name__.removeprefix("_") for opcode, handler in self.handlers().items()}
-        return {**handled, **refused, layouts.BATCH_FORGET: "forget"}
+        return {**_REFUSED, **handled, layouts.BATCH_FORGET: "forget"}
 
     @property
     def holds_files(self) -> bool:
@@ -306,6 +324,13 @@ class Answers:
         file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
         self._open_files.share_new(self._open_files.keep(handle), mode)
         return self._told(file)
+
+    def _tmpfile(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int) -> bytes:
+        directory = self._union.directory(parent)
+        owner = self._callers.owner(Sender(uid, gid, pid, umask))
+        file, handle = self._open_files.retried(lambda: self._union.tmpfile(directory, mode, owner))
+        self._open_files.share_new(self._open_files.keep(handle), mode)
+        return self._told(file) + layouts.OPENED.pack()
 
     def _mkdir(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, name: bytes) -> bytes:
         owner = self._callers.owner(Sender(uid, gid, pid, umask))

@@ -21,6 +21,7 @@ OPEN = 14
 READ = 15
 WRITE = 16
 STATFS = 17
+RELEASE = 18
 FSYNC = 20
 SETXATTR = 21
 GETXATTR = 22
@@ -38,6 +39,7 @@ READDIRPLUS = 44
 RENAME2 = 45
 LSEEK = 46
 COPY_FILE_RANGE = 47
+TMPFILE = 51
 
 # FUSE_INIT
 ATOMIC_O_TRUNC = 1 << 3
@@ -68,6 +70,9 @@ ENTRY = struct.Struct("=QQQQIIQQQQQQIIIIIIIIII")
 
 DIRENT = struct.Struct("=QQII")
 """struct fuse_dirent, before the name; what follows begins at a multiple of eight bytes."""
+
+OPENED = struct.Struct("=16x")
+"""struct fuse_open_out of a file that is named by its number."""
 
 WRITTEN = struct.Struct("=II")
 """struct fuse_write_out."""

@@ -38,14 +38,6 @@ _IDLE = 0.1
 _SLEEP = 10_000_000
 """Nanoseconds without a request, after which trio waits for one: other tasks can have to wait for so long."""
 
-_REFUSALS = {
-    layouts.OPEN: errno.ENOSYS,
-    layouts.OPENDIR: errno.ENOSYS,
-    layouts.CREATE: errno.ENOSYS,
-    layouts.FLUSH: errno.ENOSYS,
-}
-"""ENOSYS is not asked for again: files need no opening, and nothing is buffered here (fs/fuse/file.c, dir.c)."""
-
 
 class _Instead:
     """A module with some names that mean something else.
@@ -97,7 +89,7 @@ class WireLoop:
         device.attach(
             self.served,
             handlers,
-            _REFUSALS,
+            self._answers.refusals(),
             self._later,
             self._failed,
             self._answers.changed,

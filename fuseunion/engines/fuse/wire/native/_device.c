@@ -460,11 +460,6 @@ static bool is_known(const struct fuse_in_header *header, const char *body, size
         return shared->uses & NO_CAPABILITY && size == at + sizeof CAPABILITY &&
                memcmp(body + at, CAPABILITY, sizeof CAPABILITY) == 0;
     }
-    case FUSE_FSYNC:
-        /* Nothing to wait for, and no owner stored elsewhere that would have to be written out too. */
-        *known = (struct known){.error = 0};
-        return shared->uses & NEVER_WAITS && shared->uses & ATTRIBUTES && size >= sizeof(struct fuse_fsync_in) &&
-               fsync(shared->fd) == 0;
     default:
         return false;
     }
@@ -752,6 +747,15 @@ static void read_arguments(const request *r, arguments *a, uint32_t *room)
         put(a, number(in->mode));
         put(a, number(in->rdev));
         put(a, name_at(r, &at));
+        break;
+    }
+    case OP_TMPFILE: { /* its name means nothing */
+        if (too_short(r, sizeof(struct fuse_create_in), a))
+            return;
+        const struct fuse_create_in *in = BODY(struct fuse_create_in);
+        put_caller(a, r);
+        put(a, number(in->umask));
+        put(a, number(in->mode));
         break;
     }
     case FUSE_MKDIR: {

@@ -9,10 +9,13 @@
 #include "plain.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/xattr.h>
 
 const char pack_plain_doc[] =
     "pack_plain(dirfd, names, first, room, device, index, seconds, nsec) -> (entries, files)\n--\n\n"
@@ -25,11 +28,20 @@ const char pack_plain_doc[] =
 #define AT_ONCE 64 /* as many as answers.py asks for at most */
 #define REAL_BITS 48
 
-/* One file, or the reason to stop. */
-static bool is_plain(const struct stat *st, dev_t device)
+/* An attribute can make a whiteout of an empty file: only one without any is plain. */
+static bool has_no_attributes(int dirfd, const char *name)
 {
-    return st->st_dev == device && st->st_nlink == 1 && (S_ISLNK(st->st_mode) || (S_ISREG(st->st_mode) && st->st_size > 0)) &&
-           st->st_ino > FUSE_ROOT_ID && st->st_ino >> REAL_BITS == 0;
+    char path[sizeof "/proc/self/fd/2147483647/" + NAME_MAX];
+    int length = snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dirfd, name);
+    return length > 0 && (size_t)length < sizeof path && llistxattr(path, NULL, 0) == 0;
+}
+
+/* One file, or the reason to stop. */
+static bool is_plain(int dirfd, const char *name, const struct stat *st, dev_t device)
+{
+    return st->st_dev == device && st->st_nlink == 1 && (S_ISLNK(st->st_mode) || S_ISREG(st->st_mode)) &&
+           st->st_ino > FUSE_ROOT_ID && st->st_ino >> REAL_BITS == 0 &&
+           (S_ISLNK(st->st_mode) || st->st_size > 0 || has_no_attributes(dirfd, name));
 }
 
 void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t number)
@@ -85,7 +97,7 @@ static Py_ssize_t look(int dirfd, char *const *paths, Py_ssize_t count, dev_t de
     Py_ssize_t found = 0;
     Py_BEGIN_ALLOW_THREADS
     while (found < count && fstatat(dirfd, paths[found], &stats[found], AT_SYMLINK_NOFOLLOW) == 0 &&
-           is_plain(&stats[found], device))
+           is_plain(dirfd, paths[found], &stats[found], device))
         found++;
     Py_END_ALLOW_THREADS
     return found;
