@@ -14,6 +14,13 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
+    "check": ["--repair"],
+    "convert": ["--to", "oci"],
+    "flatten": [],
+    "restore": [],
+    "snapshot": [],
+    "snapshots": [],
+    "vacuum": ["--lower", "base"],
     "chown": ["--to", "root"],
     "completion": [],
     "doctor": ["--repair"],

@@ -24,6 +24,7 @@ CHOICES = {
     "ENGINE": tuple(choice.value for choice in EngineChoice),
     "STYLE": tuple(style.value for style in LinkStyle),
     "OWNER": ("root",),
+    "FORM": ("kernel", "fuse-overlayfs", "oci"),
     "OPTION[,OPTION...]": WORDS,
 }
 """The values of arguments of which there are only some."""
