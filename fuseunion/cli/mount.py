@@ -20,6 +20,7 @@ Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion exec LOWER[:LOWER...] [UPPER] [-- COMMAND...]
        fuseunion umount MERGED...
        fuseunion status | doctor | chown | promote | sync | completion ...     (each has its own --help)
+       fuseunion diff | export | import | commit | apply ...                   (layers without a mount)
        fuseunion check | flatten | convert | vacuum | snapshot | snapshots | restore ...   (an upper, not mounted)
 
 Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the

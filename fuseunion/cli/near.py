@@ -16,6 +16,8 @@ _OTHER_NAMES = {
     "flush": "sync", "fsync": "sync",
     "copy-up": "promote", "copyup": "promote",
     "list": "status", "ls": "status", "ps": "status",
+    "changes": "diff", "changed": "diff", "pack": "export", "save": "export", "tar": "export",
+    "load": "import", "unpack": "import", "push": "apply", "merge": "commit",
     "run": "exec", "shell": "exec", "enter": "exec",
 }  # fmt: skip
 """What other programs call these commands."""

@@ -41,7 +41,25 @@ tree() {
 """
 """A shell function: a root directory with a few programs."""
 
+_BASE = "umask 022; mkdir -p base/etc base/bin; echo light >base/etc/settings; echo long >base/etc/manual"
+_CHANGES = f"{_BASE}; mkdir -p changes/etc; echo dark >changes/etc/settings"
+
 SCENES = {
+    "layers-diff": Scene(f"{_BASE}; mkdir merged"),
+    "layers-export": Scene(_CHANGES),
+    "layers-import": Scene(
+        f"""{_CHANGES}; mkdir merged
+        fuseunion export changes -o layer.tar.gz
+        fuseunion export changes --lower base --format oci-archive -o tools.tar
+        rm -r base changes
+        """,
+        "test -f base/etc/manual",
+    ),
+    "layers-commit": Scene(_CHANGES, "test -f base-2/etc/manual"),
+    "layers-apply": Scene(_CHANGES, "test -f base/etc/manual; test ! -e .base.fuseunion-apply"),
+    "readme-layers": Scene(
+        "mkdir -p LOWER/etc UPPER/etc; echo x >LOWER/etc/file; echo y >UPPER/etc/file", "test $(cat DIR/etc/file) = y"
+    ),
     "readme-main": Scene("mkdir LOWER MERGED; echo x >LOWER/file", "test -d UPPER"),
     "readme-mine": Scene("mkdir MERGED", "test -d UPPER/lib/notes; test ! -e /usr/lib/notes"),
     "mine": Scene("mkdir merged", "test -d upper/lib/notes; test ! -e /usr/lib/notes"),

@@ -93,12 +93,12 @@ def written(path: str) -> Iterator[Callable[[bytes], object]]:
         with _opened(path) as write:
             yield write
         return
-    path = os.path.realpath(path)
+    given, path = path, os.path.realpath(path)
     parent, name = os.path.split(path)
     try:
         fd, temporary = tempfile.mkstemp(prefix=f".{name[:200]}.", dir=parent)
     except OSError as error:
-        raise UserError(f"'{path}' cannot be made: {error.strerror}", ExitCode.FAILURE) from None
+        raise UserError(f"'{given}' cannot be made: {error.strerror}", ExitCode.FAILURE) from None
     try:
         with os.fdopen(fd, "wb", buffering=1 << 20) as file:
             yield file.write
