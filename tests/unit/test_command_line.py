@@ -81,7 +81,7 @@ def test_an_abbreviation_is_unknown_too(command: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"completion", *RUNS_ANOTHER}))
 def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After `--` nothing is an option, not even -h or another `--`."""
-    after = ["-h", "--"] if command == "promote" else ["-h"]
+    after = ["-h", "--"] if command in ("promote", "snapshot", "restore") else ["-h"]
     assert "'-h'" in said(capsys, command, *ENOUGH[command], "--", *after, code=ExitCode.LAYERS)
 
 

@@ -16,7 +16,7 @@ from fuseunion.offline.upkeep.checking.findings import Severity
 from fuseunion.offline.upkeep.holding import HeldUpper, hold
 
 HELP = """\
-Usage: fuseunion check UPPER [--lower LOWER[:LOWER...]]... [--work DIR] [--repair] [--json]
+Usage: fuseunion check UPPER [--lower LOWER[:LOWER...]] [--work DIR] [--repair] [--json]
 
 Looks for everything that can be wrong with the upper directory UPPER, which must not be mounted: errors, leftovers that
 only take space, and notes. With the lower directories it finds more: whiteouts of nothing, redirects that lead nowhere,

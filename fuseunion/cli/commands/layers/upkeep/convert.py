@@ -9,9 +9,10 @@ from fuseunion.offline.upkeep.flattening import flatten
 from fuseunion.offline.upkeep.flattening.forms import Form
 
 HELP = """\
-Usage: fuseunion convert UPPER --to kernel|fuse-overlayfs|oci [--userxattr] [--lower LOWER[:LOWER...]]... [--work DIR]
+Usage: fuseunion convert UPPER --to kernel|fuse-overlayfs|oci [--userxattr] [--lower LOWER[:LOWER...]] [--work DIR]
 
-Flattens the upper directory UPPER (see fuseunion flatten --help) and gives its marks the form of one program:
+Gives the marks of the upper directory UPPER the form of one program. It is flattened first (fuseunion flatten --help).
+The forms:
 
   kernel          whiteout devices, marks in trusted.overlay. (as root), in user.overlay. with --userxattr
   fuse-overlayfs  whiteout devices, opaque directories marked twice; stored owners stay

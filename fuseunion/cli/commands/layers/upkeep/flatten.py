@@ -11,9 +11,9 @@ from fuseunion.offline.upkeep.flattening import flatten
 from fuseunion.offline.upkeep.flattening.forms import Form
 
 HELP = """\
-Usage: fuseunion flatten UPPER [--lower LOWER[:LOWER...]]... [--work DIR]
+Usage: fuseunion flatten UPPER [--lower LOWER[:LOWER...]] [--work DIR]
 
-Makes the upper directory UPPER, which must not be mounted, independent of what only fuseunion understands: renamed
+Makes the upper directory UPPER, which must not be mounted, readable for every program: renamed
 directories (redirect_dir) and files without data (metacopy) get what the lowers have, stored owners become real ones,
 names in the hard-link index become hard links, whiteouts and opaque marks get the form of the kernel, which everybody
 reads. It shows the same before and after. When it is cut off, give the same command again.

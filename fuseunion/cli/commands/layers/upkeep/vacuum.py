@@ -14,7 +14,7 @@ from fuseunion.offline.layers import opening
 from fuseunion.offline.upkeep import vacuum
 
 HELP = """\
-Usage: fuseunion vacuum UPPER --lower LOWER[:LOWER...]... [--work DIR] [--dry-run]
+Usage: fuseunion vacuum UPPER --lower LOWER[:LOWER...] [--work DIR] [--dry-run]
 
 Removes from the upper directory UPPER, which must not be mounted, what changes nothing of what it shows over its lower
 directories: copies that are equal to the lower in everything, times of modification included, whiteouts of nothing, and
