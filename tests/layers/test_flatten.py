@@ -65,6 +65,11 @@ FORMS: dict[str, tuple[str, ...]] = {
 @_QUICK
 @given(operations=OPERATIONS)
 def test_random_uppers_show_the_same(scratch: Path, form: str, operations: Sequence[tuple[object, ...]]) -> None:
+    show_the_same(scratch, form, operations)
+
+
+def show_the_same(scratch: Path, form: str, operations: Sequence[tuple[object, ...]]) -> None:
+    """An upper that was made by some operations, before and after it gets a form."""
     with _directory(scratch) as root:
         lower = build(root / "lower", LOWER)
         upper = uppers.made(root, lower, operations, redirect_dir=True, metacopy=True)

@@ -38,6 +38,11 @@ def _run(lower: Path, upper: Path, *arguments: str) -> None:
 )
 @given(operations=OPERATIONS)
 def test_random_uppers_show_the_same(scratch: Path, operations: Sequence[tuple[object, ...]]) -> None:
+    show_the_same(scratch, operations)
+
+
+def show_the_same(scratch: Path, operations: Sequence[tuple[object, ...]]) -> None:
+    """An upper that was made by some operations, before and after what is needless goes."""
     root = Path(tempfile.mkdtemp(dir=scratch))
     try:
         lower = build(root / "lower", LOWER)

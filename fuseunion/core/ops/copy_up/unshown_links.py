@@ -48,7 +48,11 @@ def drop(state: State) -> Steps[int]:
     # From here on in one piece.
     ended = 0
     for key in keys:
-        group = links.unshown(key, tokens.get(key, set()))
+        try:
+            group = links.unshown(key, tokens.get(key, set()))
+        except OSError as error:
+            state.log.warning("the link index cannot be looked at: %s", error)
+            continue
         ended += group is not None and _ended(state, group)
     return ended
 

@@ -24,7 +24,14 @@ _REST = 4.0
 
 
 async def tidy(union: Union) -> None:
-    """Look whenever there is a reason to, until cancelled."""
+    """Look whenever there is a reason to, until cancelled. A failure ends the looking, and never the mount."""
+    try:
+        await _tidy(union)
+    except Exception:  # noqa: BLE001 - whatever it is, it is not worth a mount
+        _log.exception("nobody looks any more for what no name shows")
+
+
+async def _tidy(union: Union) -> None:
     reason = trio.Event()
 
     def noticed() -> None:

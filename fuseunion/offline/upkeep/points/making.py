@@ -62,7 +62,7 @@ def make(there: Place, name: str, work: str | None) -> Made:
     mount = _mount_of(there.upper)
     made = _of_unmounted(there, work) if mount is None else _of_mounted(there, mount)
     syscalls.syncfs(there.layer.root_fd)
-    there.root.rename(NEW, there.root, os.fsencode(name), syscalls.RENAME_NOREPLACE)
+    there.root.rename(NEW, there.root, os.fsencode(name))
     there.clean()
     return made
 

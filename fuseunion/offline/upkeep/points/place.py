@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -154,6 +155,11 @@ def remove(there: Place, name: str) -> None:
     there.clean()
     there.root.rename(os.fsencode(name), there.root, NEW)
     there.clean()
+    try:
+        os.rmdir(there.layer.label)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

@@ -98,16 +98,18 @@ class TreeCopy:
         Raises:
             OSError: of the layer, with the path as its filename; ENOSPC, EDQUOT; EPERM for what this user may not make.
         """
-        waiting = [(source, target, b"", False)]
+        earlier = self._earlier.root if self._earlier is not None else None
+        waiting = [(source, target, earlier, b"", False)]
         while waiting:
-            directory, made, path, is_done = waiting.pop()
+            directory, made, old, path, is_done = waiting.pop()
             if is_done:
                 with directory.grasp() as held:
                     self._dress(held, made.itself(), directory.own_stat())
-                made.close()
-                directory.close()
+                for each in (made, directory, old):
+                    if each is not None:
+                        each.close()
                 continue
-            waiting.append((directory, made, path, True))
+            waiting.append((directory, made, old, path, True))
             try:
                 names = sorted(directory.names())
             except OSError as error:
@@ -117,8 +119,9 @@ class TreeCopy:
             for name in names:
                 below = path + b"/" + name if path else name
                 try:
-                    if self._one(directory, made, name, below):
-                        waiting.append((directory.child(name), made.child(name), below, False))
+                    if self._one(directory, made, old, name, below):
+                        before = old.child(name) if old is not None else None
+                        waiting.append((directory.child(name), made.child(name), before, below, False))
                 except OSError as error:
                     if self._tolerant and error.errno in _VANISHED:
                         continue
@@ -130,7 +133,7 @@ class TreeCopy:
         self._earlier = None
         return manifest
 
-    def _one(self, directory: RealDir, made: RealDir, name: bytes, path: bytes) -> bool:
+    def _one(self, directory: RealDir, made: RealDir, old: RealDir | None, name: bytes, path: bytes) -> bool:
         """Copy one name; True for a directory, in which nothing is yet."""
         st = directory.stat(name)
         if st is None or directory.is_mount_point(name, st):
@@ -144,6 +147,10 @@ class TreeCopy:
         first = self._names.get(st.st_ino) if st.st_nlink > 1 else None
         if first is not None:
             first[0].object(first[1]).link(made.fd(), name)
+            return False
+        if self._taken_from_earlier(st, old, made, name, path):
+            if st.st_nlink > 1:
+                self._names[st.st_ino] = (made, name)
             return False
         with directory.held(name) as held:
             if not os.path.samestat(held.stat(), st):
@@ -172,12 +179,8 @@ class TreeCopy:
         source = as_owner_of(held, lambda: held.open_regular(os.O_RDONLY)[0])
         try:
             st = os.fstat(source)
-            known = Known(st.st_ino, st.st_ctime_ns, st.st_size)
             if st.st_ctime_ns < now - _RACY_NS:
-                self.manifest[path] = known
-                if self._taken_from_earlier(known, path, made, name):
-                    self.linked += st.st_size
-                    return
+                self.manifest[path] = Known(st.st_ino, st.st_ctime_ns, st.st_size)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             target = os.open(name, flags, 0o600, dir_fd=made.fd())
             try:
@@ -194,20 +197,24 @@ class TreeCopy:
         finally:
             os.close(source)
 
-    def _taken_from_earlier(self, known: Known, path: bytes, made: RealDir, name: bytes) -> bool:
-        if self._earlier is None or self._earlier.manifest.get(path) != known or self._stores is not None:
+    def _taken_from_earlier(
+        self, st: os.stat_result, old: RealDir | None, made: RealDir, name: bytes, path: bytes
+    ) -> bool:
+        """Link a file that has not changed from the earlier copy; False where it has to be copied."""
+        if self._earlier is None or old is None or self._stores is not None or not stat.S_ISREG(st.st_mode):
             return False
-        *way, last = path.split(b"/")
-        real = self._earlier.root
-        for each in way:
-            real = real.child(each)
+        known = Known(st.st_ino, st.st_ctime_ns, st.st_size)
+        if self._earlier.manifest.get(path) != known:
+            return False
         try:
-            st = real.stat(last)
-            if st is None or not stat.S_ISREG(st.st_mode) or st.st_size != known.size:
+            before = old.stat(name)
+            if before is None or not stat.S_ISREG(before.st_mode) or before.st_size != known.size:
                 return False
-            real.object(last).link(made.fd(), name)
+            old.object(name).link(made.fd(), name)
         except OSError:
             return False  # EMLINK, or somebody took the earlier copy away: then it is copied
+        self.manifest[path] = known
+        self.linked += st.st_size
         return True
 
     def _special(self, held: RealObject, made: RealDir, name: bytes, st: os.stat_result) -> None:
