@@ -63,6 +63,7 @@ def test_removed_names_leave_nothing(arena: Arena) -> None:
     assert not (arena.root / ".upper.fuseunion-work").exists()
 
 
+@pytest.mark.actors("root", "user")
 def test_one_inode_for_a_name(arena: Arena) -> None:
     """A copy takes no inode of its own in the index, its name one."""
     lower = _linked_from_outside(arena, {str(number): File(b"x") for number in range(50)})
@@ -74,6 +75,7 @@ def test_one_inode_for_a_name(arena: Arena) -> None:
         assert _kept(arena)[0] - before - in_upper <= 52
 
 
+@pytest.mark.actors("root", "user")
 def test_an_unmount_at_once_leaves_it_to_the_next_mount(arena: Arena) -> None:
     lower = _linked_from_outside(arena, {str(number): File(b"x" * SIZE) for number in range(20)})
     for _ in range(2):
@@ -108,6 +110,7 @@ def test_what_a_name_shows_stays(arena: Arena) -> None:
         assert (mount / "new").stat().st_ino == number
 
 
+@pytest.mark.actors("root", "user")
 def test_an_open_file_goes_on(arena: Arena) -> None:
     """Who has a file open whose last name went reads and writes it, and sees no link."""
     lower = _linked_from_outside(arena, {"a": File(b"lower"), "b": File(b"untouched")})
@@ -191,6 +194,7 @@ def test_an_older_index_is_brought_into_the_new_form(arena: Arena) -> None:
             _check(union)
 
 
+@pytest.mark.actors("user")
 def test_a_crash_while_an_older_index_is_changed(arena: Arena) -> None:
     lower = _prepared(arena)
 
@@ -207,6 +211,7 @@ def test_a_crash_while_an_older_index_is_changed(arena: Arena) -> None:
     assert died > 5
 
 
+@pytest.mark.actors("user")
 def test_a_crash_while_a_group_ends(arena: Arena) -> None:
     """Killed before each change: the names show what they did, and the next mount leaves nothing."""
     lower = _linked_from_outside(arena, {"a": File(b"lower"), "d/b": Link("a"), "other": File(b"other")})

@@ -265,6 +265,7 @@ def test_a_name_that_a_killed_mount_counts_as_gone(arena: Arena) -> None:
     assert not {"untrue-link", "killed"} & place.codes()
 
 
+@pytest.mark.actors("user")
 def test_a_mounted_upper_is_refused(arena: Arena) -> None:
     lower = arena.lower(LOWER)
     with arena.mount(lower):

@@ -166,8 +166,9 @@ RICH: list[tuple[object, ...]] = [
 ]
 
 
+@pytest.mark.actors("user")
 def test_it_is_killed_anywhere(arena: Arena) -> None:
-    """Before each third change: what is shown is the same, and the same command comes to its end."""
+    """Before each fifth change: what is shown is the same, and the same command comes to its end."""
     lower = arena.lower(LOWER)
     upper = uppers.made(arena.root, lower, RICH, redirect_dir=True, metacopy=True)
     spare = arena.directory("spare")
@@ -177,14 +178,14 @@ def test_it_is_killed_anywhere(arena: Arena) -> None:
     before = _but_time_of_b(uppers.seen(lower, upper, arena.root / "scratch"))
     number = 0
     while not run_until_change(number, lambda: _run("flatten", upper, lower)):
-        number += 3
+        number += 5
         assert _but_time_of_b(uppers.seen(lower, upper, arena.root / "scratch")) == before
         _run("flatten", upper, lower)
         assert _but_time_of_b(uppers.seen(lower, upper, arena.root / "scratch")) == before
         for path in (upper, work):
             shutil.rmtree(path, ignore_errors=True)
         subprocess.run(["cp", "-a", *(spare / name for name in names), arena.root], check=True)
-    assert number > 30
+    assert number > 20
 
 
 def _but_time_of_b(view: View) -> View:
@@ -192,6 +193,7 @@ def _but_time_of_b(view: View) -> View:
     return view | {"/b": view["/b"][:-2] + view["/b"][-1:]}
 
 
+@pytest.mark.actors("user")
 def test_the_lowers_are_needed(arena: Arena) -> None:
     lower = arena.lower(LOWER)
     upper = uppers.made(arena.root, lower, [("rename", "d", "moved")], redirect_dir=True)
@@ -199,6 +201,7 @@ def test_the_lowers_are_needed(arena: Arena) -> None:
         flatten.main([str(upper)])
 
 
+@pytest.mark.actors("root", "user")
 def test_names_of_one_file_become_hard_links(arena: Arena) -> None:
     """An upper with the index used as a lower elsewhere shows true counts."""
     lower = arena.lower(LOWER)

@@ -21,6 +21,7 @@ from tests.layers.uppers import LOWER
 from tests.support import tree
 from tests.support.arena import Arena
 from tests.support.crash import run_until_change
+from tests.support.disk import disk
 from tests.support.inprocess import in_process
 from tests.support.waiting import wait_until
 
@@ -111,6 +112,7 @@ def test_a_snapshot_shares_nothing_with_the_upper(arena: Arena) -> None:
     assert tree.differences(before, tree.snapshot(kept / "one/upper"), tree.EXACT) == []
 
 
+@pytest.mark.actors("user")
 def test_what_has_not_changed_is_shared_with_the_snapshot_before(arena: Arena) -> None:
     """Where data cannot be shared; the time of change must be a second old, so that it tells."""
     lower = arena.lower(LOWER)
@@ -261,6 +263,7 @@ def test_a_live_upper_is_caught_in_one_instant(arena: Arena) -> None:
         assert not (mount / "stop").exists()
 
 
+@pytest.mark.actors("user")
 def test_a_pause_ends_by_itself_and_with_who_asked(arena: Arena) -> None:
     lower = arena.lower({})
     with arena.mount(lower) as mount:
@@ -275,6 +278,7 @@ def test_a_pause_ends_by_itself_and_with_who_asked(arena: Arena) -> None:
         pass
 
 
+@pytest.mark.actors("user")
 def test_a_mounted_upper_is_not_restored(arena: Arena) -> None:
     lower = arena.lower({})
     _kept_beside(arena)
@@ -308,6 +312,7 @@ def test_snapshots_of_somebody_else_are_not_believed(arena: Arena) -> None:
     assert not os.listdir(treasure) and stat.S_ISLNK(kept.lstat().st_mode)
 
 
+@pytest.mark.actors("user")
 def test_mistakes(arena: Arena) -> None:
     upper = arena.directory("upper")
     with pytest.raises(UserError, match="has no snapshots"):
@@ -317,3 +322,25 @@ def test_mistakes(arena: Arena) -> None:
         snapshot.main([str(upper), "one"])
     with pytest.raises(UserError, match="has no snapshot 'two'; there are: one"):
         restore.main([str(upper), "two"])
+
+
+@pytest.mark.root
+@pytest.mark.actors("root")
+def test_data_is_shared_where_the_filesystem_can(arena: Arena) -> None:
+    """xfs: three snapshots of 20 MiB take no space to speak of, and restoring does not either."""
+    with disk("xfs", arena.root / "image", arena.root / "disk") as place:
+        upper = place.root / "upper"
+        upper.mkdir()
+        (upper / "big").write_bytes(os.urandom(20 << 20))
+        os.sync()
+        before = os.statvfs(place.root).f_bfree
+        for name in ("one", "two", "three"):
+            snapshot.main([str(upper), name])
+        with open(upper / "big", "r+b") as file:
+            file.write(b"in place")
+        restore.main([str(upper), "one"])
+        os.sync()
+        used = (before - os.statvfs(place.root).f_bfree) * os.statvfs(place.root).f_bsize
+        assert used < 4 << 20, used
+        assert (upper / "big").stat().st_size == 20 << 20
+        assert (upper / "big").read_bytes()[:8] != b"in place"
