@@ -51,6 +51,8 @@ class Contestant:
     Attributes:
         mounts: the command that makes the mount; None for the bare directory, which is none.
         unmounts: the command that ends it.
+        enters: the command before one that is to run in the union, with nothing mounted yet; None where that takes
+            unshare(1), the mount and chroot(8).
         daemon: whether a process serves it.
         rival: whether fuseunion's goal is to be faster.
         program: what must be installed.
@@ -61,6 +63,7 @@ class Contestant:
     name: str
     mounts: Callable[[Layers], list[str]] | None
     unmounts: Callable[[Path], list[str]]
+    enters: Callable[[Layers], list[str]] | None = None
     daemon: bool = False
     rival: bool = False
     program: str | None = None
@@ -86,6 +89,14 @@ class Contestant:
             case Who.PROGRAMS:
                 return self.image_store is not None
 
+    def entering(self, layers: Layers) -> list[str]:
+        """The command before one that is to run with the union as its root directory, and with nothing mounted yet."""
+        assert self.mounts is not None, "a bare directory is no union"
+        if self.enters is not None:
+            return self.enters(layers)
+        script = f'{shlex.join(self.mounts(layers))}; exec chroot {shlex.quote(str(layers.merged))} "$@"'
+        return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"]
+
     def missing(self) -> str | None:
         """Why it cannot take part here."""
         if self.program is not None and shutil.which(self.program) is None:
@@ -108,11 +119,16 @@ def _fuseunion(engine: str) -> Contestant:
         places = [_joined(layers.lowers), str(layers.upper), str(layers.merged)]
         return [program, "--engine", engine, "--work", str(layers.work), *places]
 
+    def enters(layers: Layers) -> list[str]:
+        places = [_joined(layers.lowers), str(layers.upper)]
+        return [program, "exec", "--engine", engine, "--work", str(layers.work), *places, "--"]
+
     is_fuse = engine == "fuse"
     return Contestant(
         engine,
         mounts,
         lambda merged: [program, "umount", str(merged)],
+        enters=enters,
         daemon=is_fuse,
         image_store=program if is_fuse else None,
         rows=RANCH_ROWS if engine == "ranch" else None,

@@ -123,6 +123,23 @@ static void run(int argc, char **argv)
     printf("%.9f %lld\n", seconds, lines(output));
 }
 
+/* prompt COMMAND...: from exec until the first byte that a program writes. It is waited for, but not counted. */
+static void prompt(int argc, char **argv)
+{
+    (void)argc;
+    int ends[2];
+    char first;
+    if (pipe2(ends, O_CLOEXEC) < 0)
+        fail("pipe2");
+    double begin = now();
+    pid_t child = start(argv, ends[1]);
+    close(ends[1]);
+    ssize_t got = read(ends[0], &first, 1);
+    double seconds = now() - begin;
+    finish(child, argv[0]);
+    printf("%.9f %zd\n", seconds, got);
+}
+
 /* mount MERGED COMMAND...: from exec until statvfs and stat of the new mount are answered (an empty filesystem's answer
  * is ENOSYS). */
 static void mount_and_ask(int argc, char **argv)
@@ -462,7 +479,7 @@ static const struct {
     void (*work)(int, char **);
     int arguments;
 } WORDS[] = {
-    {"run", run, 1},       {"mount", mount_and_ask, 2}, {"end", end, 2},          {"tree", tree, 4},
+    {"run", run, 1},       {"prompt", prompt, 1},       {"mount", mount_and_ask, 2}, {"end", end, 2},          {"tree", tree, 4},
     {"count", count, 1},   {"missing", missing, 3},     {"opens", opens, 4},      {"list", list, 3},
     {"write", write_blocks, 4}, {"read", read_blocks, 3}, {"random", random_blocks, 4}, {"map", map, 2},
     {"together", together, 5}, {"watch", watch, 1},     {"spin", spin, 0},

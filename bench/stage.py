@@ -197,11 +197,7 @@ class Stage:
         Raises:
             Failed: it could not.
         """
-        base = self.place / str(number)
-        names = ("upper", "work", "merged")
-        for name in names:
-            (base / name).mkdir(parents=True, exist_ok=True)
-        layers = Layers(tuple(self.ground.lowers), *(base / name for name in names))
+        layers = self._layers(number)
         if self.contestant.mounts is None:
             return self._lay_out(layers)
         before = processes()
@@ -211,6 +207,18 @@ class Stage:
             # It may be mounted and not answer.
             self.mounts[layers.merged] = processes() - before
         return seconds
+
+    def enter(self, *command: Word) -> float:
+        """Run a command in the union, with all that this takes; the seconds from exec until its first output."""
+        [(seconds, _)] = self.tools.run("prompt", *self.contestant.entering(self._layers(0)), *command)
+        return seconds
+
+    def _layers(self, number: int) -> Layers:
+        base = self.place / str(number)
+        names = ("upper", "work", "merged")
+        for name in names:
+            (base / name).mkdir(parents=True, exist_ok=True)
+        return Layers(tuple(self.ground.lowers), *(base / name for name in names))
 
     def _lay_out(self, layers: Layers) -> float:
         """The bare directory: a copy of the lowers, or the one lower itself where nothing is changed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 from bench.row import Measurement, Who, row
@@ -31,6 +33,32 @@ def mount(stage: Stage, size: int) -> Iterator[Measurement]:
     for _ in range(REPEATED):
         yield Measurement("mount", stage.mount())
         yield Measurement("unmount", stage.unmount())
+
+
+def tree_with_a_shell(ground: Ground, size: int) -> None:
+    """A lower with so many files, and with a shell and the libraries that it needs."""
+    lower = ground.lower()
+    ground.tree(lower / "tree", size)
+    needed = subprocess.run(["ldd", "/bin/sh"], capture_output=True, text=True, check=True).stdout.split()
+    for path in ["/bin/sh", *(word for word in needed if word.startswith("/"))]:
+        (lower / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, lower / path[1:])
+
+
+@row(
+    "exec",
+    "a shell in the tree until it says something: exec, for the others unshare, mount and chroot",
+    tiny=10,
+    small=10,
+    full=10,
+    prepare=tree_with_a_shell,
+    mounted=False,
+    who=Who.MOUNTS,
+    programs=("unshare", "chroot"),
+)
+def enter(stage: Stage, size: int) -> Iterator[Measurement]:
+    """From the start of the first program to the prompt."""
+    yield Measurement("", stage.enter("/bin/sh", "-c", "echo ready"))
 
 
 def several_lowers(ground: Ground, size: int) -> None:

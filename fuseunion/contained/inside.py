@@ -31,8 +31,8 @@ from fuseunion.linux.mountinfo import mount_at
 from fuseunion.mounting.options import EngineChoice, Options
 
 _STAGES = ("/mnt", "/media", "/srv", "/opt", "/boot", "/home", "/root", "/tmp", "/run", "/var/tmp", "/usr/local")
-"""Directories that most machines have, over one of which the union is mounted before it becomes the root. Nobody but us
-sees that."""
+"""Directories that most machines have, over one of which, if possible an empty one, the union is mounted before it
+becomes the root. Nobody but us sees that."""
 
 _IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -146,19 +146,31 @@ def _stage(task: Task) -> str:
     needed = [*options.lowers, *(bind.source for bind in task.wishes.binds), sys.executable, sys.prefix, __file__]
     needed += [path for path in (options.upper, options.work, options.log_file, ".", *sys.path) if path]
     paths = [os.path.realpath(path) for path in needed]
-    for stage in _STAGES:
-        if os.path.isdir(stage) and not os.path.islink(stage):
-            if any(f"{path}/".startswith(f"{stage}/") for path in paths):
-                continue
-            data = "mode=0755" + (f",size={options.size}" if options.size else "")
-            syscalls.mount(b"tmpfs", stage.encode(), b"tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, data.encode())
-            os.mkdir(f"{stage}/root", 0o755)
-            return f"{stage}/root"
+    # Over LOWER `/` what is in it would be missing in the view.
+    for stage in sorted(filter(_is_directory, _STAGES), key=_holds_something):
+        if any(f"{path}/".startswith(f"{stage}/") for path in paths):
+            continue
+        data = "mode=0755" + (f",size={options.size}" if options.size else "")
+        syscalls.mount(b"tmpfs", stage.encode(), b"tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, data.encode())
+        os.mkdir(f"{stage}/root", 0o755)
+        return f"{stage}/root"
     raise UserError(
         f"none of {', '.join(_STAGES)} can be used to mount at: each is missing, or holds something that is needed; "
         "make a directory /mnt",
         ExitCode.LAYERS,
     )
+
+
+def _is_directory(stage: str) -> bool:
+    return os.path.isdir(stage) and not os.path.islink(stage)
+
+
+def _holds_something(stage: str) -> bool:
+    try:
+        with os.scandir(stage) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return True  # not to be looked at
 
 
 def _mount(task: Task, root: str) -> None:
@@ -185,10 +197,14 @@ def _suited(options: Options, choice: EngineChoice, root: str) -> Options:
     """What one engine is asked for."""
     options = options._replace(engine=choice)
     if choice is EngineChoice.FUSE:
-        # Else root of this namespace might not touch what is not its own, such as all of a tree of the machine's root.
+        # Else root of this namespace might not touch what is not its own, such as all of a tree of the machine's root;
+        # and could neither use nor remove a directory there that is closed to the user on the machine.
+        is_root = os.geteuid() == 0
         return options._replace(
-            stranger_uid=0 if ids.strangers("uid") and os.geteuid() == 0 else None,
-            stranger_gid=0 if ids.strangers("gid") and os.geteuid() == 0 else None,
+            stranger_uid=0 if ids.strangers("uid") and is_root else None,
+            stranger_gid=0 if ids.strangers("gid") and is_root else None,
+            closed_is_empty=ids.strangers("uid") and is_root,
+            hides_upper=True,
         )
     if options.ephemeral and root.endswith("/root"):
         # On our own tmpfs, so that nothing has to be cleaned up, whatever happens.

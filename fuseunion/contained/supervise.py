@@ -201,7 +201,7 @@ def _clean(options: Options, plan: ids.Plan | None, link: socket.socket) -> int:
     # What cannot be tidied now, because somebody mounts it already, is tidied by the next mount.
     with suppress(UserError):
         inside.enter(plan, link)
-        prepared = prepare(options._replace(target="/proc"))
+        prepared = prepare(options._replace(target="/proc", hides_upper=True))
         build_union(open_layers(prepared, options), options, posix_acl=False).close()
         prepared.close()
     return ExitCode.OK

@@ -31,6 +31,7 @@ from fuseunion.core.ops.copy_up import data, link_names, unshown_links
 from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
+from fuseunion.core.ops.copy_up.plain import PlainCopy, plain_copy, plainly_copied
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.tree.directory import Directory
@@ -329,6 +330,14 @@ class Union:
             return CopyJob(self.state, file, change)
         copy_up_special(self.state, file, change)
         return None
+
+    def plain_copy(self, file: File, change: Change | None) -> PlainCopy | None:
+        """What a copy-up is that is nothing but system calls (plain.plain_copy)."""
+        return plain_copy(self.state, file, change)
+
+    def plainly_copied(self, file: File, device: int, number: int, *, times_kept: bool) -> None:
+        """It was made (plain.plainly_copied)."""
+        plainly_copied(self.state, file, device, number, times_kept=times_kept)
 
     def is_copied_quickly(self, file: File) -> bool:
         """Whether a copy-up may take no longer than a usual request: the job then says (CopyJob.quick)."""

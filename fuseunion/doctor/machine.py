@@ -6,7 +6,7 @@ import grp
 import os
 import pwd
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fuseunion.doctor import trials
@@ -61,15 +61,31 @@ def subordinate_ids() -> Iterator[Finding]:
     user = sorted(names)[-1]
     for path, tool in (("/etc/subuid", "newuidmap"), ("/etc/subgid", "newgidmap")):
         try:
-            lines = [line.split(":") for line in Path(path).read_text().splitlines()]
+            ranges = _ranges(Path(path).read_text())
         except OSError:
-            lines = []
-        count = sum(int(fields[2]) for fields in lines if fields[0] in names and len(fields) == 3)
+            ranges = []
+        count = sum(size for owner, _, size in ranges if owner in names)
         name = f"subordinate {'users' if path.endswith('uid') else f'groups (your group is {groups})'}"
         option = "--add-subuids" if path.endswith("uid") else "--add-subgids"
         if not count:
-            yield Finding(name, False, f"none in {path}", f"usermod {option} 100000-165535 {user}")
+            yield Finding(name, False, f"none in {path}", f"usermod {option} {free_range(ranges)} {user}")
         elif shutil.which(tool) is None:
             yield Finding(name, False, f"{tool} is missing", "install uidmap (or shadow-utils)")
         else:
             yield Finding(name, True, f"{count} in {path}")
+
+
+Range = tuple[str, int, int]
+"""Whose it is, the first id, how many."""
+
+
+def _ranges(text: str) -> list[Range]:
+    """The lines of subuid(5) that say something."""
+    lines = (line.strip().split(":") for line in text.splitlines())
+    return [(f[0], int(f[1]), int(f[2])) for f in lines if len(f) == 3 and f[1].isdigit() and f[2].isdigit()]
+
+
+def free_range(ranges: Iterable[Range]) -> str:
+    """65536 ids that nobody has, as usermod(8) takes them: who shares ids with others can reach their files."""
+    first = max([100_000, *(start + size for _, start, size in ranges)])
+    return f"{first}-{first + 65535}"

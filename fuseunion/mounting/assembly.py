@@ -68,7 +68,15 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
     prepared.claim()
     descriptors = Descriptors()
     lowers = [
-        Layer(opened.fd, writable=False, label=opened.label, covered=opened.covered, descriptors=descriptors)
+        Layer(
+            opened.fd,
+            writable=False,
+            label=opened.label,
+            covered=opened.covered,
+            descriptors=descriptors,
+            hidden=frozenset(prepared.hidden),
+            closed_is_empty=options.closed_is_empty,
+        )
         for opened in prepared.lowers
     ]
     ignored: list[str] = []

@@ -73,6 +73,8 @@ def prepare(options: Options, *, for_ranch: bool = False, mark: bool = True) -> 
             _prepare_upper(prepared, options, survey, lowers, merged, for_ranch=for_ranch, mark=mark and not for_ranch)
         else:
             placement.check(lowers, None, None, merged)
+            if options.upper and options.hides_upper:
+                prepared.hide(prepared.lowers[0].fd)
     except BaseException:
         prepared.close()
         raise
@@ -166,12 +168,14 @@ def _prepare_upper(
     upper = survey.place(Part.UPPER, options.upper)
     default_work = options.work is None
     work = work_place(survey, upper, options.work)
-    placement.check(lowers, upper, work, merged)
+    placement.check(lowers, upper, work, merged, hides_upper=options.hides_upper)
     if not for_ranch and ranches.may_stand_on(upper.path):
         ranches.refuse(upper.path)
 
     upper_fd = _open_or_make(prepared, upper, 0o755)
     prepared.upper = prepared.opened(upper_fd, upper.path, merged.way_from(upper) if merged else ())
+    if options.hides_upper:
+        prepared.hide(upper_fd)
     if options.form is Form.PLAIN:
         refuse_unwritable(upper, upper_fd)
     if upper.key is None and options.xattr_permissions is not XattrPermissions.OFF and belief.is_needed():
@@ -210,6 +214,8 @@ def _prepare_work(
     """
     work_fd = _open_or_make(prepared, work, 0o700)
     try:
+        if options.hides_upper:
+            prepared.hide(work_fd)
         in_engine_form = options.form is Form.MOUNT_PROGRAM
         refuse_foreign_work(work, work_fd, engine_owners(upper_fd, work_fd) if in_engine_form else ())
         occupancy.add_work(work, work_fd, default=work.path == default_work_path(upper.path))

@@ -38,6 +38,7 @@ class Prepared:
         shown_as: what a new upper's root is to look like where that is stored, not real; None where it is as it looks.
         exchanged: the upper was last mounted over other lowers (same_lowers.py).
         notes: lines for the log, of what was not as usual.
+        hidden: st_dev and st_ino of what the lowers show as empty directories: an upper and a work directory in them.
         full: why nothing can be written to the upper, which is then the topmost of the layers that are only read.
     """
 
@@ -46,6 +47,7 @@ class Prepared:
         self.exchanged = False
         self.notes: list[str] = []
         self.full: str | None = None
+        self.hidden: set[tuple[int, int]] = set()
         self.shown_as: os.stat_result | None = None
         self._form = form
         self.lowers: list[Opened] = []
@@ -117,6 +119,11 @@ class Prepared:
         self._undo.close()
         self._until_live.close()
         self._end.close()
+
+    def hide(self, fd: int) -> None:
+        """Have the lowers show a directory as an empty one, if they have it."""
+        st = os.fstat(fd)
+        self.hidden.add((st.st_dev, st.st_ino))
 
     def opened(self, fd: int, label: str, covered: tuple[bytes, ...] = ()) -> Opened:
         """Take charge of a descriptor."""

@@ -94,6 +94,19 @@ def test_without_any_mount(machine: Machine) -> None:
     assert lines[3:] == ["more"]
 
 
+def test_a_command_over_the_machine_itself(machine: Machine) -> None:
+    """The user has one id, and may not write to the tree; the program lies in it."""
+    said = machine.run(
+        f"{FUSEUNION} exec / changes -- sh -euc 'id -u; ls -A ~someone/changes; echo new >/etc/new; cat /etc/new'\n"
+        f"{FUSEUNION} exec / changes -- cat /etc/new; test ! -e /etc/new; cat changes/etc/new; rm -rf changes\n"
+        "unshare --user --map-root-user --mount sh -euc '\n"
+        f"{FUSEUNION} lower upper merged; {FUSEUNION} status merged | grep reads\n"
+        f"{FUSEUNION} umount merged; rm -rf upper'"
+    )
+    assert said.splitlines()[:4] == ["0", "new", "new", "new"]
+    assert said.splitlines()[4].split()[1:] == ["/dev/fuse", "by", "the", "C", "extension"]
+
+
 def test_wherever_it_lies_and_whatever_it_is_called(machine: Machine) -> None:
     """Moved, and by a link, whose name counts."""
     said = machine.run(

@@ -67,7 +67,10 @@ SCENES = {
         "mkdir base patches MERGED; echo x >base/file; ln -s base LOWER",
         between="cat MERGED/file; fuseunion umount MERGED",
     ),
-    "readme-exec": Scene(f"{TREE}\ntree LOWER", "test -f UPPER/etc/new; test ! -e new; test ! -e LOWER/etc/new"),
+    "readme-exec": Scene(
+        f"{TREE}\ntree LOWER",
+        "test -f UPPER/etc/new; test -f CHANGES/etc/new; test ! -e new; test ! -e LOWER/etc/new; test ! -e /etc/new",
+    ),
     "apptainer-exec": Scene(f"{TREE}\ntree image", "test -f changes/etc/new; test ! -e image/etc/new"),
     "ranch-in-place": Scene("mkdir project; touch project/readme project/settings", owned=False),
     "ranch-copy": Scene(

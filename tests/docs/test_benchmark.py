@@ -48,8 +48,8 @@ def run_the_benchmark(place: Path, *arguments: str) -> tuple[subprocess.Complete
 
 
 def test_a_run_gives_samples_a_table_and_a_chart(tmp_path: Path) -> None:
-    """Three rows, of reading, of changing and of a loop; none of the contestants is wrong."""
-    rows, names = ["find", "missing", "chmod"], ["fuse", "overlayfs", "plain"]
+    """Rows of reading, of changing, of a loop, and of entering; none of the contestants is wrong."""
+    rows, names = ["exec", "find", "missing", "chmod"], ["fuse", "overlayfs", "plain"]
     done, raw = run_the_benchmark(tmp_path, *rows, "--rounds", "2", "--contestants", ",".join(names))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (raw["failed"], raw["not_run"]) == ([], [])
@@ -57,9 +57,10 @@ def test_a_run_gives_samples_a_table_and_a_chart(tmp_path: Path) -> None:
         *(("find", part) for part in ("cold", "second", "third")),
         *(("missing", part) for part in ("first", "again")),
         ("chmod", ""),
+        ("exec", ""),
     }
     for result in raw["results"]:
-        assert result["contestants"].keys() == set(names)
+        assert result["contestants"].keys() == set(names) - ({"plain"} if result["row"] == "exec" else set())
         for record in result["contestants"].values():
             assert record["trouble"] is None
             assert len(record["samples"]) == 2 and min(record["samples"]) > 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fuseunion.doctor.machine import free_range
 from fuseunion.errors import ExitCode, UserError
 from tests.engines.shown import Engine, engines_of, run
 from tests.support import libc, tree
@@ -166,3 +167,8 @@ def test_without_mtab_nothing_is_mounted_that_could_not_be_unmounted(arena: Aren
     found = {finding.name: finding for finding in FuseEngine().needs()}
     assert found["fusermount3"].ok is False
     assert found["fusermount3"].remedy.startswith("ln -s")
+
+
+def test_the_ids_that_it_proposes_are_nobodys() -> None:
+    assert free_range([]) == "100000-165535"
+    assert free_range([("somebody", 100_000, 65_536), ("other", 300_000, 1_000)]) == "301000-366535"

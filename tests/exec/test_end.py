@@ -17,6 +17,7 @@ from tests.conftest import STRESS_VARIABLE
 from tests.exec.stage import Stage, tree
 from tests.support import mountinfo, processes
 from tests.support.arena import Arena
+from tests.support.layers import Dir, build
 from tests.support.waiting import wait_until
 
 _STRESS = bool(os.environ.get(STRESS_VARIABLE))
@@ -61,6 +62,20 @@ def _kill_one(arena: Arena, watched: Stage, arguments: list[object], chance: ran
         process.terminate()
         wait_until(lambda: not processes.with_token(arena.place.token), f"the end of everything after {name}", 20)
     return name
+
+
+@pytest.mark.limit(1200 if _STRESS else 60)
+def test_killed_with_the_upper_in_the_lower(arena: Arena, watched: Stage) -> None:
+    lower = build(arena.root / "lower", {**tree(), "data/home": Dir()})
+    owner = os.stat(arena.root)
+    os.chown(lower / "data/home", owner.st_uid, owner.st_gid)
+    chance = random.Random(seed := random.randrange(2**32))
+    print(f"seed {seed}")
+    for number in range(_RUNS):
+        said = _kill_one(arena, watched, [lower, lower / "data/home/upper"], chance)
+        assert set(os.listdir(lower / "data/home")) <= {"upper"}, f"run {number}: {said}"
+    script = "cat /data/file; ls -A /data/home/upper"
+    assert watched.shell([lower, lower / "data/home/upper"], script) == ["of the lower"]
 
 
 def test_a_killed_daemon_ends_the_command(arena: Arena, watched: Stage) -> None:

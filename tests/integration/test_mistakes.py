@@ -74,6 +74,7 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (COMMAND_LINE, "--uid-map=1: expected triples", ["export", "up", "--uid-map", "1", "-o", "x.tar"]),
     (1, "'nowhere/x.tar' cannot be made: No such file", ["export", "up", "-o", "nowhere/x.tar"]),
     (LAYERS, "'base' is a directory; give the name of a file", ["export", "up", "-o", "base"]),
+    (LAYERS, "'up/x.tar' lies in 'up', which goes into it", ["export", "up", "-o", "up/x.tar"]),
     (COMMAND_LINE, "give at least one archive", ["import", "m"]),
     (LAYERS, "archive 'no.tar' does not exist", ["import", "no.tar", "new"]),
     (LAYERS, "'base' is a directory, no archive", ["import", "base", "new"]),

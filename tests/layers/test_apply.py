@@ -113,7 +113,7 @@ def memory() -> Iterator[Path]:
 @pytest.mark.parametrize("then", ["again", "undo"])
 def test_killed(memory: Path, then: str) -> None:
     """Killed before its changes: given again it comes to its end, and --undo gives back what was there."""
-    _kill(memory, then, every=4)
+    _kill(memory, then, every=7)
 
 
 @pytest.mark.stress

@@ -192,7 +192,7 @@ def test_what_has_its_data_below(arena: Arena) -> None:
         }
 
 
-@pytest.mark.actors("root", "user")
+@pytest.mark.actors("user")
 def test_refusals(arena: Arena) -> None:
     lower, upper = arena.lower({"a": File(b"a")}), arena.upper
     target = arena.root / "x.tar"
@@ -206,9 +206,28 @@ def test_refusals(arena: Arena) -> None:
             said = fuseunion(*command)
             assert (said.code, len(said.err.splitlines())) == (3 if command[0] == "import" else 4, 1), said
     with arena.mount(arena.lower({"a": File(b"a")}), upper=arena.root / "other", merged="second"):
-        said = fuseunion("apply", upper, arena.root / "lower1")
-        assert said.code == 4 and "is shown by the mount at" in said.err
+        for command in (["apply", upper, arena.root / "lower1"], ["import", "--add", "-", arena.root / "lower1"]):
+            said = fuseunion(*command)
+            assert said.code == 4 and "is shown by the mount at" in said.err
     assert not target.exists() and not (arena.root / "new").exists()
+
+
+@pytest.mark.actors("user")
+def test_an_upper_beside_which_nothing_can_be_made(arena: Arena) -> None:
+    """It is read as it lies there, unless somebody has it mounted."""
+    lower, inside = arena.lower({"a": File(b"a")}), arena.directory("inside")
+    upper = build(inside / "upper", {"f": File(b"x")})
+    target = arena.root / "x.tar"
+    with arena.mount(lower, upper=upper, work=arena.directory("work")):
+        inside.chmod(0o500)
+        said = fuseunion("export", upper, "-o", target)
+        assert said.code == 4 and "in use by another live fuseunion mount" in said.err
+        assert done("diff", upper) == "P f  (file, 1 B)\n"
+        inside.chmod(0o700)
+    inside.chmod(0o500)
+    done("export", upper, "-o", target)
+    assert _names(target) == ["f"]
+    inside.chmod(0o700)
 
 
 @pytest.mark.actors("user")
@@ -221,3 +240,20 @@ def test_what_an_archive_cannot_hold(arena: Arena) -> None:
         "fuseunion: warning: 'socket': a socket is left out: the archive has no place for it",
     ]
     assert _names(arena.root / "x.tar") == ["f"]
+
+
+@pytest.mark.actors("root", "user")
+def test_marks_that_cannot_be_understood(arena: Arena) -> None:
+    """One line names the object; nothing is left of an archive."""
+    prefix = arena.actor.xattr_prefix
+    lower = arena.lower({"d/x": File(b"x")})
+    build(arena.upper, {"d": Dir(xattrs={f"{prefix}redirect": b"../../etc"}), "f": File(b"")})
+    for command in (
+        ["export", arena.upper, "--lower", escaped(lower), "-o", arena.root / "x.tar"],
+        ["commit", escaped(lower), arena.upper, arena.root / "new"],
+        ["diff", arena.upper, "--lower", escaped(lower)],
+    ):
+        said = fuseunion(*command)
+        assert (said.code, said.out) == (3, "") and f"the marks on '{arena.upper}/d'" in said.err
+        assert len(said.err.splitlines()) == 1
+    assert sorted(path.name for path in arena.root.iterdir()) == ["logs", "lower0", "upper"]

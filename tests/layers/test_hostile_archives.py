@@ -5,16 +5,19 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 import zstandard
 
 from tests.layers.commands import done, fuseunion
 from tests.support.arena import Arena
-from tests.support.layers import File
+from tests.support.layers import File, Link, Symlink, build
 from tests.support.tree import snapshot, xattrs
 
 Member = tuple[str, bytes, str]
@@ -61,19 +64,18 @@ REFUSED: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {
 }
 
 
-@pytest.mark.parametrize("upper", [False, True])
-@pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.actors("root", "user")
-def test_refused_and_undone(arena: Arena, name: str, upper: bool) -> None:
+def test_refused_and_undone(arena: Arena) -> None:
     outside = arena.directory("outside")
     (outside / "secret").write_text("secret")
     before = snapshot(outside)
-    source = archive(arena.root / "a.tar", [info("first", target="content"), *REFUSED[name]])
-    said = fuseunion("import", *(["--upper"] if upper else []), source, arena.root / "made")
-    assert said.code == 3, said
-    assert len(said.err.splitlines()) == 1
-    assert snapshot(outside) == before
-    assert sorted(path.name for path in arena.root.iterdir()) == ["a.tar", "logs", "outside"]
+    for name, members in REFUSED.items():
+        source = archive(arena.root / "a.tar", [info("first", target="content"), *members])
+        for arguments in ([], ["--upper"]):
+            said = fuseunion("import", *arguments, source, arena.root / "made")
+            assert said.code == 3 and len(said.err.splitlines()) == 1, (name, said)
+            assert snapshot(outside) == before, name
+            assert sorted(path.name for path in arena.root.iterdir()) == ["a.tar", "logs", "outside"], name
 
 
 @pytest.mark.actors("root", "user")
@@ -205,3 +207,71 @@ def test_marks_mean_nothing(arena: Arena) -> None:
 
 def _file() -> File:
     return File(b"lower")
+
+
+def _fuzz(root: Path, rounds: int, seed: int) -> None:
+    random = Random(seed)
+    upper = build(
+        root / "upper",
+        {
+            "d/f": File(b"f" * 700, xattrs={"user.x": b"\0\xff"}),
+            "d/" + "n" * 150: File(b"x", size=1 << 20),
+            "link": Symlink("d/f"),
+            "hard": Link("d/f"),
+            ".wh.gone": File(b""),
+        },
+    )
+    made = []
+    for arguments in ([], ["--sparse"]):
+        done("export", upper, *arguments, "-o", root / "a.tar")
+        made.append((root / "a.tar").read_bytes())
+    done("export", upper, "--format", "oci-archive", "-o", root / "a.tar")
+    made.append((root / "a.tar").read_bytes())
+    before = snapshot(root / "upper")
+    for _ in range(rounds):
+        data = bytearray(random.choice(made))
+        for _ in range(random.randint(1, 8)):
+            at = random.randrange(len(data))
+            match random.randrange(4):
+                case 0:
+                    data[at] = random.randrange(256)
+                case 1:
+                    del data[at : at + random.choice((1, 512, 5000))]
+                case 2:
+                    data[at:at] = data[: random.choice((1, 512, 1024))]
+                case 3:
+                    block = at - at % 512
+                    data[block + 156 : block + 157] = random.choice((b"0", b"1", b"2", b"5", b"x", b"g", b"L", b"S"))
+                    _fix_checksum(data, block)
+            data = data or bytearray(1)
+        (root / "a.tar").write_bytes(data)
+        said = fuseunion("import", root / "a.tar", root / "made")
+        assert said.code in (0, 1, 3), said
+        assert (root / "made").exists() == (said.code == 0)
+        if said.code == 0:
+            remove_tree(root / "made")
+    assert snapshot(root / "upper") == before
+    assert sorted(path.name for path in root.iterdir()) == ["a.tar", "upper"]
+
+
+def _fix_checksum(data: bytearray, block: int) -> None:
+    header = bytes(data[block : block + 512])
+    total = sum(header[:148]) + sum(header[156:]) + 8 * 32
+    data[block + 148 : block + 156] = b"%06o\0 " % total
+
+
+def remove_tree(path: Path) -> None:
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+def test_damaged_at_random() -> None:
+    """Whatever the bytes are: done, or refused and undone, with one line."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
+        _fuzz(Path(root), 60, seed=1)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_damaged_at_random_for_long(seed: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
+        _fuzz(Path(root), 1000, seed)

@@ -74,7 +74,7 @@ def _check(root: Path, operations: Sequence[tuple[object, ...]], redirect: bool,
     assert not {name for name in left if "unfinished" in name or "apply" in name}, left
 
 
-@settings(max_examples=25, **LIMITS)  # type: ignore[arg-type]
+@settings(max_examples=15, **LIMITS)  # type: ignore[arg-type]
 @given(OPERATIONS, st.booleans(), st.booleans())
 def test_round_trips(operations: Sequence[tuple[object, ...]], redirect: bool, metacopy: bool) -> None:
     root = Path(tempfile.mkdtemp(prefix="fuseunion-test-", dir="/dev/shm"))  # where nothing has to be synced

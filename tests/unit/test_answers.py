@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from fuseunion.core.disk.descriptors import FLOOR, Descriptors
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.requests import Requests
@@ -82,14 +83,29 @@ def test_a_link_that_is_made_is_answered_as_made(layers: Path, monkeypatch: pyte
         answers._forget(number, 2)
 
 
-@pytest.mark.parametrize("lowers", [1, 2])
-def test_plain_files_are_listed_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowers: int) -> None:
+@pytest.mark.parametrize("hiding", [False, True])
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("lowers", [1, 2, 3, 5])
+def test_plain_files_are_listed_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowers: int, written: bool, hiding: bool
+) -> None:
     layers = [tmp_path / f"lower{number}" for number in range(lowers)]
     for path in (*layers, tmp_path / "upper", tmp_path / "work"):
         path.mkdir()
     top = layers[0]
     for number in range(200):
-        (top / f"file {number}").write_bytes(b"x" * (number % 7))
+        for layer in {number % lowers, number * 7 % lowers}:
+            (layers[layer] / f"file {number}").write_bytes(b"x" * (number % 7))
+    if written:
+        (tmp_path / "upper/file 3").write_bytes(b"upper")
+        os.mknod(tmp_path / "upper/file 4", 0o020000)
+    for path in (*layers[:-1], *([tmp_path / "upper"] if written else [])):
+        os.setxattr(_file(path / "marked"), "user.overlay.metacopy", b"")
+        os.setxattr(_file(path / "hidden"), "user.overlay.whiteout", b"")
+        if hiding:
+            (path / ".wh.file 5").write_bytes(b"")
+    (layers[-1] / "marked").write_bytes(b"the data")
+    (layers[-1] / "hidden").write_bytes(b"x")
     (top / "link").symlink_to("nothing")
     (top / "first name").write_bytes(b"two")
     (top / "second name").hardlink_to(top / "first name")
@@ -111,7 +127,33 @@ def test_plain_files_are_listed_as_any_other(tmp_path: Path, monkeypatch: pytest
     plain = listed()
     monkeypatch.setattr(Union, "plain_files", lambda *_: None)
     assert plain == listed()
-    assert len(plain[1]) == 205
+    assert len(plain[1]) > 200
+
+
+def test_plain_files_of_more_layers_than_can_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory whose descriptor was closed for another's is not asked by that number."""
+    monkeypatch.setattr(Descriptors, "capacity", property(lambda _: FLOOR))
+    layers = [tmp_path / f"lower{number}" for number in range(40)]
+    for number, path in enumerate(layers):
+        (path / "d").mkdir(parents=True)
+        (path / "d" / f"file {number}").write_bytes(b"x" * number)
+        (path / "d/all").write_bytes(b"x" * number)
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "work").mkdir()
+    with in_process(layers, tmp_path / "upper", tmp_path / "work") as inside:
+        answers = Answers(Requests(inside.union), 1.0)
+        number = ENTRY.unpack(answers._lookup(1, b"d"))[0]
+        directory = inside.union.directory(number)
+        listed = in_one_piece(answers._list(directory, 0, 1 << 16))
+        assert listed
+        sizes = {name: inside.union.stat(child)[0].st_size for name, child in directory.children.items()}
+        assert sizes == {b"all": 0, **{b"file %d" % number: number for number in range(40)}}
+        answers._forget(number, 1)
+
+
+def _file(path: Path) -> Path:
+    path.touch()
+    return path
 
 
 def _last_position(entries: bytes) -> int:

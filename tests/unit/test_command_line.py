@@ -14,6 +14,11 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
+    "apply": [],
+    "commit": [],
+    "diff": [],
+    "export": [],
+    "import": [],
     "check": ["--repair"],
     "convert": ["--to", "oci"],
     "flatten": [],

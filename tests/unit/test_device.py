@@ -537,16 +537,21 @@ def listed(tmp_path: Path) -> Iterator[int]:
 
 def _pack(fd: int, names: list[Any], first: int = 0, room: int = 4096) -> Any:
     assert found.device is not None
-    return found.device.pack_plain(fd, names, first, room, os.fstat(fd).st_dev, 1 << 48, 100, 5)
+    return found.device.pack_plain(_layers(fd), False, names, first, room, 100, 5)
+
+
+def _layers(*fds: int) -> list[tuple[int, int, int]]:
+    return [(fd, os.fstat(fd).st_dev, number << 48) for number, fd in enumerate(fds, start=1)]
 
 
 def test_plain_files(listed: int) -> None:
     entries, files = _pack(listed, LISTED)
     at = 0
     assert len(files) == 3, "the directory is none"
-    for (position, name), (same, number, real, kind, length) in zip(LISTED, files, strict=False):
+    for (position, name), (same, layer, number, real, kind, length) in zip(LISTED, files, strict=False):
         st = os.stat(name, dir_fd=listed, follow_symlinks=False)
-        assert (same, number, real, kind) == (name, 1 << 48 | st.st_ino, st.st_ino, st.st_mode & 0o170000)
+        assert (same, layer, number, real) == (name, 0, 1 << 48 | st.st_ino, st.st_ino)
+        assert kind == st.st_mode & 0o170000
         times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
         assert layouts.ENTRY.unpack_from(entries, at) == (
             *(number, 0, 100, 100, 5, 5, number, st.st_size, st.st_blocks),
@@ -585,12 +590,50 @@ def test_what_is_not_plain(listed: int, tmp_path: Path, make: str) -> None:
     elif make == "elsewhere":
         assert found.device is not None
         path.write_bytes(b"x")
-        assert found.device.pack_plain(listed, [(3, b"one")], 0, 4096, os.stat("/proc").st_dev, 0, 1, 0) == (b"", [])
+        elsewhere = [(listed, os.stat("/proc").st_dev, 0)]
+        assert found.device.pack_plain(elsewhere, False, [(3, b"one")], 0, 4096, 1, 0) == (b"", [])
         return
     assert _pack(listed, [(3, b"one"), (4, b"file")]) == (b"", [])
 
 
+@pytest.fixture
+def above(tmp_path: Path) -> Iterator[int]:
+    """A layer above `listed`."""
+    directory = tmp_path / "directory"
+    (directory / "above").write_bytes(b"")
+    (directory / "marked").write_bytes(b"x")
+    os.setxattr(directory / "marked", "user.x", b"")
+    fd = os.open(directory, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+def test_plain_files_of_several_layers(listed: int, above: int, tmp_path: Path) -> None:
+    """Each is of the topmost layer that has its name; and what has marks above another layer is not plain."""
+    assert found.device is not None
+    pack = found.device.pack_plain
+    names = [(3, b"above"), (4, b"file"), (5, b"link")]
+    _, files = pack(_layers(above, listed), False, names, 0, 4096, 1, 0)
+    assert [(name, layer, number >> 48) for name, layer, number, *_ in files] == [
+        (b"above", 0, 1),
+        (b"file", 1, 2),
+        (b"link", 1, 2),
+    ]
+    _, files = pack(_layers(above, listed), True, names[1:], 0, 4096, 1, 0)
+    assert [name for name, *_ in files] == [b"file", b"link"]
+    assert pack(_layers(above, listed), True, names, 0, 4096, 1, 0) == (b"", []), "it is of the upper"
+    assert pack(_layers(above, listed), False, [(3, b"marked")], 0, 4096, 1, 0) == (b"", [])
+    assert len(pack(_layers(listed, above), False, [(3, b"marked")], 0, 4096, 1, 0)[1]) == 1, "nothing lies below"
+    assert pack(_layers(above, listed), False, [(3, b"missing")], 0, 4096, 1, 0) == (b"", [])
+    assert pack(_layers(*[listed] * 65), False, names, 0, 4096, 1, 0) == (b"", [])
+    assert pack([], False, names, 0, 4096, 1, 0) == (b"", [])
+
+
 def test_malformed_calls(listed: int) -> None:
+    assert found.device is not None
+    for layers in ([1], [(1, 2)], [("x", 1, 2)]):
+        with pytest.raises(TypeError):
+            found.device.pack_plain(layers, False, LISTED, 0, 4096, 1, 0)
     for names in ([b"file"], [(3, "file")], [(3,)], [("x", b"file")], [(-1, b"file")]):
         with pytest.raises((TypeError, OverflowError)):
             _pack(listed, names)
@@ -664,7 +707,8 @@ def feed(seed: int, module: str) -> None:
         if not dice.randrange(10):
             kernel.device.share(NODE, shared, dice.randrange(32))
             kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4))
-            kernel.device.pack_plain(directory, names, dice.randrange(4), dice.randrange(700), device, 0, 1, 0)
+            layers = [(directory, device, 0)] * dice.randrange(4)
+            kernel.device.pack_plain(layers, dice.random() < 0.5, names, dice.randrange(4), dice.randrange(700), 1, 0)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])
         opcode = dice.choice([dice.randrange(64), dice.randrange(1 << 32)])

@@ -52,6 +52,7 @@ Options:
 Examples:
   fuseunion exec debian changes                              a shell in the tree 'debian'
   fuseunion exec debian changes -- apt-get install -y gcc    what it installs is in 'changes'
+  fuseunion exec / changes -- apt-get install -y gcc         the same, over the machine's own tree
   fuseunion exec --bind ~/src:/src debian -- make -C /src    nothing is kept but what was bound
   fuseunion exec --here . -- make test                       tests over a checkout, which stays as it is
 """

@@ -8,6 +8,8 @@ from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership.store import OwnershipStore
 
+_SEARCHED_BY_ALL = 0o111
+
 
 class LayerAccess:
     """How the objects of one layer are reached.
@@ -18,6 +20,9 @@ class LayerAccess:
         label: how messages name it, usually its path.
         covered: where the union itself is mounted, as names from this root, when that lies strictly inside.
         descriptors: the budget.
+        hidden: st_dev and st_ino of directories that are shown as empty ones, wherever they are met below the root: the
+            upper and the work directory, where they lie in a lower.
+        closed_is_empty: so are directories that the daemon may not search: nothing in them can be used.
 
     Attributes:
         ownership: where owners and modes are stored, or None where they are what stat(2) says.
@@ -26,7 +31,15 @@ class LayerAccess:
     """
 
     def __init__(
-        self, root_fd: int, *, writable: bool, label: str, covered: tuple[bytes, ...], descriptors: Descriptors
+        self,
+        root_fd: int,
+        *,
+        writable: bool,
+        label: str,
+        covered: tuple[bytes, ...],
+        descriptors: Descriptors,
+        hidden: frozenset[tuple[int, int]],
+        closed_is_empty: bool,
     ) -> None:
         self.root_fd = root_fd
         self.writable = writable
@@ -34,8 +47,23 @@ class LayerAccess:
         self.ownership: OwnershipStore | None = None
         self.st_dev = os.fstat(root_fd).st_dev
         self.descriptors = descriptors
+        self.hidden = hidden
+        self.closed_is_empty = closed_is_empty
         self.noatime = _may_open_noatime(root_fd)
         self.covered_stat = _stat_below(root_fd, covered)
+
+    def shows_empty(self, fd: int, st: os.stat_result) -> bool:
+        """Whether a directory below the root is shown without what is in it.
+
+        Args:
+            fd: an O_PATH descriptor of it.
+            st: its fstat.
+        """
+        if (st.st_dev, st.st_ino) in self.hidden:
+            return True
+        if not self.closed_is_empty or st.st_mode & _SEARCHED_BY_ALL == _SEARCHED_BY_ALL:
+            return False
+        return not os.access(f"/proc/self/fd/{fd}", os.X_OK)
 
     def xattr_to_disk(self, name: bytes) -> bytes:
         """The name under which a user's attribute is kept in this layer.

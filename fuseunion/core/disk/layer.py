@@ -12,7 +12,7 @@ class Layer(LayerAccess):
 
     Args:
         root_fd: an O_RDONLY|O_DIRECTORY descriptor of its root, which the layer owns from now on.
-        writable, label, covered: as LayerAccess.
+        writable, label, covered, hidden, closed_is_empty: as LayerAccess.
         descriptors: the budget, which all layers of a union share; None for a layer by itself.
 
     Attributes:
@@ -27,6 +27,8 @@ class Layer(LayerAccess):
         label: str,
         covered: tuple[bytes, ...] = (),
         descriptors: Descriptors | None = None,
+        hidden: frozenset[tuple[int, int]] = frozenset(),
+        closed_is_empty: bool = False,
     ) -> None:
         super().__init__(
             root_fd,
@@ -34,6 +36,8 @@ class Layer(LayerAccess):
             label=label,
             covered=covered,
             descriptors=Descriptors() if descriptors is None else descriptors,
+            hidden=hidden,
+            closed_is_empty=closed_is_empty,
         )
         self.root = RealDir(self, None, b"", covered if self.covered_stat is not None else ())
         self.root.pin(root_fd)

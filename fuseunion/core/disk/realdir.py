@@ -19,6 +19,9 @@ fs/overlayfs/super.c ovl_get_layers): where something is mounted inside a lower,
 Only lstat(2) asks the filesystem that is mounted there, because everything else would cost a system call for each name;
 what does not answer, or only to its owner, is shown as a directory like the one that it lies in. A file that is mounted
 over a file (/etc/hosts in a container) is that file.
+
+Directories that a layer shows as empty ones (LayerAccess.shows_empty) are not entered either, by whatever name they are
+met: EXDEV, as for a mount point.
 """
 
 from __future__ import annotations
@@ -126,7 +129,7 @@ class RealDir:
 
         Raises:
             OSError: ESTALE where its name does not lead to it any more; EXDEV where the directory is covered by another
-                mount; EACCES; ENOENT, ELOOP, ENOTDIR for one that nobody has looked at.
+                mount, or shown as an empty one; EACCES; ENOENT, ELOOP, ENOTDIR for one that nobody has looked at.
         """
         fd = self._fd
         if fd >= 0:
@@ -193,7 +196,10 @@ class RealDir:
                 raise
             raise self._stale() from error
         try:
-            self.recognise(os.fstat(fd))
+            st = os.fstat(fd)
+            self.recognise(st)
+            if self.layer.shows_empty(fd, st):
+                raise os_error(errno.EXDEV, self.name)
         except BaseException:
             os.close(fd)
             raise
@@ -512,6 +518,15 @@ class RealDir:
         if listed is None:
             return self.stat(wh_files.PREFIX + name) is not None
         return name in listed.hidden
+
+    def has_as_descriptor(self, fd: int) -> bool:
+        """Whether what `fd` answered is still good: for who needs more than three directories at once."""
+        return self._fd == fd
+
+    @property
+    def is_known_to_hide_nothing(self) -> bool:
+        """True when the directory was listed, and no `.wh.NAME` lies in it."""
+        return self._wh_files is not None and not self._wh_files.hidden
 
     def has_opaque_file(self) -> bool:
         """True when `.wh..wh..opq` lies here. In a lower that the daemon may not search it hides nothing."""

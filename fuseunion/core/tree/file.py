@@ -155,6 +155,11 @@ class File(Inode):
         if self._more_names:
             yield from tuple(self._more_names)
 
+    @property
+    def only_name(self) -> tuple[Directory, bytes] | None:
+        """The name of a file of which one is known."""
+        return None if self._directory is None or self._more_names else (self._directory, self._name)
+
     def add_name(self, directory: Directory, name: bytes) -> None:
         """A name of the file is known."""
         if self._directory is None:

@@ -71,49 +71,64 @@ def candidates(state: State, directory: Directory) -> Names:
 
 
 class PlainFiles:
-    """The files of a directory that one lower has for itself that need nothing but an lstat(2): most that are listed.
+    """The files of a directory's lowers that need nothing but an lstat(2): most that are listed.
 
-    No other layer and no mark takes part in a regular file with one name and no stored owner that has data or else no
-    attributes, or in a symbolic link with one name. Whoever looks at them tells which are such (`add`), and gets what
-    `lookup` would give.
+    No mark takes part in a symbolic link with one name, or in a regular file with one name, no stored owner, and either
+    data or no attributes; and in none without attributes, where layers lie below it. It is shown where no layer above
+    has its name. Whoever looks at them tells which are such (`add`), and gets what `lookup` would give.
 
     Args:
         directory: `is_for` it is true, and stays so while this object is used.
 
     Attributes:
-        device: st_dev of the files; what lies on another filesystem needs more.
-        index: what makes the number shown of a real inode number, if that is below 2^48 (numbers.py).
+        is_written: the first of the directories is the upper's, whose files are none of these.
     """
 
-    __slots__ = ("_directory", "_real", "_state", "device", "index")
+    __slots__ = ("_directory", "_layers", "_state", "is_written")
 
     def __init__(self, state: State, directory: Directory) -> None:
         self._state = state
         self._directory = directory
-        self._real = directory.lowers[0]
-        self.device = state.numbers.device(self._real.layer.st_dev)
-        self.index = state.numbers.index(self.device)
+        self._layers = [(real, state.numbers.device(real.layer.st_dev)) for real in directory.layers()]
+        self.is_written = directory.upper is not None
 
     @staticmethod
     def is_for(directory: Directory) -> bool:
-        """Whether there can be such files in a directory."""
-        if directory.upper is not None or len(directory.lowers) != 1 or directory.exchanged or directory.removed:
+        """Whether there can be such files in a directory that was listed."""
+        if not directory.lowers or directory.exchanged or directory.removed:
             return False
-        (real,) = directory.lowers
-        return real.layer.ownership is None and not real.holds_the_mount
+        layers = directory.layers()
+        return not any(real.layer.ownership is not None or real.holds_the_mount for real in layers) and all(
+            real.is_known_to_hide_nothing for real in layers[:-1]
+        )
 
-    def fd(self) -> int:
-        """As RealDir.fd, of the directory."""
-        return self._real.fd()
+    def layers(self) -> list[tuple[int, int, int]] | None:
+        """Of each real directory, topmost first: its descriptor (RealDir.fd); st_dev of its files, since what lies on
+        another filesystem needs more; and what makes the number shown of a real inode number below 2^48 (numbers.py).
+        None where numbers are not made like that, or not all can be open at once.
+
+        Raises:
+            OSError: as RealDir.fd.
+        """
+        found = []
+        for real, device in self._layers:
+            index = self._state.numbers.index(device)
+            if index is None:
+                return None
+            found.append((real.fd(), device, index))
+        if not all(real.has_as_descriptor(fd) for (real, _), (fd, *_) in zip(self._layers, found, strict=True)):
+            return None  # to open one closed another
+        return found
 
     def is_known(self, name: bytes) -> bool:
         """Whether a name is that of an inode already."""
         return name in self._directory.children
 
-    def add(self, name: bytes, number: int, real_number: int, kind: int) -> File | None:
+    def add(self, name: bytes, layer: int, number: int, real_number: int, kind: int) -> File | None:
         """The inode of a name that is not known; None when another object has its number.
 
         Args:
+            layer: which of `layers`.
             number: to show.
             real_number: st_ino.
             kind: S_IFMT bits.
@@ -121,7 +136,8 @@ class PlainFiles:
         table = self._state.table
         if table.find(number) is not None:
             return None
-        file = File(Ino(number), kind, InLower(self._real, name, self.device, real_number))
+        real, device = self._layers[layer]
+        file = File(Ino(number), kind, InLower(real, name, device, real_number))
         file.add_name(self._directory, name)
         table.add(file)
         self._directory.children[name] = file

@@ -8,6 +8,8 @@ Refused, because the tree would contain itself or a write would change what anot
 a lower, a lower inside upper or work, upper and work inside each other, merged inside upper or work. Merged may be a
 lower or the upper itself, and may lie inside a lower: layers are opened before the mount covers anything.
 
+`fuseunion exec` lets upper and work lie inside a lower, which shows them as empty directories (LayerAccess.hidden).
+
 A layer ends where another filesystem is mounted in it (realdir.py): an upper on /dev/shm is not inside the lower `/`.
 """
 
@@ -166,8 +168,18 @@ def refuse_twice(lowers: list[Place]) -> None:
             )
 
 
-def check(lowers: list[Place], upper: Place | None, work: Place | None, merged: Place | None) -> None:
+def check(
+    lowers: list[Place],
+    upper: Place | None,
+    work: Place | None,
+    merged: Place | None,
+    *,
+    hides_upper: bool = False,
+) -> None:
     """Refuse arrangements in which the tree would contain itself.
+
+    Args:
+        hides_upper: the lowers do not show what is in the upper and in the work directory: these may lie in a lower.
 
     Raises:
         UserError: LAYERS, with both directories.
@@ -177,7 +189,8 @@ def check(lowers: list[Place], upper: Place | None, work: Place | None, merged: 
             continue
         for lower in lowers:
             everywhere = "choose one on another filesystem, or mount with --ephemeral"
-            _refuse_inside(place, lower, everywhere if lower.path == "/" else "choose one outside every lower")
+            if not hides_upper or place.key == lower.key:
+                _refuse_inside(place, lower, everywhere if lower.path == "/" else "choose one outside every lower")
             _refuse_inside(lower, place, "choose another upper and work directory")
         if merged is not None and merged.key != place.key:
             _refuse_inside(merged, place, "mount somewhere else")

@@ -122,6 +122,10 @@ class Options(NamedTuple):
     stranger_uid: int | None = None
     """Whose the files are shown as whose owner has no number in the user namespace; None for nobody's."""
     stranger_gid: int | None = None
+    hides_upper: bool = False
+    """The upper and the work directory may lie in a lower, which then shows them as empty directories."""
+    closed_is_empty: bool = False
+    """Directories of the lowers that the one who mounts may not search are empty ones, not EACCES."""
     xattr_permissions: XattrPermissions = XattrPermissions.OFF
     redirect_dir: bool = False
     metacopy: bool = False

@@ -77,7 +77,7 @@ class _Forward(io.RawIOBase):
             if not piece:
                 break
             data += piece
-        if self._header_end < _NEVER and any(len(run) > _DIGITS for run in _RUNS.findall(data)):
+        if size > _BLOCK and self._header_end < _NEVER and any(len(run) > _DIGITS for run in _RUNS.findall(data)):
             raise DamagedError("a header is malformed")
         return data
 

@@ -21,7 +21,7 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.assembly import Layers, build_union, open_layers
-from fuseunion.mounting.checks import elsewhere, placement
+from fuseunion.mounting.checks import elsewhere, in_use, placement, volatile
 from fuseunion.mounting.checks.placement import Part, Survey
 from fuseunion.mounting.options import Form, Options
 from fuseunion.mounting.prepare import default_work_path, prepare
@@ -73,9 +73,7 @@ def owned(
     prepared = prepare(given, mark=False)
     try:
         assert prepared.upper is not None
-        writer = elsewhere.writer_of(prepared.upper.fd)
-        if writer is not None:
-            raise UserError(f"upper directory '{upper}' is in use by {writer}; unmount it first", ExitCode.BUSY)
+        _refuse_elsewhere(upper, prepared.upper.fd)
         if not lowers:
             prepared.lowers.append(prepared.opened(_empty_directory(), "nothing"))
         layers, union = _built(prepared, given)
@@ -83,7 +81,11 @@ def owned(
             notes = (*prepared.notes, *layers.says_ignored)
             yield View(union, layers.upper or layers.lowers[0], False, not lowers, notes)
         finally:
-            union.close()
+            try:
+                if layers.work is not None and volatile.is_marked(layers.work.layer.root_fd):
+                    union.sync()  # the end of this takes the mark away
+            finally:
+                union.close()
     finally:
         prepared.close()
 
@@ -163,6 +165,8 @@ def readable(
                     raise
         if view is None:
             fds = stack.enter_context(opened_directories((upper, *lowers)))
+            if not while_in_use:
+                _lock(stack, upper, fds[0])
             view = stack.enter_context(shared(fds[0], fds[1:], options))
         yield view
 
@@ -206,6 +210,26 @@ def _empty_directory() -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
         os.rmdir(path)
+
+
+def _lock(stack: ExitStack, upper: str, fd: int) -> None:
+    """Keep mounts off an upper that is only read, as far as a lock can.
+
+    Raises:
+        UserError: BUSY.
+    """
+    place = Survey().place(Part.UPPER, upper)
+    in_use.refuse_kernel_overlays(place)
+    occupancy = in_use.Occupancy(place, fd)
+    stack.callback(occupancy.close)
+    occupancy.enter(mark=False)
+    _refuse_elsewhere(upper, fd)
+
+
+def _refuse_elsewhere(upper: str, fd: int) -> None:
+    writer = elsewhere.writer_of(fd)
+    if writer is not None:
+        raise UserError(f"upper directory '{upper}' is in use by {writer}; unmount it first", ExitCode.BUSY)
 
 
 def _can_be_owned(upper: str, work: str | None) -> bool:

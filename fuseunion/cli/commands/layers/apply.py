@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from fuseunion.cli.commands.layers import diff, said
 from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
-from fuseunion.engines import registry
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting import log
 from fuseunion.offline.applying import steps
@@ -71,7 +70,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _apply(upper: str, lower: str, work: str | None) -> None:
-    _refuse_mounted(lower)
+    said.refuse_shown(lower)
     with ExitStack() as stack:
         done = stack.enter_context(Progress("apply"))
         view = stack.enter_context(opening.owned(upper, [lower], work))
@@ -102,7 +101,7 @@ def _apply(upper: str, lower: str, work: str | None) -> None:
 
 
 def _undo(lower: str) -> None:
-    _refuse_mounted(lower)
+    said.refuse_shown(lower)
     with ExitStack() as stack:
         done = stack.enter_context(Progress("undo"))
         target = _target(stack, lower)
@@ -147,19 +146,3 @@ def _target(stack: ExitStack, lower: str) -> Target:
     target = Target(stack.enter_context(opening.owned(lower)))
     stack.callback(target.close)
     return target
-
-
-def _refuse_mounted(lower: str) -> None:
-    """Refuse a directory that a mount shows, as far as mounts of this user are seen.
-
-    Raises:
-        UserError: BUSY.
-    """
-    for engine in registry.every():
-        for status in engine.statuses():
-            for path in status.lowers:
-                if os.path.exists(path) and os.path.exists(lower) and os.path.samefile(path, lower):
-                    raise UserError(
-                        f"lower directory '{lower}' is shown by the mount at '{status.merged}'; unmount it first",
-                        ExitCode.BUSY,
-                    )

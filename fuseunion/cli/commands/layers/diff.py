@@ -70,8 +70,16 @@ def main(arguments: list[str]) -> int:
         raise UserError("--tree, --stat and --json exclude each other; give one of them")
     if asked.content and (asked.stat or asked.json or asked.tree):
         raise UserError("--content goes with the plain list alone; leave --tree, --stat and --json out")
-    # Never 1: that says that there are changes.
-    with said.to_a_pipe(), ExitStack() as stack, said.reading(asked.operands[0], ExitCode.LAYERS):
+    try:
+        return _diff(asked)
+    except UserError as error:
+        # Never 1: that says that there are changes.
+        code = ExitCode.LAYERS if error.exit_code is ExitCode.FAILURE else error.exit_code
+        raise UserError(error.message, code) from None
+
+
+def _diff(asked: Arguments) -> ExitCode:
+    with said.to_a_pipe(), ExitStack() as stack, said.reading(asked.operands[0]):
         found = _Found.opened(stack, asked)
         if asked.content and found.before is None:
             raise UserError("--content compares with the lower directories; give them with --lower")

@@ -19,6 +19,7 @@ from fuseunion.cli.progress import Progress
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting import log
 from fuseunion.mounting.assembly import identity
+from fuseunion.mounting.checks.placement import Part, Survey
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.options.values import parse_choice, parse_id_map
 from fuseunion.offline.archive import export, image, output
@@ -87,6 +88,7 @@ def main(arguments: list[str]) -> int:
     style = export.Style(chosen is Format.OVERLAY, _time(asked.mtime), asked.sparse)
     options = _options(asked)
     path = asked.output or STDOUT
+    _refuse_inside(path, [asked.operands[0], *said.lowers_of(asked.lower)])
     with said.reading(asked.operands[0]):
         if chosen is Format.OCI_ARCHIVE:
             facts = _write_image(asked, path, style, options)
@@ -94,6 +96,21 @@ def main(arguments: list[str]) -> int:
             facts = _write_layer(asked, path, style, options)
     _say(facts, asked.operands[0] if path == STDOUT else path, as_json=asked.json, to_stderr=path == STDOUT)
     return ExitCode.OK
+
+
+def _refuse_inside(path: str, layers: list[str]) -> None:
+    """Refuse to write an archive into what goes into it.
+
+    Raises:
+        UserError: LAYERS.
+    """
+    if path == STDOUT:
+        return
+    survey = Survey()
+    target = survey.place(Part.UPPER, os.path.dirname(os.path.realpath(path)))
+    for layer in layers:
+        if target.inside(survey.place(Part.UPPER, layer)):
+            raise UserError(f"'{path}' lies in '{layer}', which goes into it; choose another place", ExitCode.LAYERS)
 
 
 def _options(asked: Arguments) -> Options:

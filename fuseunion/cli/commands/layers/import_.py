@@ -70,6 +70,8 @@ def main(arguments: list[str]) -> int:
     with said.reading(directory), ExitStack() as stack:
         # Looked at before anything is made.
         layers = [(path, layer) for path in archives for layer in _layers_in(path)]
+        if asked.add:
+            said.refuse_shown(directory)
         done = stack.enter_context(Progress("import"))
         with filling.filled(directory, hides=asked.upper, adds=asked.add, work=asked.work, options=options) as builder:
             unpacker = Unpacker(builder, limits, uids, gids, done)

@@ -30,12 +30,8 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 @contextmanager
-def reading(upper: str, code: ExitCode = ExitCode.FAILURE) -> Iterator[None]:
-    """Turn what goes wrong with one object of an upper into one line that names it.
-
-    Args:
-        code: the exit status of what the system refuses.
-    """
+def reading(upper: str) -> Iterator[None]:
+    """Turn what goes wrong with one object of an upper into one line that names it."""
     try:
         yield
     except IncompleteError as error:
@@ -53,7 +49,7 @@ def reading(upper: str, code: ExitCode = ExitCode.FAILURE) -> Iterator[None]:
     except OSError as error:
         hint = "; run it as root, or in the user namespace of its owner" if error.errno == errno.EACCES else ""
         name = f"'{join(upper, error.filename)}': " if isinstance(error.filename, bytes) else _named(error)
-        raise UserError(f"{name}{error.strerror or error}{hint}", code) from None
+        raise UserError(f"{name}{error.strerror or error}{hint}", ExitCode.FAILURE) from None
 
 
 @contextmanager
@@ -90,6 +86,24 @@ def tell_notes(view: View) -> None:
     """Warn of what was not as usual."""
     for line in view.notes:
         log.tell(f"warning: {line}")
+
+
+def refuse_shown(lower: str) -> None:
+    """Refuse a directory that a mount shows, as far as mounts of this user are seen.
+
+    Raises:
+        UserError: BUSY.
+    """
+    from fuseunion.engines import registry
+
+    for engine in registry.every():
+        for status in engine.statuses():
+            for path in status.lowers:
+                if os.path.exists(path) and os.path.exists(lower) and os.path.samefile(path, lower):
+                    raise UserError(
+                        f"lower directory '{lower}' is shown by the mount at '{status.merged}'; unmount it first",
+                        ExitCode.BUSY,
+                    )
 
 
 def tell_lost(lost: Mapping[str, int]) -> None:

@@ -53,7 +53,8 @@ class CopyJob:
         change: what is to be different in the copy, or None.
 
     Attributes:
-        source: a descriptor of the lower file.
+        source: a descriptor of the lower file; -1 for one that may not be read, and of which nothing is copied but
+            what lstat(2) and listxattr(2) say: it is empty, or is to be.
         size: how many bytes of it are to be copied.
     """
 
@@ -67,16 +68,14 @@ class CopyJob:
         self._name: bytes | None = None
         state.descriptors.take_for_copy()
         try:
-            self.source = file.open(os.O_RDONLY)
-            self._st = os.fstat(self.source)
+            self._st = self._open_source(file)
             self._lower = state.layer_of(file)
             if file.st is None and file.data is None and self._lower.ownership is None:
                 file.st = self._st  # what the next call would ask for
             self._shown = stat_of(state, file)
             size = self._st.st_size
             if file.data is not None:
-                self._attributes = file.place.real.hold(file.place.name)
-                file.recognise(os.fstat(self._attributes))
+                self._hold_attributes(file)
                 size = min(size, self._shown.st_size)
             wanted = self._change.size
             self.size = size if wanted is None else min(wanted, size)
@@ -88,6 +87,26 @@ class CopyJob:
         except BaseException:
             self.close()
             raise
+
+    def _open_source(self, file: File) -> os.stat_result:
+        """Open the lower file, or hold it where it may not be read and need not be; returns its fstat."""
+        try:
+            self.source = file.open(os.O_RDONLY)
+            return os.fstat(self.source)
+        except PermissionError as error:
+            if error.errno != errno.EACCES or file.data is not None:
+                raise
+            st = self._hold_attributes(file)
+            if st.st_size and self._change.size != 0:
+                raise
+            return st
+
+    def _hold_attributes(self, file: File) -> os.stat_result:
+        assert isinstance(file.place, InLower)
+        self._attributes = file.place.real.hold(file.place.name)
+        st = os.fstat(self._attributes)
+        file.recognise(st)
+        return st
 
     @property
     def quick(self) -> bool:

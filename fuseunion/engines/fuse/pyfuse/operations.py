@@ -201,7 +201,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         file = self._requests.file(inode)
-        handle = await ended(self._requests.open(file, flags))
+        handle = await self._opened(file, flags, ctx)
         try:
             # Before the change, since nothing may fail after it.
             outsider = bool(flags & os.O_TRUNC or handle.writable) and self._callers.is_outsider(file, ctx)
@@ -217,6 +217,21 @@ class Operations(pyfuse3.Operations):
             self._union.release_file(handle)
             raise
         return FileInfo(fh=self._keep(handle), keep_cache=True)
+
+    async def _opened(self, file: File, flags: int, ctx: RequestContext) -> FileHandle:
+        try:
+            return await ended(self._requests.open(file, flags))
+        except PermissionError as error:
+            if error.errno != errno.EACCES or file.in_upper or flags & os.O_ACCMODE == os.O_RDONLY:
+                raise
+        # A file of a lower that may not be read: it can be copied up if it is empty, or is to be.
+        if flags & os.O_TRUNC:
+            outsider, privileged = self._callers.is_outsider(file, ctx), self._callers.keeps_set_id(ctx)
+            change = self._union.truncation(file, 0, privileged=privileged, outsider=outsider)
+            await ended(self._requests.change(file, change))
+        else:
+            await self._requests.copy_ups.done(file)
+        return await ended(self._requests.open(file, flags))
 
     @answered
     async def create(

@@ -12,6 +12,7 @@ from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.leases import Patience
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+from fuseunion.engines.fuse.wire.native.device import device
 
 _AT_ONCE = COPIES - 1
 
@@ -48,7 +49,12 @@ class CopyUps:
         """
         if file.in_upper:
             return False
-        if file.ino in self._under_way or not self._union.is_copied_quickly(file):
+        if file.ino in self._under_way:
+            return None
+        if self._copied_plainly(file, change):
+            self.count += 1
+            return True
+        if not self._union.is_copied_quickly(file):
             return None
         try:
             job = self._union.copy_job(file, change)
@@ -65,6 +71,20 @@ class CopyUps:
         finally:
             job.close()
         self.count += 1
+        return True
+
+    def _copied_plainly(self, file: File, change: Change | None) -> bool:
+        """Copy a file up in one call, if it is that simple."""
+        if device is None:
+            return False
+        plain = self._union.plain_copy(file, change)
+        if plain is None:
+            return False
+        made = device.copy_plain(*plain, self._reader.may_wait(plain.device))
+        if made is None:
+            return False
+        copy_device, number, times_kept = made
+        self._union.plainly_copied(file, copy_device, number, times_kept=times_kept)
         return True
 
     def _would_wait(self, source: int, size: int) -> bool:

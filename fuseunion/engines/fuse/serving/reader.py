@@ -80,6 +80,10 @@ class Reader:
             direct = self._direct[device] = syscalls.is_in_memory(fd)
         return direct
 
+    def may_wait(self, device: int) -> bool:
+        """Whether files of a filesystem, by its st_dev, may lie on a disk, for all that is known."""
+        return not self._direct.get(device)
+
     def would_wait(self, fd: int, size: int, offset: int = 0) -> bool:
         """Whether reading some bytes of a file would have to wait for a disk.
 

@@ -422,18 +422,19 @@ class Answers:
     def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
         """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""
         plain = self._union.plain_files(directory)
-        if plain is None or plain.index is None or plain.is_known(names[first][1]):
+        if plain is None or plain.is_known(names[first][1]):
             return b"", 0
         assert device is not None
         try:
-            packed, files = device.pack_plain(
-                plain.fd(), names, first, room, plain.device, plain.index, *self._entries.valid
-            )
+            layers = plain.layers()
         except OSError:
             return b"", 0  # a lookup says the same
+        if layers is None:
+            return b"", 0
+        packed, files = device.pack_plain(layers, plain.is_written, names, first, room, *self._entries.valid)
         end = 0
-        for count, (name, number, real_number, kind, length) in enumerate(files):
-            file = None if plain.is_known(name) else plain.add(name, number, real_number, kind)
+        for count, (name, layer, number, real_number, kind, length) in enumerate(files):
+            file = None if plain.is_known(name) else plain.add(name, layer, number, real_number, kind)
             if file is None:
                 return packed[:end], count
             self._requests.told(file)

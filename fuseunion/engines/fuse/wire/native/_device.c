@@ -22,6 +22,7 @@
  */
 
 #define _GNU_SOURCE
+#include "copy.h"
 #include "plain.h"
 
 #include <dlfcn.h>
@@ -1252,6 +1253,7 @@ static PyMethodDef functions[] = {
     {"unshare", unshare_number, METH_O, unshare_doc},
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
+    {"copy_plain", copy_plain, METH_VARARGS, copy_plain_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
     {"counts", counts, METH_NOARGS, counts_doc},
     {NULL, NULL, 0, NULL},

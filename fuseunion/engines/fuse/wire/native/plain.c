@@ -8,6 +8,7 @@
 
 #include "plain.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdbool.h>
@@ -18,17 +19,32 @@
 #include <sys/xattr.h>
 
 const char pack_plain_doc[] =
-    "pack_plain(dirfd, names, first, room, device, index, seconds, nsec) -> (entries, files)\n--\n\n"
+    "pack_plain(layers, is_written, names, first, room, seconds, nsec) -> (entries, files)\n--\n\n"
     "Entries for the plain files among `names`, from number `first` up to the first that is none, or has no room.\n\n"
-    "names: a list of (position, name); device: st_dev of the directory's filesystem; index: what is added to a real inode\n"
-    "number (core/format/numbers.py); seconds, nsec: how long the kernel may keep an entry.\n"
-    "Returns bytes of at most `room`, and for each file (name, number shown, real number, S_IFMT of its mode, length of\n"
-    "its entry).";
+    "layers: a list of (descriptor of the directory, st_dev of its filesystem, what is added to a real inode number\n"
+    "(core/format/numbers.py)), topmost first; is_written: the files of the first are none of these; names: a list of\n"
+    "(position, name); seconds, nsec: how long the kernel may keep an entry.\n"
+    "Returns bytes of at most `room`, and for each file (name, number of its layer, number shown, real number, S_IFMT of\n"
+    "its mode, length of its entry).";
 
-#define AT_ONCE 64 /* as many as answers.py asks for at most */
-#define REAL_BITS 48
+enum {
+    AT_ONCE = 64, /* as many as answers.py asks for at most */
+    LAYERS = 64,  /* of more, Python asks only those that have a name */
+    REAL_BITS = 48,
+};
 
-/* An attribute can make a whiteout of an empty file: only one without any is plain. */
+struct layer {
+    int dirfd;
+    dev_t device;
+    uint64_t index;
+};
+
+struct stack {
+    struct layer layers[LAYERS];
+    size_t count, first; /* the files of those before the first are not plain */
+};
+
+/* An attribute can make a whiteout of an empty file, and say that another layer has the data: not one without any. */
 static bool has_no_attributes(int dirfd, const char *name)
 {
     char path[sizeof "/proc/self/fd/2147483647/" + NAME_MAX];
@@ -36,12 +52,26 @@ static bool has_no_attributes(int dirfd, const char *name)
     return length > 0 && (size_t)length < sizeof path && llistxattr(path, NULL, 0) == 0;
 }
 
-/* One file, or the reason to stop. */
-static bool is_plain(int dirfd, const char *name, const struct stat *st, dev_t device)
+static bool is_plain(const struct layer *layer, bool lowest, const char *name, const struct stat *st)
 {
-    return st->st_dev == device && st->st_nlink == 1 && (S_ISLNK(st->st_mode) || S_ISREG(st->st_mode)) &&
-           st->st_ino > FUSE_ROOT_ID && st->st_ino >> REAL_BITS == 0 &&
-           (S_ISLNK(st->st_mode) || st->st_size > 0 || has_no_attributes(dirfd, name));
+    if (st->st_dev != layer->device || st->st_nlink != 1 || st->st_ino <= FUSE_ROOT_ID || st->st_ino >> REAL_BITS != 0)
+        return false;
+    if (S_ISLNK(st->st_mode))
+        return lowest || has_no_attributes(layer->dirfd, name);
+    return S_ISREG(st->st_mode) && ((lowest && st->st_size > 0) || has_no_attributes(layer->dirfd, name));
+}
+
+/* Which layer has a plain file of this name; -1 where none has, or what is there is no such file. */
+static int find_plain(const struct stack *stack, const char *name, struct stat *st)
+{
+    for (size_t i = 0; i < stack->count; i++) {
+        const struct layer *layer = &stack->layers[i];
+        if (fstatat(layer->dirfd, name, st, AT_SYMLINK_NOFOLLOW) == 0)
+            return i >= stack->first && is_plain(layer, i + 1 == stack->count, name, st) ? (int)i : -1;
+        if (errno != ENOENT)
+            return -1;
+    }
+    return -1;
 }
 
 void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t number)
@@ -91,37 +121,59 @@ static PyObject *name_of(PyObject *names, Py_ssize_t index, uint64_t *position)
     return PyErr_Occurred() ? NULL : PyTuple_GET_ITEM(item, 1);
 }
 
-/* Look at the names from `first` on, without the GIL. Returns how many are plain. */
-static Py_ssize_t look(int dirfd, char *const *paths, Py_ssize_t count, dev_t device, struct stat *stats)
+/* Look at the names, without the GIL. Returns how many are plain. */
+static Py_ssize_t look(const struct stack *stack, char *const *paths, Py_ssize_t count, struct stat *stats, int *found_in)
 {
     Py_ssize_t found = 0;
     Py_BEGIN_ALLOW_THREADS
-    while (found < count && fstatat(dirfd, paths[found], &stats[found], AT_SYMLINK_NOFOLLOW) == 0 &&
-           is_plain(dirfd, paths[found], &stats[found], device))
+    while (found < count && (found_in[found] = find_plain(stack, paths[found], &stats[found])) >= 0)
         found++;
     Py_END_ALLOW_THREADS
     return found;
 }
 
+/* Returns false with an exception, or without one where there are too many. */
+static bool read_layers(PyObject *list, int is_written, struct stack *stack)
+{
+    if (PyList_GET_SIZE(list) > LAYERS)
+        return false;
+    *stack = (struct stack){.count = (size_t)PyList_GET_SIZE(list), .first = is_written ? 1 : 0};
+    for (size_t i = 0; i < stack->count; i++) {
+        unsigned long long device, index;
+        PyObject *item = PyList_GET_ITEM(list, (Py_ssize_t)i);
+        if (!PyTuple_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "layers are tuples");
+            return false;
+        }
+        if (!PyArg_ParseTuple(item, "iKK", &stack->layers[i].dirfd, &device, &index))
+            return false;
+        stack->layers[i].device = device;
+        stack->layers[i].index = index;
+    }
+    return true;
+}
+
 PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    if (count != 8 || !PyList_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "pack_plain(dirfd, names, first, room, device, index, seconds, nsec)");
+    if (count != 7 || !PyList_Check(args[0]) || !PyList_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "pack_plain(layers, is_written, names, first, room, seconds, nsec)");
         return NULL;
     }
-    int dirfd = (int)PyLong_AsLong(args[0]);
-    PyObject *names = args[1];
-    Py_ssize_t first = PyLong_AsSsize_t(args[2]), room = PyLong_AsSsize_t(args[3]);
-    dev_t device = PyLong_AsUnsignedLongLong(args[4]);
-    uint64_t index = PyLong_AsUnsignedLongLong(args[5]), seconds = PyLong_AsUnsignedLongLong(args[6]);
-    uint32_t nsec = (uint32_t)PyLong_AsUnsignedLong(args[7]);
+    PyObject *names = args[2];
+    Py_ssize_t first = PyLong_AsSsize_t(args[3]), room = PyLong_AsSsize_t(args[4]);
+    uint64_t seconds = PyLong_AsUnsignedLongLong(args[5]);
+    uint32_t nsec = (uint32_t)PyLong_AsUnsignedLong(args[6]);
     if (PyErr_Occurred())
         return NULL;
+    struct stack stack;
+    if (!read_layers(args[0], PyObject_IsTrue(args[1]), &stack))
+        return PyErr_Occurred() ? NULL : Py_BuildValue("y[]", "");
     Py_ssize_t left = first < 0 ? 0 : PyList_GET_SIZE(names) - first;
     char *paths[AT_ONCE];
     uint64_t positions[AT_ONCE];
     struct stat stats[AT_ONCE];
+    int found_in[AT_ONCE];
     Py_ssize_t asked = 0, size = 0;
     for (; asked < left && asked < AT_ONCE; asked++) {
         PyObject *name = name_of(names, first + asked, &positions[asked]);
@@ -132,21 +184,21 @@ PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
             break;
         paths[asked] = PyBytes_AS_STRING(name);
     }
-    Py_ssize_t found = look(dirfd, paths, asked, device, stats);
+    Py_ssize_t found = look(&stack, paths, asked, stats, found_in);
     PyObject *entries = PyBytes_FromStringAndSize(NULL, room), *files = PyList_New(found);
     char *at = entries == NULL ? NULL : PyBytes_AS_STRING(entries);
     for (Py_ssize_t i = 0; entries != NULL && files != NULL && i < found; i++) {
         PyObject *name = PyTuple_GET_ITEM(PyList_GET_ITEM(names, first + i), 1);
         size_t length = (size_t)PyBytes_GET_SIZE(name), whole = FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + length);
-        uint64_t number = index | stats[i].st_ino;
+        uint64_t number = stack.layers[found_in[i]].index | stats[i].st_ino;
         struct fuse_direntplus entry;
         fill(&entry, &stats[i], number, seconds, nsec, positions[i], (uint32_t)length);
         memcpy(at, &entry, FUSE_NAME_OFFSET_DIRENTPLUS);
         memset(at + whole - 8, 0, 8);
         memcpy(at + FUSE_NAME_OFFSET_DIRENTPLUS, paths[i], length);
         at += whole;
-        PyObject *file = Py_BuildValue("OKKIn", name, (unsigned long long)number, (unsigned long long)stats[i].st_ino,
-                                       stats[i].st_mode & S_IFMT, (Py_ssize_t)whole);
+        PyObject *file = Py_BuildValue("OiKKIn", name, found_in[i], (unsigned long long)number,
+                                       (unsigned long long)stats[i].st_ino, stats[i].st_mode & S_IFMT, (Py_ssize_t)whole);
         if (file == NULL)
             Py_CLEAR(files);
         else

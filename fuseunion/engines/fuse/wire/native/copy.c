@@ -1,0 +1,172 @@
+/* The copy-up of a plain file: what core/ops/copy_up/plain.py has found to be nothing but system calls.
+ *
+ * The order is that of core/ops/copy_up/files.py, which does all others: the copy gets data, owner, mark, mode and times in
+ * work, and enters the upper by one rename, which is the last thing that can fail. What fails, or is not as it was believed
+ * to be, is taken back and said to be so: Python begins again, and knows what is to be answered. */
+
+#include "copy.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#ifndef RENAME_NOREPLACE
+#define RENAME_NOREPLACE 1
+#endif
+
+const char copy_plain_doc[] =
+    "copy_plain(lower, name, device, number, work, temporary, upper, new_name, uid, gid, mode, atime, mtime, mark, value,\n"
+    "           waits) -> (st_dev, st_ino, times_kept) or None\n--\n\n"
+    "Copy `name` in the directory `lower`, which is the object (device, number), to `new_name` in `upper`, by way of\n"
+    "`temporary` in `work`; all three are descriptors. uid, gid, mode, atime, mtime (nanoseconds): -1 for what the file\n"
+    "has. mark, value: an attribute of the copy, in which its number and the time of change of the file are filled in\n"
+    "(core/marks/origin_mark.py). waits: the data may have to be waited for; then only what is in memory is copied.\n"
+    "None: nothing was done. times_kept: `upper` has the times that it had.";
+
+enum {
+    LARGEST = 1 << 16,
+    NUMBER_AT = 1, /* in the mark, as in origin_mark.py */
+    CTIME_AT = 17,
+    MARK_SIZE = 25,
+};
+
+#define SECOND 1000000000LL
+
+struct wish {
+    int lower, work, upper;
+    const char *name, *temporary, *new_name, *mark;
+    unsigned long long device, number;
+    bool waits;
+    long long uid, gid, mode, atime, mtime;
+    char value[MARK_SIZE];
+};
+
+static int64_t nanoseconds(struct timespec time)
+{
+    return (int64_t)time.tv_sec * SECOND + time.tv_nsec;
+}
+
+/* A time before 1970 has a remainder that is not negative. */
+static struct timespec time_of(int64_t ns)
+{
+    int64_t rest = ns % SECOND;
+    if (rest < 0)
+        rest += SECOND;
+    return (struct timespec){.tv_sec = (time_t)((ns - rest) / SECOND), .tv_nsec = (long)rest};
+}
+
+static bool is_plain(const struct stat *st, const struct wish *w)
+{
+    return st->st_dev == w->device && st->st_ino == w->number && S_ISREG(st->st_mode) && st->st_nlink == 1 &&
+           (st->st_mode & (S_ISUID | S_ISGID)) == 0 && st->st_size <= LARGEST &&
+           st->st_blocks * 512 >= st->st_size; /* without holes */
+}
+
+/* The whole file, which must have the size that it had. */
+static bool copy_data(int from, int to, size_t size, bool waits)
+{
+    static char data[LARGEST + 1];
+    if (size == 0)
+        return true;
+    struct iovec iov = {.iov_base = data, .iov_len = size + 1};
+    return preadv2(from, &iov, 1, 0, waits ? RWF_NOWAIT : 0) == (ssize_t)size && write(to, data, size) == (ssize_t)size;
+}
+
+/* All but the data, in the order that keeps each from taking another away (files.py). */
+static bool dress(int from, int to, const struct stat *st, const struct wish *w)
+{
+    struct stat made;
+    if (fstat(to, &made) != 0 || flistxattr(from, NULL, 0) != 0)
+        return false;
+    uid_t uid = w->uid < 0 ? st->st_uid : (uid_t)w->uid;
+    gid_t gid = w->gid < 0 ? st->st_gid : (gid_t)w->gid;
+    if ((uid != made.st_uid || gid != made.st_gid) && fchown(to, uid, gid) != 0)
+        return false;
+    char value[MARK_SIZE];
+    uint64_t number = made.st_ino;
+    int64_t ctime = nanoseconds(st->st_ctim);
+    memcpy(value, w->value, sizeof value);
+    memcpy(value + NUMBER_AT, &number, sizeof number);
+    memcpy(value + CTIME_AT, &ctime, sizeof ctime);
+    struct timespec times[2] = {
+        w->atime == -1 ? st->st_atim : time_of(w->atime),
+        w->mtime == -1 ? st->st_mtim : time_of(w->mtime),
+    };
+    return fsetxattr(to, w->mark, value, sizeof value, 0) == 0 &&
+           fchmod(to, w->mode < 0 ? st->st_mode & ALLPERMS : (mode_t)w->mode) == 0 && futimens(to, times) == 0;
+}
+
+static bool restore_times(int directory, const struct stat *st)
+{
+    char path[sizeof "/proc/self/fd/2147483647"];
+    struct timespec times[2] = {st->st_atim, st->st_mtim};
+    snprintf(path, sizeof path, "/proc/self/fd/%d", directory);
+    return utimensat(AT_FDCWD, path, times, 0) == 0;
+}
+
+/* Into the upper. */
+static bool show(const struct wish *w, bool *times_kept)
+{
+    struct stat directory;
+    if (fstat(w->upper, &directory) != 0 ||
+        syscall(SYS_renameat2, w->work, w->temporary, w->upper, w->new_name, RENAME_NOREPLACE) != 0)
+        return false;
+    *times_kept = restore_times(w->upper, &directory);
+    return true;
+}
+
+static bool copy(const struct wish *w, struct stat *made, bool *times_kept)
+{
+    const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int from = openat(w->lower, w->name, flags | O_NOATIME);
+    if (from < 0 && errno == EPERM)
+        from = openat(w->lower, w->name, flags);
+    if (from < 0)
+        return false;
+    struct stat st;
+    bool done = false;
+    if (fstat(from, &st) == 0 && is_plain(&st, w)) {
+        int to = openat(w->work, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (to >= 0) {
+            done = copy_data(from, to, (size_t)st.st_size, w->waits) && dress(from, to, &st, w) && fstat(to, made) == 0 &&
+                   show(w, times_kept);
+            if (!done)
+                unlinkat(w->work, w->temporary, 0);
+            close(to);
+        }
+    }
+    close(from);
+    return done;
+}
+
+PyObject *copy_plain(PyObject *module, PyObject *args)
+{
+    (void)module;
+    struct wish w;
+    int waits;
+    const char *value;
+    Py_ssize_t length;
+    if (!PyArg_ParseTuple(args, "iyKKiyiyLLLLLyy#p", &w.lower, &w.name, &w.device, &w.number, &w.work, &w.temporary, &w.upper,
+                          &w.new_name, &w.uid, &w.gid, &w.mode, &w.atime, &w.mtime, &w.mark, &value, &length, &waits))
+        return NULL;
+    if (length != MARK_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "a mark of another size");
+        return NULL;
+    }
+    w.waits = waits != 0;
+    memcpy(w.value, value, MARK_SIZE);
+    struct stat made;
+    bool times_kept = false;
+    if (!copy(&w, &made, &times_kept))
+        Py_RETURN_NONE;
+    return Py_BuildValue("KKO", (unsigned long long)made.st_dev, (unsigned long long)made.st_ino,
+                         times_kept ? Py_True : Py_False);
+}
