@@ -33,6 +33,9 @@ def _run() -> int:
 
         print(f"fuseunion {__version__}")
         return 0
+    from fuseunion import bytecode
+
+    bytecode.install()
     from fuseunion.cli.main import run
 
     return run(sys.argv)

@@ -16,6 +16,7 @@ MODULES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"
 
 FLOORS = [
     "errors",
+    "bytecode",
     "steps",
     "linux",
     "core.ids",

@@ -29,6 +29,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 
+from fuseunion import bytecode
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
@@ -112,7 +113,7 @@ def _child(prepared: Prepared, options: Options, writer: int, detach: Callable[[
 
 
 def load() -> None:
-    """Import what serves a mount.
+    """Import what serves a mount, and with that all that there is to import.
 
     Raises:
         ImportError: pyfuse3, trio, or a library that they need, is missing.
@@ -125,6 +126,8 @@ def load() -> None:
     from fuseunion.engines.fuse.asking import facts, pause_socket, status_socket  # noqa: F401
     from fuseunion.engines.fuse.serving import requests, tidying  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
+
+    bytecode.finish()
 
 
 def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> None:

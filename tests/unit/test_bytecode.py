@@ -1,0 +1,125 @@
+"""One file with the bytecode of all modules: used where it is right, and harmless where it is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fuseunion
+
+LOOK = """
+import sys
+from fuseunion import bytecode
+bytecode.install()
+from fuseunion.errors import UserError
+from fuseunion.linux import owned
+print(*(type(sys.modules[name].__spec__.loader).__name__ for name in ("fuseunion.errors", "fuseunion.linux.owned")))
+print(getattr(owned, "ADDED", None))
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package, of which there is a file."""
+    source = Path(fuseunion.__file__).parent
+    target = tmp_path / "installed/fuseunion"
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.bundle"))
+    (target / "__pycache__").mkdir()
+    done = _python(target, "-m", "fuseunion.cli.bytecode")
+    assert (done.returncode, done.stderr) == (0, "")
+    return target
+
+
+def _python(package: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, (before, str(package.parent), *filter(None, sys.path[1:]))))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-P", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _loaders(package: Path, before: str = "") -> list[str]:
+    done = _python(package, "-c", LOOK, before=before)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def _file(package: Path) -> Path:
+    (found,) = (package / "__pycache__").glob("*.bundle")
+    return found
+
+
+FROM_IT = ["_Loader", "_Loader", "None"]
+FROM_ELSEWHERE = ["SourceFileLoader", "SourceFileLoader", "None"]
+
+
+def test_modules_come_from_it(package: Path) -> None:
+    assert _loaders(package) == FROM_IT
+    assert _file(package).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_changed_module_is_imported_anew(package: Path) -> None:
+    with open(package / "linux/owned.py", "a") as file:
+        file.write("ADDED = 5\n")
+    assert _loaders(package) == ["_Loader", "SourceFileLoader", "5"]
+    (package / "errors.py").rename(package / "elsewhere.py")
+    assert "No module named 'fuseunion.errors'" in _python(package, "-c", LOOK).stderr
+
+
+def test_another_path_finds_other_modules(package: Path, tmp_path: Path) -> None:
+    assert _loaders(package, before=str(tmp_path)) == FROM_ELSEWHERE
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, 10_000, -1, -500_000])
+def test_a_damaged_file_does_no_harm(package: Path, length: int) -> None:
+    path = _file(package)
+    size = path.stat().st_size
+    os.truncate(path, length % size)
+    assert _loaders(package)[2] == "None"
+
+
+@pytest.mark.parametrize("wrong", ["writable", "link", "fifo", "directory", "owner"])
+def test_what_others_can_have_made_is_not_read(package: Path, wrong: str) -> None:
+    path = _file(package)
+    if wrong == "writable":
+        path.chmod(0o664)
+    elif wrong == "link":
+        path.rename(path.with_name("moved"))
+        path.symlink_to("moved")
+    elif wrong == "fifo":
+        path.unlink()
+        os.mkfifo(path)
+    elif wrong == "directory":
+        path.unlink()
+        path.mkdir()
+    elif os.geteuid() == 0:
+        os.chown(path, 1, 1)
+    else:
+        pytest.skip("only root can give a file away")
+    assert _loaders(package) == FROM_ELSEWHERE
+
+
+def test_it_is_made_by_the_owner_of_the_package_alone(package: Path) -> None:
+    _file(package).unlink()
+    finish = "from fuseunion import bytecode, errors\nimport fuseunion.engines.fuse.daemon\n{}bytecode.finish()"
+    environment = "import sys\nsys.dont_write_bytecode = False\n"
+    another = environment + "import os\nos.geteuid = lambda: 12345\n"
+    for before in ("", another):
+        assert _python(package, "-c", finish.format(before)).returncode == 0
+        assert not list((package / "__pycache__").glob("*.bundle"))
+    assert _python(package, "-c", finish.format(environment)).returncode == 0
+    assert _loaders(package) == FROM_IT
+
+
+def test_it_cannot_be_made(package: Path) -> None:
+    shutil.rmtree(package / "__pycache__")
+    (package / "__pycache__").write_text("in the way")
+    done = _python(package, "-m", "fuseunion.cli.bytecode")
+    assert done.returncode == 1
+    assert done.stderr.startswith("fuseunion: cannot make '")
+    assert done.stderr.count("\n") == 1
