@@ -37,6 +37,16 @@ ENOUGH = {
 }
 """What each command needs beside its operands."""
 
+MORE_OPERANDS = {
+    "apply": ["--"],
+    "commit": ["-h", "new"],
+    "import": ["--"],
+    "promote": ["--"],
+    "restore": ["--"],
+    "snapshot": ["--"],
+}
+"""What stands after the first operand, where more than one is needed."""
+
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +96,7 @@ def test_an_abbreviation_is_unknown_too(command: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"completion", *RUNS_ANOTHER}))
 def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After `--` nothing is an option, not even -h or another `--`."""
-    after = ["-h", "--"] if command in ("promote", "snapshot", "restore") else ["-h"]
+    after = ["-h", *MORE_OPERANDS.get(command, ())]
     assert "'-h'" in said(capsys, command, *ENOUGH[command], "--", *after, code=ExitCode.LAYERS)
 
 
