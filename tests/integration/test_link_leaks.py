@@ -145,6 +145,21 @@ def test_a_closed_lower_directory_tells_nothing(arena: Arena) -> None:
         (lower / "closed").chmod(0o755)
 
 
+@pytest.mark.actors("user")
+def test_other_lowers_say_nothing(arena: Arena) -> None:
+    """A copy that only the index holds is there again once its own lower is."""
+    lower = _linked_from_outside(arena, {"a": File(b"lower"), "d/b": Link("a")})
+    other = arena.lower({"other": File()}, "other")
+    with _union(arena, lower) as union:
+        union.write("a", b"LOWER")
+        union.unlink("a")
+    with _union(arena, other) as union:
+        union.unlink("other")
+        assert in_one_piece(union.union.drop_unshown()) == 0
+    with _union(arena, lower) as union:
+        assert union.read("d/b") == b"LOWER"
+
+
 # -- indexes of older versions -----------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from fuseunion.cli.commands.layers.upkeep import check as command
+from fuseunion.core.format.link_entries import key_of, token_of
+from fuseunion.core.format.numbers import Ino
 from fuseunion.mounting.prepare import default_work_path
 from fuseunion.offline.upkeep.checking import check
 from fuseunion.offline.upkeep.checking.findings import Severity
@@ -109,8 +111,8 @@ FAULTS: dict[str, tuple[str, Callable[[Place], object]]] = {
     "a malformed redirect": ("malformed-redirect", lambda at: _mark(at.upper / "made", "redirect", b"/a//b")),
     "an origin of another": ("stale-origin", lambda at: _mark(at.upper / "made/file", "fuseunion.origin", b"\1" * 25)),
     "a malformed origin": ("stale-origin", lambda at: _mark(at.upper / "made/file", "fuseunion.origin", b"?")),
-    "links of nothing": ("dangling-links", lambda at: (at.work / "links/999-1-5-2").write_bytes(b"12345")),
-    "links of nothing, older form": ("older-index", lambda at: _older(at.work / "links")),
+    "links of nothing": ("dangling-links", lambda at: _dangling(at)),
+    "links of nothing, older form": ("older-index", lambda at: _older(at)),
     "a killed mount": ("killed", lambda at: (at.work / "links/dirty").touch()),
     "the kernel's index": ("kernel-index-entry", lambda at: _kernel_index(at)),
 }
@@ -133,11 +135,25 @@ FOR_A_PERSON: dict[str, tuple[str, Callable[[Place], object]]] = {
 }
 
 
-def _older(links: Path) -> None:
-    group = links / "999-1-5"
+def _key_and_token(at: Place) -> tuple[str, str]:
+    """Of the lower file a, which the upper replaces."""
+    key = key_of(Ino((at.lower / "a").stat().st_ino), (at.lower / "a").stat())
+    return key.decode(), token_of(Ino(at.lower.stat().st_ino), b"a").decode()
+
+
+def _dangling(at: Place) -> None:
+    key, token = _key_and_token(at)
+    (at.work / f"links/{key}-2").write_bytes(b"12345")
+    (at.work / f"links/{key}-2-{token}").write_bytes(b"a")
+
+
+def _older(at: Place) -> None:
+    key, token = _key_and_token(at)
+    group = at.work / "links" / key
     group.mkdir(mode=0o700)
     (group / "l-2").touch()
     (group / "inode").write_bytes(b"12345")
+    (group / f"c-{token}").write_bytes(b"a")
 
 
 def _kernel_index(at: Place) -> None:
@@ -263,6 +279,18 @@ def test_a_name_that_a_killed_mount_counts_as_gone(arena: Arena) -> None:
     assert {"untrue-link", "killed"} <= place.codes()
     place.run("--repair")
     assert not {"untrue-link", "killed"} & place.codes()
+
+
+@pytest.mark.actors("user")
+def test_the_index_is_not_judged_by_other_lowers(arena: Arena) -> None:
+    """Nor by none: a copy that only the index holds stays."""
+    place = _place(arena)
+    _dangling(place)
+    other = arena.lower({"other": File()}, "other")
+    before = sorted(os.listdir(place.work / "links"))
+    for lowers in ([], ["--lower", str(other)]):
+        command.main([str(place.upper), "--repair", *lowers])
+        assert sorted(os.listdir(place.work / "links")) == before
 
 
 @pytest.mark.actors("user")

@@ -300,9 +300,11 @@ class LinkIndex:
         """
         self.trusted(key)
         group = self._groups.get(key)
-        if group is None or not tokens <= group.covered or self._has_copy_in_use(group):
+        if group is None or self._has_copy_in_use(group):
             return None
-        return group
+        # Lowers in which the names that went are not to be found are not those that the group is about.
+        is_judged = tokens == group.covered and (tokens or not group.lower_nlink)
+        return group if is_judged else None
 
     def make(self, group: LinkGroup) -> None:
         """Take in a group that is about to get its first fact."""

@@ -5,6 +5,9 @@ never comes to zero in the union, so the count cannot tell that the last name ha
 are gone through once, for all groups in question, and a group whose every lower name is known not to show the lower
 file is at its end, if its copy has no name in the upper either.
 
+That counts only where each of the names that went is found in the lowers: they may be other ones than those that the
+index is about, or none at all, where an upper is opened alone.
+
 What cannot be found out is not believed: where a lower cannot be read to its end, everything stays. A name that is
 hidden by anything but its own whiteout counts as shown, so that its group stays longer than it would have to;
 `fuseunion check --repair`, which looks at the merged tree, finds it.
@@ -39,7 +42,7 @@ def drop(state: State) -> Steps[int]:
     links = state.upper.links
     keys = frozenset(links.suspects)
     try:
-        tokens = yield from _lower_tokens(state, keys)
+        tokens = yield from lower_tokens(state, keys)
     except OSError as error:
         state.log.info("the link index keeps what may be shown by no name: %s", error)
         for key in keys:
@@ -81,7 +84,7 @@ def _ended(state: State, group: LinkGroup) -> bool:
     return True
 
 
-def _lower_tokens(state: State, keys: Set[bytes]) -> Steps[dict[bytes, set[bytes]]]:
+def lower_tokens(state: State, keys: Set[bytes]) -> Steps[dict[bytes, set[bytes]]]:
     """The tokens of all the names that the files of some groups have in the lowers.
 
     Raises:
@@ -101,7 +104,7 @@ def _lower_tokens(state: State, keys: Set[bytes]) -> Steps[dict[bytes, set[bytes
                     waiting.append(directory.child(name))
                     continue
                 st = directory.stat(name)
-                if st is None or st.st_nlink < 2 or stat.S_ISDIR(st.st_mode) or guard_of(st) not in guards:
+                if st is None or stat.S_ISDIR(st.st_mode) or guard_of(st) not in guards:
                     continue
                 key = key_of(state.numbers.number(st.st_dev, st.st_ino), st)
                 if key in keys:

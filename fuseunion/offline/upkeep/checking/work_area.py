@@ -13,6 +13,7 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import link_entries
 from fuseunion.core.marks.link_migration import listed, migrate
+from fuseunion.core.ops.copy_up.unshown_links import lower_tokens
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower
@@ -22,6 +23,7 @@ from fuseunion.linux import owned
 from fuseunion.mounting.checks import volatile
 from fuseunion.offline.layers import reader
 from fuseunion.offline.upkeep.checking.findings import Finding, Severity
+from fuseunion.steps import in_one_piece
 
 _INNER = b"work"
 _LINKS = b"links"
@@ -144,14 +146,17 @@ class WorkArea:
         if not asked:
             return
         shown = _shown(self._union, groups) if self._union is not None else None
+        found = in_one_piece(lower_tokens(self._union.state, {*asked})) if self._union is not None else {}
         for key in asked:
             in_upper = groups.has_name_in_upper(key)
-            if not in_upper and (groups.only_number(key) or (shown is not None and key not in shown.keys)):
+            covered = {token for _, token in groups.tokens(key)}
+            is_known = bool(covered) and covered <= found.get(key, set())
+            if not in_upper and (groups.only_number(key) or (is_known and shown is not None and key not in shown.keys)):
                 text = f"keeps {groups.says_size(key)} of a file that no name shows"
                 yield Finding("dangling-links", Severity.LEFTOVER, groups.path(key), text, groups.removal(key), True)
                 continue
-            if not in_upper and shown is None:
-                text = "is of a file of which no name is in the upper: whether one shows it is told with --lower"
+            if not in_upper and not is_known:
+                text = "is of a file of which no name is in the upper: whether one shows it only its own lowers tell"
                 yield Finding("unjudged-links", Severity.NOTE, groups.path(key), text, in_work=True)
             for name, token in groups.tokens(key):
                 if dirty and shown is not None and token in shown.tokens:
