@@ -518,7 +518,9 @@ class Union:
         Raises:
             OSError: as `open`, without ENFILE.
         """
-        return _open_closed(file, lambda: file.open(os.O_RDONLY)) if file.in_upper else file.open(os.O_RDONLY)
+        if file.in_upper or self.state.layer_of(file).writable:
+            return _open_closed(file, lambda: file.open(os.O_RDONLY))
+        return file.open(os.O_RDONLY)
 
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""

@@ -192,6 +192,30 @@ def test_what_has_its_data_below(arena: Arena) -> None:
         }
 
 
+@pytest.mark.actors("root", "user")
+def test_hard_links_of_a_lower(arena: Arena) -> None:
+    """A name that nobody has looked up since the file was changed under another one is in the layer too."""
+    lower = arena.lower({"d/one": File(b"old"), "two": Link("d/one"), "e/three": Link("d/one")})
+    with arena.mount(lower) as mount:
+        (mount / "two").write_bytes(b"new")
+    index = arena.root / ".upper.fuseunion-work/links"
+    (index / "dirty").touch()  # as a mount leaves it that was killed
+    before = snapshot(index)
+    done("export", arena.upper, "-o", arena.root / "x.tar")
+    done("diff", arena.upper)
+    assert_same(before, snapshot(index), "the index, by a command that does not know the lowers")
+    (index / "dirty").unlink()
+    said = fuseunion("import", "--add", arena.root / "x.tar", arena.upper)
+    assert said.code == 3 and "has a hard-link index" in said.err
+    (arena.root / ".upper.fuseunion-unfinished").unlink()
+    said = fuseunion("export", arena.upper, "--lower", escaped(lower), "-o", arena.root / "x.tar")
+    assert (said.code, said.err) == (0, "")
+    done("import", "--upper", arena.root / "x.tar", arena.root / "again")
+    with arena.mount(lower, upper=arena.root / "again") as mount:
+        assert [(mount / name).read_bytes() for name in ("two", "d/one", "e/three")] == [b"new"] * 3
+        assert (mount / "two").stat().st_nlink == 3
+
+
 @pytest.mark.actors("user")
 def test_refusals(arena: Arena) -> None:
     lower, upper = arena.lower({"a": File(b"a")}), arena.upper

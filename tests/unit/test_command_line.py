@@ -14,11 +14,11 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
-    "apply": [],
-    "commit": [],
-    "diff": [],
-    "export": [],
-    "import": [],
+    "apply": ["--dry-run"],
+    "commit": ["--fakeroot"],
+    "diff": ["--stat"],
+    "export": ["-o", "x.tar"],
+    "import": ["--upper"],
     "check": ["--repair"],
     "convert": ["--to", "oci"],
     "flatten": [],
@@ -36,16 +36,6 @@ ENOUGH = {
     "umount": ["--lazy"],
 }
 """What each command needs beside its operands."""
-
-MORE_OPERANDS = {
-    "apply": ["--"],
-    "commit": ["-h", "new"],
-    "import": ["--"],
-    "promote": ["--"],
-    "restore": ["--"],
-    "snapshot": ["--"],
-}
-"""What stands after the first operand, where more than one is needed."""
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +86,14 @@ def test_an_abbreviation_is_unknown_too(command: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"completion", *RUNS_ANOTHER}))
 def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After `--` nothing is an option, not even -h or another `--`."""
-    after = ["-h", *MORE_OPERANDS.get(command, ())]
+    after = {
+        "promote": ["-h", "--"],
+        "snapshot": ["-h", "--"],
+        "restore": ["-h", "--"],
+        "import": ["-h", "--"],
+        "apply": ["-h", "--"],
+        "commit": ["a", "-h", "--"],
+    }.get(command, ["-h"])
     assert "'-h'" in said(capsys, command, *ENOUGH[command], "--", *after, code=ExitCode.LAYERS)
 
 

@@ -359,7 +359,7 @@ def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
     inode: Inode
     if isinstance(found, FoundDirectory):
         inode = _directory(state, directory, name, found)
-    elif found.real.layer.writable:
+    elif found.real is directory.upper:
         inode = _upper_file(state, directory, name, found)
     else:
         inode = _lower_file(state, directory, name, found)
@@ -369,7 +369,7 @@ def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
 
 def _directory(state: State, parent: Directory, name: bytes, found: FoundDirectory) -> Directory:
     stack, st = found.stack, found.stats[0]
-    upper = stack[0] if stack[0].layer.writable else None
+    upper = stack[0] if parent.upper is not None and stack[0].layer is parent.upper.layer else None
     lowers = tuple(stack[1:] if upper is not None else stack)
     beside = stack[0].parent
     assert beside is not None, "a layer's root is never looked up"

@@ -13,14 +13,13 @@ from contextlib import ExitStack
 
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.tree.directory import Directory
-from fuseunion.core.tree.file import File
-from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.options import Options, XattrPermissions
 from fuseunion.offline.applying.journal import STAGED, Dress, Journal, PlanWriter, Replace
 from fuseunion.offline.layers import opening, reader
 from fuseunion.offline.layers.builder import Builder, Facts
 from fuseunion.offline.layers.copying import Copier
+from fuseunion.offline.layers.links import complete_links
 from fuseunion.offline.layers.opening import View
 from fuseunion.offline.layers.reader import Entry
 
@@ -100,7 +99,7 @@ def plan(view: View, target: Target, journal: Journal, done: Callable[[int], Non
     with ExitStack() as stack:
         stored = XattrPermissions.CONTAINERS if target.stores_ownership else XattrPermissions.OFF
         options = Options(opening.NOWHERE, (), xattr_permissions=stored)
-        staged = stack.enter_context(opening.owned(os.path.join(journal.path, STAGED), options=options))
+        staged = stack.enter_context(opening.owned(os.path.join(journal.path, STAGED), options=options, writes=True))
         builder = Builder(staged.union)
         stack.callback(builder.close)
         planner = _Planner(Copier(view.union, builder), target, journal.writing(stack))
@@ -146,16 +145,6 @@ class _Planner:
         self.writer.add(Replace(self._number, path, self._target.has(path), gets))
         if is_directory:
             self._top = path
-
-
-def complete_links(union: Union, done: Callable[[int], None]) -> None:
-    """Let every name of a hard-linked file that a mount shows changed be in the upper, as looking it up there does."""
-    if not union.keeps_links:
-        return
-    for number, entry in enumerate(reader.merged(union)):
-        if isinstance(entry.inode, File) and entry.directory is not None:
-            union.complete_links(entry.inode, entry.directory, entry.name)
-        done(number + 1)
 
 
 def carry_out(journal: Journal, target: Target, done: Callable[[int], None]) -> int:

@@ -46,7 +46,7 @@ def filled(
         )
     note = _noted(directory)
     try:
-        with opening.owned(directory, (), work, options) as view:
+        with opening.owned(directory, (), work, options, writes=True) as view:
             builder = Builder(view.union, hides=hides)
             try:
                 yield builder

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import syscalls
 from fuseunion.mounting.assembly import Layers, build_union, open_layers
 from fuseunion.mounting.checks import elsewhere, in_use, placement, volatile
 from fuseunion.mounting.checks.placement import Part, Survey
@@ -52,14 +53,23 @@ class View(NamedTuple):
 
 @contextmanager
 def owned(
-    upper: str, lowers: Sequence[str] = (), work: str | None = None, options: Options | None = None
+    upper: str,
+    lowers: Sequence[str] = (),
+    work: str | None = None,
+    options: Options | None = None,
+    *,
+    writes: bool = False,
 ) -> Iterator[View]:
     """An upper that nobody else uses for the length of a block.
+
+    The link index is judged by what the lowers show. So it takes no part where there are none, and where something is
+    to be written all the same it must be empty.
 
     Args:
         lowers: directories, topmost first; none for the upper alone.
         work: its work directory, None for the default one.
         options: what is shown as whose; the directories in it do not count.
+        writes: the block may write to an upper alone.
 
     Raises:
         UserError: BUSY where it is in use; LAYERS where a directory cannot be used.
@@ -76,14 +86,25 @@ def owned(
         _refuse_elsewhere(upper, prepared.upper.fd)
         if not lowers:
             prepared.lowers.append(prepared.opened(_empty_directory(), "nothing"))
-        layers, union = _built(prepared, given)
+        layers, union = _built(prepared, given) if lowers or writes else _alone(prepared, given)
         try:
+            if union.keeps_links and not lowers:
+                raise UserError(
+                    f"'{upper}' has a hard-link index in its work directory, so it belongs to lower directories; give "
+                    "a new directory",
+                    ExitCode.LAYERS,
+                )
+            if prepared.exchanged and lowers:
+                prepared.notes.append(prepared.says_exchanged)
             notes = (*prepared.notes, *layers.says_ignored)
             yield View(union, layers.upper or layers.lowers[0], False, not lowers, notes)
         finally:
             try:
-                if layers.work is not None and volatile.is_marked(layers.work.layer.root_fd):
-                    union.sync()  # the end of this takes the mark away
+                if layers.work is not None and layers.upper is not None:
+                    if volatile.is_marked(layers.work.layer.root_fd):
+                        syscalls.syncfs(layers.upper.root_fd)  # the end of this takes the mark away
+                    if not union.writable:
+                        layers.work.close()
             finally:
                 union.close()
     finally:
@@ -201,6 +222,13 @@ def _options(options: Options | None) -> Options:
 def _built(prepared: Prepared, options: Options) -> tuple[Layers, Union]:
     layers = open_layers(prepared, options)
     return layers, build_union(layers, options, posix_acl=False)
+
+
+def _alone(prepared: Prepared, options: Options) -> tuple[Layers, Union]:
+    """The same without a link index: the upper is one more lower, but for the permission to read what is closed."""
+    layers = open_layers(prepared, options)
+    lowers = layers.lowers if layers.upper is None else [layers.upper, *layers.lowers]
+    return layers, build_union(Layers(lowers, None, None, []), options, posix_acl=False)
 
 
 def _empty_directory() -> int:

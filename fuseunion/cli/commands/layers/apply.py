@@ -62,8 +62,10 @@ def main(arguments: list[str]) -> int:
         raise UserError("give two directories: fuseunion apply UPPER LOWER")
     upper, lower = asked.operands
     if asked.dry_run:
-        work = [] if asked.work is None else ["--work", asked.work]
-        return diff.main(["--lower", lower.replace("\\", "\\\\").replace(":", "\\:"), *work, "--", upper])
+        # As no option can be written.
+        work = [] if asked.work is None else [f"--work={asked.work}"]
+        escaped = os.path.join(".", lower).replace("\\", "\\\\").replace(":", "\\:")
+        return diff.main([f"--lower={escaped}", *work, "--", upper])
     with said.reading(upper):
         _apply(upper, lower, asked.work)
     return ExitCode.OK
@@ -143,6 +145,6 @@ def _target(stack: ExitStack, lower: str) -> Target:
         raise UserError(
             f"lower directory '{lower}' does not exist, or is no directory; check the path", ExitCode.LAYERS
         )
-    target = Target(stack.enter_context(opening.owned(lower)))
+    target = Target(stack.enter_context(opening.owned(lower, writes=True)))
     stack.callback(target.close)
     return target

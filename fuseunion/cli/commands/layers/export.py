@@ -26,6 +26,7 @@ from fuseunion.offline.archive import export, image, output
 from fuseunion.offline.archive.compression import Compression
 from fuseunion.offline.archive.output import STDOUT, Blob
 from fuseunion.offline.layers import opening
+from fuseunion.offline.layers.links import complete_links
 
 HELP = """\
 Usage: fuseunion export UPPER [-o FILE] [--format oci|overlay|oci-archive] [--lower LOWER[:LOWER...]] [--name NAME:TAG]
@@ -139,12 +140,18 @@ def _write_layer(asked: Arguments, path: str, style: export.Style, options: Opti
     with ExitStack() as stack:
         view = stack.enter_context(opening.readable(asked.operands[0], lowers, asked.work, options))
         said.tell_notes(view)
+        done = stack.enter_context(Progress("export"))
+        _complete(view, done)
         write = stack.enter_context(output.written(path))
         blob = Blob(Compression.of_name(path), write)
-        done = stack.enter_context(Progress("export"))
         _tell(export.export(view, blob.write, style, done))
         blob.finish()
     return {"digest": blob.outside.digest, "diff_id": blob.inside.digest, "size": blob.outside.size}
+
+
+def _complete(view: opening.View, done: Callable[[int], None]) -> None:
+    """Let the archive have every name under which a mount shows a changed file."""
+    complete_links(view.union, done)
 
 
 def _write_image(asked: Arguments, path: str, style: export.Style, options: Options) -> dict[str, object]:
@@ -166,6 +173,7 @@ def _write_image(asked: Arguments, path: str, style: export.Style, options: Opti
                 layers.append(_blob(stack, view, beside, style, done))
         with opening.readable(upper, lowers, asked.work, options) as view:
             said.tell_notes(view)
+            _complete(view, done)
             layers.append(_blob(stack, view, beside, style, done))
         digest = image.write_image(write, layers, name, style.mtime_ns or 0)
     return {
