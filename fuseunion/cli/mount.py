@@ -21,6 +21,7 @@ Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion umount MERGED...
        fuseunion status | doctor | chown | image | promote | sync | completion ...     (each has its own --help)
        fuseunion diff | export | import | commit | apply ...                           (layers without a mount)
+       fuseunion check | flatten | convert | vacuum | snapshot | snapshots | restore ...   (an upper, not mounted)
 
 Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the
 leftmost is on top; write a colon within a path as '\\:'. UPPER is created if it is missing; MERGED must exist, and may

@@ -10,7 +10,9 @@ _SIMILAR = 0.7
 
 _OTHER_NAMES = {
     "detach": "umount", "remove": "umount", "stop": "umount", "u": "umount", "um": "umount",
-    "check": "doctor", "info": "doctor", "fix": "doctor", "repair": "doctor",
+    "info": "doctor", "fix": "doctor", "repair": "doctor",
+    "fsck": "check", "verify": "check", "clean": "vacuum", "prune": "vacuum", "gc": "vacuum",
+    "rollback": "restore", "revert": "restore",
     "flush": "sync", "fsync": "sync",
     "copy-up": "promote", "copyup": "promote",
     "list": "status", "ls": "status", "ps": "status",

@@ -13,8 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.permission import as_owner_of
@@ -26,7 +27,7 @@ from fuseunion.core.marks.contents import Content, contents
 from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.ops import attributes, create, entries, independence, redirect, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
-from fuseunion.core.ops.copy_up import data, link_names
+from fuseunion.core.ops.copy_up import data, link_names, unshown_links
 from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
@@ -43,6 +44,9 @@ from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
+
+_LAST_LOOK = 0.25
+"""Seconds that an unmount may look for what no name shows any more; the next mount goes on."""
 
 
 class Union:
@@ -82,12 +86,34 @@ class Union:
 
     def close(self) -> None:
         """Close all descriptors and clean the work directory; the union must not be used after it."""
+        self._drop_unshown_quickly()
         self.state.table.close()
         if self.state.upper is not None:
             self.state.upper.close()
             self.state.upper.layer.close()
         for layer in self.state.lowers:
             layer.close()
+
+    def _drop_unshown_quickly(self) -> None:
+        """`drop_unshown`, if a name went in this mount that nobody asked about yet, and if it takes but a moment."""
+        if self.state.upper is None or not self.state.upper.links.is_suspicious:
+            return
+        until = time.monotonic() + _LAST_LOOK
+        with closing(self.drop_unshown()) as steps:
+            for _ in steps:
+                if time.monotonic() >= until:
+                    return
+
+    def drop_unshown(self) -> Steps[int]:
+        """Give back what the link index keeps of files that no name shows any more, in steps (unshown_links.drop)."""
+        return unshown_links.drop(self.state)
+
+    def on_suspicion(self, call: Callable[[], None]) -> None:
+        """Have a function called when there may be something for `drop_unshown`, and at once if there is now."""
+        if self.state.upper is not None:
+            self.state.upper.links.suspected = call
+            if self.state.upper.links.suspects:
+                call()
 
     @property
     def root(self) -> Directory:

@@ -85,6 +85,16 @@ truncate -s 64M changes.img; mkfs.ext4 -q -d empty changes.img""",
         "test -f changes/notes; test $(ls project | wc -l) = 2",
         owned=False,
     ),
+    "upkeep-check": Scene("mkdir base upper; mknod upper/gone c 0 0", "test ! -e upper/gone"),
+    "upkeep-flatten": Scene(
+        """
+        mkdir base base/dir upper upper/new; touch base/old base/dir/inside; mknod upper/old c 0 0
+        mknod upper/dir c 0 0; setfattr -n user.overlay.redirect -v dir upper/new
+        """,
+        "test -f upper/new/inside",
+    ),
+    "upkeep-vacuum": Scene("mkdir base upper; echo same >base/same; cp -p base/same upper", "test ! -e upper/same"),
+    "upkeep-snapshot": Scene("mkdir upper; echo better >upper/new"),
     "python": Scene("mkdir base; printf grey >base/settings", after="test $(cat base/settings) = grey"),
     "pytest": Scene("mkdir project; echo -n grey >project/settings"),
     "ci": Scene("mkdir checkout; echo 'echo made >output' >checkout/build.sh"),

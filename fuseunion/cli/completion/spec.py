@@ -28,6 +28,7 @@ CHOICES = {
     "FORMAT": ("oci", "overlay", "oci-archive"),
     "PROFILE": tuple(profile.value for profile in Profile),
     "TYPE": tuple(type_.value for type_ in Type),
+    "FORM": ("kernel", "fuse-overlayfs", "oci"),
     "OPTION[,OPTION...]": WORDS,
 }
 """The values of arguments of which there are only some."""

@@ -25,7 +25,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -125,8 +125,8 @@ def load() -> None:
     from fuseunion.engines.fuse.wire.native import device  # noqa: F401
 
     import_lean()
-    from fuseunion.engines.fuse.asking import facts, status_socket  # noqa: F401
-    from fuseunion.engines.fuse.serving import requests  # noqa: F401
+    from fuseunion.engines.fuse.asking import facts, pause_socket, status_socket  # noqa: F401
+    from fuseunion.engines.fuse.serving import requests, tidying  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
 
     bytecode.finish()
@@ -142,15 +142,19 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         except ImportError as error:
             raise _not_installed(error) from None
         from fuseunion.engines.fuse import session
-        from fuseunion.engines.fuse.asking import status_socket
+        from fuseunion.engines.fuse.asking import pause_socket, status_socket
         from fuseunion.engines.fuse.asking.facts import Facts
         from fuseunion.engines.fuse.serving.requests import Requests
+        from fuseunion.engines.fuse.serving.tidying import tidy
         from fuseunion.engines.fuse.wire.native import device
 
         layers = open_layers(prepared, options)
         status = status_socket.make()
         if status is not None:
             stack.callback(status.close)
+        pauses = pause_socket.make(status.token) if prepared.upper is not None and status is not None else None
+        if pauses is not None:
+            stack.callback(pauses.close)
         os.chdir("/")
         os.umask(0)
         # A signal that comes between the mount and the loop is kept for the loop, which unmounts.
@@ -178,8 +182,9 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
             tell(layers, prepared, options)
-            if status is not None:
-                status.show()
+            for named in (status, pauses):
+                if named is not None:
+                    named.show()
             ready()
             if not (options.foreground or options.trace or union.needs_paths) and mounted.namespace is not None:
                 mounted.namespace.leave()
@@ -193,14 +198,17 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         requests = Requests(union, own_root=mounted.own_root)
         reading = "pyfuse3" if device.device is None else "extension"
         facts = Facts(requests, prepared, options, reading)
+        beside: list[Callable[[], Awaitable[None]]] = [partial(tidy, union)]
+        if status is not None:
+            beside.append(partial(status.serve, facts))
+        if pauses is not None:
+            beside.append(pauses.serve)
+        beside += (partial(session.watch, mounted.pidfd, mounted.died) for mounted in prepared.images)
         session.serve(
             requests,
             mounted,
             on_ready=live,
-            beside=(
-                *([] if status is None else [partial(status.serve, facts)]),
-                *(partial(session.watch, mounted.pidfd, mounted.died) for mounted in prepared.images),
-            ),
+            beside=beside,
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,

@@ -109,7 +109,7 @@ class _Comparison:
     def all(self) -> Iterator[Change]:
         """Every change."""
         was, now = self._before.root, self._after.root
-        aspects = self._differences(was, now)
+        aspects = self.differences(was, now)
         if aspects:
             yield self._change(Kind.MODIFIED, b".", was, now, aspects)
         # A list, and no recursion: a tree may be deeper than Python's stack.
@@ -167,7 +167,7 @@ class _Comparison:
             return self._change(Kind.ADDED, path, None, now)
         if was.kind != now.kind:
             return self._change(Kind.REPLACED, path, was, now)
-        aspects = self._differences(was, now)
+        aspects = self.differences(was, now)
         return self._change(Kind.MODIFIED, path, was, now, aspects) if aspects else None
 
     def _change(
@@ -179,7 +179,8 @@ class _Comparison:
 
     # -- one object --------------------------------------------------------------------------------------------------
 
-    def _differences(self, was: Inode, now: Inode) -> tuple[Aspect, ...]:
+    def differences(self, was: Inode, now: Inode) -> tuple[Aspect, ...]:
+        """What differs in an object that has the same type."""
         if _is_same(was, now):
             return ()
         old, new = self._before.stat(was)[0], self._after.stat(now)[0]
@@ -227,3 +228,15 @@ def _is_same(was: Inode, now: Inode) -> bool:
     if isinstance(was, Directory) and isinstance(now, Directory):
         return os.path.samestat(was.real_stat(), now.real_stat())
     return False
+
+
+def is_equal(before: Union, view: View, was: Inode, now: Inode) -> bool:
+    """Whether an object is the same without the upper as with it, times of modification included.
+
+    Raises:
+        OSError: of the layers.
+    """
+    old, new = before.stat(was)[0], view.union.stat(now)[0]
+    if was.kind != now.kind or old.st_mtime_ns != new.st_mtime_ns:
+        return False
+    return not _Comparison(before, view).differences(was, now)

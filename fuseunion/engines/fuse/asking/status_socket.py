@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import trio
 
@@ -30,7 +31,7 @@ _PAUSE = 0.01
 _CREDENTIALS = struct.Struct("3i")
 
 
-class StatusSocket:
+class NamedSocket:
     """A socket that listens, and can be found once it is shown.
 
     Args:
@@ -42,9 +43,14 @@ class StatusSocket:
 
     def __init__(self, dir_fd: int, listener: socket.socket, hidden: str, shown: str) -> None:
         self._dir_fd = dir_fd
-        self._listener = listener
+        self.listener = listener
         self._name = hidden
         self._shown = shown
+
+    @property
+    def token(self) -> str:
+        """What the names of all sockets of this daemon hold."""
+        return self._shown.partition("-")[2].partition(".")[0]
 
     def show(self) -> None:
         """Let it be found: the mount is there."""
@@ -59,10 +65,14 @@ class StatusSocket:
         """The mount has ended; may be called again."""
         if self._dir_fd < 0:
             return
-        self._listener.close()
+        self.listener.close()
         _remove(self._name, self._dir_fd)
         os.close(self._dir_fd)
         self._dir_fd = -1
+
+
+class StatusSocket(NamedSocket):
+    """The one that the status is told at."""
 
     async def serve(self, facts: Callable[[], bytes]) -> None:
         """Answer until cancelled; then it is closed, so that nobody waits for an answer.
@@ -77,12 +87,12 @@ class StatusSocket:
 
     async def _serve(self, facts: Callable[[], bytes]) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self._listener.fileno())
+            await trio.lowlevel.wait_readable(self.listener.fileno())
             try:
-                connection, _ = self._listener.accept()
+                connection, _ = self.listener.accept()
                 with connection:
                     connection.setblocking(False)
-                    if _may_know(connection):
+                    if may_ask(connection):
                         connection.send(facts(), socket.MSG_NOSIGNAL)
             except OSError as error:
                 # No descriptor or memory for it (accept(2)); who asked has gone.
@@ -98,22 +108,45 @@ def _remove(name: str, dir_fd: int) -> None:
         os.unlink(name, dir_fd=dir_fd)
 
 
-def _may_know(connection: socket.socket) -> bool:
+def may_ask(connection: socket.socket) -> bool:
     """Whether the one who asks is this user, or root as this user namespace knows it (unix(7), SO_PEERCRED)."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return _CREDENTIALS.unpack(data)[1] in (0, os.geteuid())
 
 
 def make() -> StatusSocket | None:
+    """As `bind`, for the status."""
+    found = bind()
+    return None if found is None else StatusSocket(*found.parts("socket"))
+
+
+class Bound(NamedTuple):
+    """A socket that listens under a name that nobody looks for, and the directory that it is in."""
+
+    dir_fd: int
+    listener: socket.socket
+    hidden: str
+    token: str
+
+    def parts(self, suffix: str) -> tuple[int, socket.socket, str, str]:
+        """What a NamedSocket is made of."""
+        return self.dir_fd, self.listener, self.hidden, f"{os.getpid()}-{self.token}.{suffix}"
+
+
+def bind(token: str | None = None) -> Bound | None:
     """A socket in the runtime directory; None where there can be none, which harms nobody.
+
+    Args:
+        token: part of its name; None for a new one. All sockets of a daemon have one, so that they go together.
 
     It leaves the process at `/`: a socket's path is short (unix(7)), so it is bound from within the directory.
     """
     dir_fd = directory.make()
     if dir_fd is None:
         return None
-    token = os.urandom(6).hex()
-    hidden = f".{token}"
+    hidden = f".{os.urandom(6).hex()}"
+    if token is None:
+        token = hidden[1:]
     umask = os.umask(0o177)
     with ExitStack() as undo:
         undo.callback(os.close, dir_fd)
@@ -131,4 +164,4 @@ def make() -> StatusSocket | None:
             os.umask(umask)
             os.chdir("/")
         undo.pop_all()
-    return StatusSocket(dir_fd, listener, hidden, f"{os.getpid()}-{token}.socket")
+    return Bound(dir_fd, listener, hidden, token)
