@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from fuseunion.api import compare
 from fuseunion.api.talk import Line
 from fuseunion.cli.arguments import parse
 from fuseunion.cli.main import run
@@ -29,9 +28,18 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
 from fuseunion.mounting.options import EngineChoice
 from fuseunion.mounting.options.grammar import escape
+from fuseunion.offline.layers import changes, opening
 
 _PREFIX = "fuseunion: "
 
+
+_FIELDS = {
+    changes.Kind.ADDED: "added",
+    changes.Kind.MODIFIED: "modified",
+    changes.Kind.REPLACED: "modified",
+    changes.Kind.DELETED: "deleted",
+}
+"""Where the program that asks has a change (changes.Changes)."""
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 """They end the keeper as the end of the program does: between two requests, so that no mount is left half made."""
@@ -205,14 +213,21 @@ class Keeper:
 
     def _diff(self) -> dict[str, list[str]]:
         if self._upper is None or not self._layers:
-            return {compare.ADDED: [], compare.MODIFIED: [], compare.DELETED: []}
+            return {field: [] for field in _FIELDS.values()}
         self._settle()
         options = parse(self._mount, "fuseunion")
+        found: dict[str, list[str]] = {field: [] for field in _FIELDS.values()}
         upper = os.open(self._upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return compare.changes(self._layers, upper, options)
+            with (
+                opening.read_only(self._layers, options) as before,
+                opening.shared(upper, self._layers, options) as view,
+            ):
+                for change in changes.changes(before, view):
+                    found[_FIELDS[change.kind]].append(os.fsdecode(change.path))
         finally:
             os.close(upper)
+        return {field: sorted(paths) for field, paths in found.items()}
 
     def _settle(self) -> None:
         """Bring into the upper what only the kernel, or the tree of links, has of it."""

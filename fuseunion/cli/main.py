@@ -11,19 +11,31 @@ import sys
 from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
+    "apply": "fuseunion.cli.commands.layers.apply",
+    "check": "fuseunion.cli.commands.layers.upkeep.check",
     "chown": "fuseunion.cli.commands.chown",
+    "commit": "fuseunion.cli.commands.layers.commit",
     "completion": "fuseunion.cli.completion.command",
+    "convert": "fuseunion.cli.commands.layers.upkeep.convert",
+    "diff": "fuseunion.cli.commands.layers.diff",
     "doctor": "fuseunion.cli.commands.doctor",
     "exec": "fuseunion.cli.commands.exec",
+    "export": "fuseunion.cli.commands.layers.export",
+    "flatten": "fuseunion.cli.commands.layers.upkeep.flatten",
     "image": "fuseunion.cli.commands.image",
+    "import": "fuseunion.cli.commands.layers.import_",
     "log": "fuseunion.cli.commands.live.log",
     "promote": "fuseunion.cli.commands.promote",
     "refresh": "fuseunion.cli.commands.live.refresh",
+    "restore": "fuseunion.cli.commands.layers.upkeep.restore",
+    "snapshot": "fuseunion.cli.commands.layers.upkeep.snapshot",
+    "snapshots": "fuseunion.cli.commands.layers.upkeep.snapshots",
     "status": "fuseunion.cli.commands.live.status",
     "sync": "fuseunion.cli.commands.sync",
     "top": "fuseunion.cli.commands.live.top.command",
     "which": "fuseunion.cli.commands.live.which",
     "umount": "fuseunion.cli.commands.umount",
+    "vacuum": "fuseunion.cli.commands.layers.upkeep.vacuum",
 }
 """Name and module; each has main(arguments: list[str]) -> int and is imported when it is asked for."""
 

@@ -19,8 +19,10 @@ Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion --ephemeral [--size SIZE] LOWER[:LOWER...] MERGED
        fuseunion exec LOWER[:LOWER...] [UPPER] [-- COMMAND...]
        fuseunion umount MERGED...
-       fuseunion status | top | log | which | refresh | doctor | chown | image | promote | sync | completion ...
-                                                                                (each has its own --help)
+       fuseunion status | doctor | chown | image | promote | sync | completion ...     (each has its own --help)
+       fuseunion top | log | which | refresh ...                                       (a live mount)
+       fuseunion diff | export | import | commit | apply ...                           (layers without a mount)
+       fuseunion check | flatten | convert | vacuum | snapshot | snapshots | restore ...   (an upper, not mounted)
 
 Shows LOWER, which is never changed, with the writable UPPER on top, at MERGED. With several lower directories the
 leftmost is on top; write a colon within a path as '\\:'. UPPER is created if it is missing; MERGED must exist, and may

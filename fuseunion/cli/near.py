@@ -10,12 +10,16 @@ _SIMILAR = 0.7
 
 _OTHER_NAMES = {
     "detach": "umount", "remove": "umount", "stop": "umount", "u": "umount", "um": "umount",
-    "check": "doctor", "info": "doctor", "fix": "doctor", "repair": "doctor",
+    "info": "doctor", "fix": "doctor", "repair": "doctor",
+    "fsck": "check", "verify": "check", "clean": "vacuum", "prune": "vacuum", "gc": "vacuum",
+    "rollback": "restore", "revert": "restore",
     "flush": "sync", "fsync": "sync",
     "copy-up": "promote", "copyup": "promote",
     "logs": "log", "history": "log", "where": "which", "whence": "which", "watch": "top", "monitor": "top",
     "reload": "refresh", "invalidate": "refresh",
     "list": "status", "ls": "status", "ps": "status",
+    "changes": "diff", "changed": "diff", "pack": "export", "save": "export", "tar": "export",
+    "load": "import", "unpack": "import", "push": "apply", "merge": "commit",
     "run": "exec", "shell": "exec", "enter": "exec",
 }  # fmt: skip
 """What other programs call these commands."""

@@ -53,19 +53,19 @@ class CommandParser:
         self.options.update(names)
         self._parser.add_argument(*names, action="store_true")
 
-    def value(self, name: str) -> None:
+    def value(self, *names: str) -> None:
         """Add an option with a value, None where it is not given; the last one wins."""
-        self._parser.add_argument(name)
-        self._add_value(name)
+        self._parser.add_argument(*names)
+        self._add_value(*names)
 
     def values(self, name: str) -> None:
         """Add an option that may be given several times, as the list of its values."""
         self._parser.add_argument(name, action="append", default=[])
         self._add_value(name)
 
-    def _add_value(self, name: str) -> None:
-        self._with_value.add(name)
-        self.options.add(name)
+    def _add_value(self, *names: str) -> None:
+        self._with_value.update(names)
+        self.options.update(names)
 
     def parse(self, arguments: list[str]) -> Arguments | None:
         """Read the arguments of a command.

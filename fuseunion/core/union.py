@@ -13,8 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.permission import as_owner_of
@@ -22,10 +23,11 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
+from fuseunion.core.marks.contents import Content, contents
 from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.ops import attributes, create, entries, remove, rename, xattrs
 from fuseunion.core.ops.attributes import Change
-from fuseunion.core.ops.copy_up import data, link_names
+from fuseunion.core.ops.copy_up import data, link_names, unshown_links
 from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
@@ -45,6 +47,9 @@ from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
+
+_LAST_LOOK = 0.25
+"""Seconds that an unmount may look for what no name shows any more; the next mount goes on."""
 
 
 class Union:
@@ -84,12 +89,34 @@ class Union:
 
     def close(self) -> None:
         """Close all descriptors and clean the work directory; the union must not be used after it."""
+        self._drop_unshown_quickly()
         self.state.table.close()
         if self.state.upper is not None:
             self.state.upper.close()
             self.state.upper.layer.close()
         for layer in self.state.lowers:
             layer.close()
+
+    def _drop_unshown_quickly(self) -> None:
+        """`drop_unshown`, if a name went in this mount that nobody asked about yet, and if it takes but a moment."""
+        if self.state.upper is None or not self.state.upper.links.is_suspicious:
+            return
+        until = time.monotonic() + _LAST_LOOK
+        with closing(self.drop_unshown()) as steps:
+            for _ in steps:
+                if time.monotonic() >= until:
+                    return
+
+    def drop_unshown(self) -> Steps[int]:
+        """Give back what the link index keeps of files that no name shows any more, in steps (unshown_links.drop)."""
+        return unshown_links.drop(self.state)
+
+    def on_suspicion(self, call: Callable[[], None]) -> None:
+        """Have a function called when there may be something for `drop_unshown`, and at once if there is now."""
+        if self.state.upper is not None:
+            self.state.upper.links.suspected = call
+            if self.state.upper.links.suspects:
+                call()
 
     @property
     def root(self) -> Directory:
@@ -179,6 +206,11 @@ class Union:
         """
         if isinstance(inode, File):
             link_names.complete(self.state, inode, directory, name)
+
+    @property
+    def keeps_links(self) -> bool:
+        """Whether there may be names of a copied-up file that lead to it through the link index alone."""
+        return self.state.upper is not None and self.state.upper.work.has_index
 
     def whole_stack(self, directory: Directory) -> tuple[int, ...] | None:
         """Descriptors of all real directories that may hold a name of a directory, borrowed as of RealDir.fd.
@@ -432,6 +464,21 @@ class Union:
         """
         return candidates(self.state, directory)
 
+    def cover(self, directory: Directory, name: bytes) -> None:
+        """Hide a name, whether a lower of this union has it or not (entries.cover)."""
+        entries.cover(self.state, directory, name)
+
+    def make_opaque(self, directory: Directory) -> None:
+        """Let nothing of any lower show in a directory (entries.make_opaque)."""
+        entries.make_opaque(self.state, directory)
+
+    def contents(self, directory: Directory, layer: Layer) -> Iterator[Content]:
+        """What one layer says by itself in a directory, sorted by name (contents.contents); nothing where it takes no
+        part in it."""
+        for real in directory.layers():
+            if real.layer is layer:
+                yield from contents(real)
+
     def lower_stat(self, directory: Directory, name: bytes) -> os.stat_result | None:
         """lstat of what the lowers show under a name, or would show without the upper (entries.lower_stat)."""
         return entries.lower_stat(self.state, directory, name)
@@ -486,7 +533,9 @@ class Union:
         Raises:
             OSError: as `open`, without ENFILE.
         """
-        return _open_closed(file, lambda: file.open(os.O_RDONLY)) if file.in_upper else file.open(os.O_RDONLY)
+        if file.in_upper or self.state.layer_of(file).writable:
+            return _open_closed(file, lambda: file.open(os.O_RDONLY))
+        return file.open(os.O_RDONLY)
 
     def release_file(self, handle: FileHandle) -> None:
         """The last user of a handle closed it."""

@@ -41,12 +41,14 @@ _MAX_LOWERS = 500
 """As in the kernel (fs/overlayfs/ovl_entry.h, OVL_MAX_STACK)."""
 
 
-def prepare(options: Options, *, for_ranch: bool = False) -> Prepared:
+def prepare(options: Options, *, for_ranch: bool = False, mark: bool = True) -> Prepared:
     """Check and open everything.
 
     Args:
         options: what was asked for.
         for_ranch: the caller is the ranch that may stand on the upper; everybody else is refused there.
+        mark: UPPER is to say that it is mounted, and with which work directory; a command that locks it for a while
+            leaves it as it is.
     Returns:
         What the engine needs, to be closed when the mount has ended. Without space for a work directory it says so in
         `full`.
@@ -69,7 +71,7 @@ def prepare(options: Options, *, for_ranch: bool = False) -> Prepared:
         if options.ephemeral:
             _prepare_scratch(prepared, options)
         elif options.upper and not options.read_only:
-            _prepare_upper(prepared, options, survey, lowers, merged, for_ranch=for_ranch)
+            _prepare_upper(prepared, options, survey, lowers, merged, for_ranch=for_ranch, mark=mark and not for_ranch)
         else:
             placement.check(lowers, None, None, merged)
             if options.upper and options.hides_upper:
@@ -185,6 +187,7 @@ def _prepare_upper(
     merged: Place | None,
     *,
     for_ranch: bool,
+    mark: bool,
 ) -> None:
     assert options.upper is not None
     upper = survey.place(Part.UPPER, options.upper)
@@ -217,7 +220,7 @@ def _prepare_upper(
             raise placement.refusal(Part.WORK, work.given, error) from None
         prepared.give_up_writing(error)
     # The record of a ranch keeps others off its upper; one that has not changed is left as it is.
-    occupancy.enter(mark=prepared.full is None and not for_ranch)
+    occupancy.enter(mark=mark and prepared.full is None)
     prepared.notes += occupancy.ignored
     prepared.compare_lowers()
 

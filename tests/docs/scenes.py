@@ -41,7 +41,25 @@ tree() {
 """
 """A shell function: a root directory with a few programs."""
 
+_BASE = "umask 022; mkdir -p base/etc base/bin; echo light >base/etc/settings; echo long >base/etc/manual"
+_CHANGES = f"{_BASE}; mkdir -p changes/etc; echo dark >changes/etc/settings"
+
 SCENES = {
+    "layers-diff": Scene(f"{_BASE}; mkdir merged"),
+    "layers-export": Scene(_CHANGES),
+    "layers-import": Scene(
+        f"""{_CHANGES}; mkdir merged
+        fuseunion export changes -o layer.tar.gz
+        fuseunion export changes --lower base --format oci-archive -o tools.tar
+        rm -r base changes
+        """,
+        "test -f base/etc/manual",
+    ),
+    "layers-commit": Scene(_CHANGES, "test -f base-2/etc/manual"),
+    "layers-apply": Scene(_CHANGES, "test -f base/etc/manual; test ! -e .base.fuseunion-apply"),
+    "readme-layers": Scene(
+        "mkdir -p LOWER/etc UPPER/etc; echo x >LOWER/etc/file; echo y >UPPER/etc/file", "test $(cat DIR/etc/file) = y"
+    ),
     "readme-main": Scene("mkdir LOWER MERGED; echo x >LOWER/file", "test -d UPPER"),
     "readme-mine": Scene("mkdir MERGED", "test -d UPPER/lib/notes; test ! -e /usr/lib/notes"),
     "mine": Scene("mkdir merged", "test -d upper/lib/notes; test ! -e /usr/lib/notes"),
@@ -68,6 +86,16 @@ truncate -s 64M changes.img; mkfs.ext4 -q -d empty changes.img""",
         "test -f changes/notes; test $(ls project | wc -l) = 2",
         owned=False,
     ),
+    "upkeep-check": Scene("mkdir base upper; mknod upper/gone c 0 0", "test ! -e upper/gone"),
+    "upkeep-flatten": Scene(
+        """
+        mkdir base base/dir upper upper/new; touch base/old base/dir/inside; mknod upper/old c 0 0
+        mknod upper/dir c 0 0; setfattr -n user.overlay.redirect -v dir upper/new
+        """,
+        "test -f upper/new/inside",
+    ),
+    "upkeep-vacuum": Scene("mkdir base upper; echo same >base/same; cp -p base/same upper", "test ! -e upper/same"),
+    "upkeep-snapshot": Scene("mkdir upper; echo better >upper/new"),
     "python": Scene("mkdir base; printf grey >base/settings", after="test $(cat base/settings) = grey"),
     "pytest": Scene("mkdir project; echo -n grey >project/settings"),
     "ci": Scene("mkdir checkout; echo 'echo made >output' >checkout/build.sh"),

@@ -126,7 +126,7 @@ def test_no_command_is_named_that_is_not_there(kind: str, path: Path) -> None:
             assert is_a_call(words), f"fuseunion {words}"
 
 
-@pytest.mark.parametrize("words", ["flatten UPPER", "flatten", "flatten' removes such", "mount a:b", "execute"])
+@pytest.mark.parametrize("words", ["squash UPPER", "squash", "squash' removes such", "mount a:b", "execute"])
 def test_what_is_no_call(words: str) -> None:
     """The test above can fail: the second was in a message once."""
     assert not is_a_call(words)

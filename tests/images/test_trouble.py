@@ -153,7 +153,9 @@ def test_a_full_image(arena: Arena) -> None:
 # -- mistakes and malice -----------------------------------------------------------------------------------------------
 
 
-def test_hostile_files(arena: Arena) -> None:
+def test_hostile_files(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = arena.directory("places")
+    monkeypatch.setenv("TMPDIR", str(places))
     lower = arena.lower({"file": File(b"x")})
     good, image = squashfs(lower, arena.root / "good"), ext(arena.root / "image")
     data = good.read_bytes()
@@ -186,6 +188,7 @@ def test_hostile_files(arena: Arena) -> None:
         image.write_bytes(changed)
         assert "e2fsck -f" in _refused(arena, lower, image)
         assert image.read_bytes() == changed
+    assert not os.listdir(places)
 
 
 def test_a_missing_program(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:

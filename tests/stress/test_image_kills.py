@@ -61,8 +61,10 @@ class _Writer(threading.Thread):
             os.fsync(file.fileno())
         os.rename(new, self.merged / name)
         directory = os.open(self.merged, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def _content(version: int) -> bytes:
@@ -74,13 +76,18 @@ def _kill(mount: FuseunionMount, who: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _found(mount: FuseunionMount, name: str, versions: set[int]) -> int:
-    """The version of a file, which has to be whole."""
+def _found(mount: FuseunionMount, name: str, versions: set[int], killed: str) -> int:
+    """The version of a file, which has to be whole.
+
+    Args:
+        killed: who was, before this mount.
+    """
     data = (mount / name).read_bytes()
     version = int(data[:8])
     assert data == _content(version), f"{name} is torn"
     if version not in versions:
         # Begun last, and in place but for its name.
+        assert killed != "daemon", f"{name}: {version}, not {versions}"
         assert (mount / f"{name}.new").read_bytes() == _content(max(versions)), f"{name}: {version}, not {versions}"
         os.rename(mount / f"{name}.new", mount / name)
         return max(versions)
@@ -92,16 +99,18 @@ def test_nothing_that_was_synced_is_lost(arena: Arena) -> None:
     image = ext(arena.root / "image", size="64M")
     chance = random.Random(1)
     known = {f"f{number}": {0} for number in range(FILES)}
+    killed = "daemon"
     for number in range(1, ROUNDS + 1):
         mount = arena.mount(lower, upper=image, tolerated=IGNORED)
         mount.start()
         for name, versions in known.items():
-            known[name] = {_found(mount, name, versions)}
+            known[name] = {_found(mount, name, versions, killed)}
         writer = _Writer(mount.merged, number)
         writer.start()
         wanted = chance.randrange(1, FILES)
         wait_until(lambda: len(writer.begun) >= wanted, "some files to be written", 60)  # noqa: B023
-        _kill(mount, chance.choice(("daemon", "program", "both")))
+        killed = chance.choice(("daemon", "program", "both"))
+        _kill(mount, killed)
         writer.join()
         mount.kill()
         wait_until(lambda: not processes.with_token(arena.place.token), "the program that shows the image to end", 60)

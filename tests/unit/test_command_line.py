@@ -14,6 +14,18 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
+    "apply": ["--dry-run"],
+    "commit": ["--fakeroot"],
+    "diff": ["--stat"],
+    "export": ["-o", "x.tar"],
+    "import": ["--upper"],
+    "check": ["--repair"],
+    "convert": ["--to", "oci"],
+    "flatten": [],
+    "restore": [],
+    "snapshot": [],
+    "snapshots": [],
+    "vacuum": ["--lower", "base"],
     "chown": ["--to", "root"],
     "completion": [],
     "doctor": ["--repair"],
@@ -78,7 +90,15 @@ def test_an_abbreviation_is_unknown_too(command: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"completion", *RUNS_ANOTHER}))
 def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """After `--` nothing is an option, not even -h or another `--`."""
-    after = ["-h", "--"] if command in ("promote", "which") else ["-h"]
+    after = {
+        "promote": ["-h", "--"],
+        "which": ["-h", "--"],
+        "snapshot": ["-h", "--"],
+        "restore": ["-h", "--"],
+        "import": ["-h", "--"],
+        "apply": ["-h", "--"],
+        "commit": ["a", "-h", "--"],
+    }.get(command, ["-h"])
     assert "'-h'" in said(capsys, command, *ENOUGH[command], "--", *after, code=ExitCode.LAYERS)
 
 

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuseunion.core.disk.wh_files import WhFiles
+from fuseunion.core.format.link_entries import key_of
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.identity import Identity, IdMap
 from fuseunion.core.marks import origin_mark
-from fuseunion.core.marks.link_index import key_of
 from fuseunion.core.ownership import facts
 from tests.support.inprocess import in_process
 

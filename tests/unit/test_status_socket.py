@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from fuseunion.engines.fuse.asking import listener, status_socket
-from fuseunion.engines.fuse.asking.listener import Listener
+from fuseunion.engines.fuse.asking.sockets import listener, status_socket
+from fuseunion.engines.fuse.asking.sockets.listener import Listener
 from fuseunion.linux.runtime import answers, directory
 
 

@@ -20,12 +20,11 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.cli.progress import Progress
 from fuseunion.core.ids.identity import IdMap
 from fuseunion.core.ownership.store import OwnershipStore
-from fuseunion.core.ownership.store_choice import choose
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.mounting.options import MAX_ID
 from fuseunion.mounting.options.values import parse_id_map
 from fuseunion.offline.owner_change import NotCoveredError, OneOwner, Rule, Shift, Step, examine
-from fuseunion.offline.unused import open_upper
+from fuseunion.offline.upkeep.holding import hold
 from fuseunion.offline.walk import Found, walk
 
 HELP = """\
@@ -78,12 +77,12 @@ def main(arguments: list[str]) -> int:
         raise UserError("--keep-set-id goes with --to; --map keeps set-id bits and capabilities anyway")
     rule = _shift(asked.map) if asked.to is None else one_owner(asked.to, keep_set_id=asked.keep_set_id)
     with ExitStack() as stack:
-        unused = open_upper(stack, asked.operands[0], asked.work)
-        with _named(unused.path, b""):
-            store = choose(unused.root_fd, None, unused.work_fd)
+        held = hold(stack, asked.operands[0], asked.work)
+        with _named(held.path, b""):
+            store = held.store()
         if store is not None:
             stack.callback(store.close)
-        upper = Tree(unused.root_fd, unused.path, store)
+        upper = Tree(held.root_fd, held.path, store)
         total, changes, cleared = survey(upper, rule, show=asked.dry_run)
         if asked.dry_run:
             print(f"{changes} of {total} objects would change")

@@ -18,15 +18,17 @@ from fuseunion.mounting.options.vocabulary import WORDS
 MOUNT = ""
 """The name under which the mount stands among the commands, having none."""
 
-PATHS = frozenset(("DIR", "FILE", "SRC:DST", "SRC[:DST[:ro]]"))
+PATHS = frozenset(("DIR", "FILE", "LOWER[:LOWER...]", "SRC:DST", "SRC[:DST[:ro]]"))
 """Arguments that begin with a path."""
 
 CHOICES = {
     "ENGINE": tuple(choice.value for choice in EngineChoice),
     "STYLE": tuple(style.value for style in LinkStyle),
     "OWNER": ("root",),
+    "FORMAT": ("oci", "overlay", "oci-archive"),
     "PROFILE": tuple(profile.value for profile in Profile),
     "TYPE": tuple(type_.value for type_ in Type),
+    "FORM": ("kernel", "fuse-overlayfs", "oci"),
     "OPTION[,OPTION...]": WORDS,
 }
 """The values of arguments of which there are only some."""

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 from fuseunion.core.disk import wh_files
 from fuseunion.core.disk.permission import as_owner_of
@@ -88,18 +88,22 @@ class WhiteoutWriter:
         """Keep what the lowers have of `name` hidden while, in the block, nothing of that name is in the upper.
 
         Where the filesystem can exchange, nothing is ever missing there. Else a `.wh.` file hides it, so that a crash
-        shows the state before or after; a name that is too long for one is shown by a crash in the wrong moment.
+        shows the state before or after; a name that is too long for one is shown by a crash in the wrong moment. Such a
+        filesystem need not replace a file in one step either: fuse2fs removes it first (misc/fuse2fs.c, op_rename).
         """
         capabilities = self._work.capabilities
+        if capabilities.exchange:
+            yield
+            return
         with ExitStack() as mark:
-            if capabilities.whiteout_devices and not capabilities.exchange:
+            if capabilities.whiteout_devices:
                 try:
                     mark.enter_context(self._file_made(upper, name))
                 except OSError as error:
                     if error.errno != errno.ENAMETOOLONG:
                         raise
             yield
-        if capabilities.whiteout_devices and not capabilities.exchange:
+        if capabilities.whiteout_devices:
             self.drop_file_mark(upper, name)
 
     # -- hiding ---------------------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ class WhiteoutWriter:
             with self._file_made(upper, name):
                 upper.unlink(name)
             return
-        with self._made() as whiteout:
+        with self._made() as whiteout, self.hidden(upper, name):
             self._work.install_over(whiteout, upper, name, directories=False)
 
     def replace_directory(self, upper: RealDir, name: bytes) -> bytes:
@@ -182,7 +186,7 @@ class WhiteoutWriter:
         if not occupied:
             self._work.install(temporary, upper, name)
             return
-        with self.hidden(upper, name) if is_directory else nullcontext():
+        with self.hidden(upper, name):
             replaced = self._work.install_over(temporary, upper, name, directories=is_directory)
         if replaced is not None:
             self._work.unlink(replaced)

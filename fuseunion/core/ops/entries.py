@@ -121,6 +121,33 @@ def uncover(state: State, directory: Directory, name: bytes) -> None:
     directory.stale()
 
 
+def cover(state: State, directory: Directory, name: bytes) -> None:
+    """Hide a name of the lowers, whether one has it or not: for an upper that is made for other lowers than these.
+
+    Precondition: the union shows nothing of that name.
+
+    Raises:
+        OSError: as create.create; ENOSPC: a whiteout needs an inode.
+    """
+    create.check_name(name)
+    upper = copy_up_directory(state, directory)
+    if upper.stat(name) is None and not upper.hides(name):
+        state.writable().whiteouts.cover(upper, name)
+        directory.stale()
+
+
+def make_opaque(state: State, directory: Directory) -> None:
+    """Let nothing of the lowers show in a directory, as `cover`. Precondition: no lower takes part in it.
+
+    Raises:
+        OSError: of setxattr(2), or of making a file.
+    """
+    upper = copy_up_directory(state, directory)
+    with directory.grasp() as held:
+        state.writable().whiteouts.make_opaque(held, upper)
+    directory.stale()
+
+
 def lower_stat(state: State, directory: Directory, name: bytes) -> os.stat_result | None:
     """lstat of what the lowers show, or would show without the upper, under a name; None for nothing.
 

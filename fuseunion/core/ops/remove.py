@@ -15,7 +15,6 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.marks.link_index import INODE
 from fuseunion.core.ops.attributes import nlink_of, stat_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name
@@ -210,7 +209,7 @@ def name_gone(state: State, file: File, directory: Directory, name: bytes) -> No
     file.stale()
     if directory.upper is not None and file.is_at(directory.upper, name):
         others = [(place.upper, other) for place, other in file.names() if place.upper is not None]
-        file.lost_name(others if file.group is None else [*others, (file.group.directory, INODE)])
+        file.lost_name(others if file.group is None else [*others, file.group.copy])
     if file.group is not None:
         _end_group(state, file)
 
@@ -219,7 +218,10 @@ def _end_group(state: State, file: File) -> None:
     """Forget what the link index holds of a file of which no name is left."""
     assert file.group is not None
     try:
-        if nlink_of(state, file, stat_of(state, file)):
+        st = stat_of(state, file)
+        if nlink_of(state, file, st):
+            if file.removed and (not file.has_upper or st.st_nlink == 1):
+                state.writable().links.suspect(file.group)
             return
         file.unlinked()
     except OSError as error:

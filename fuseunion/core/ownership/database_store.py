@@ -27,7 +27,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
@@ -144,6 +144,29 @@ class DatabaseStore(OwnershipStore):
     def forget(self, st: os.stat_result) -> None:
         with self._lock, _translated():
             self._connection.execute("DELETE FROM facts WHERE ino = ?", (_key(st),))
+        self._dirty = True
+
+    def numbers(self) -> list[int]:
+        """The inode numbers of all objects of which something is stored.
+
+        Raises:
+            OSError: EIO.
+        """
+        with self._lock, _translated():
+            rows = self._connection.execute("SELECT ino FROM facts").fetchall()
+        return [ino if ino >= 0 else ino + 2**64 for (ino,) in rows]
+
+    def forget_numbers(self, numbers: Iterable[int]) -> None:
+        """Forget objects that are gone, in one transaction.
+
+        Raises:
+            OSError: EIO, ENOSPC.
+        """
+        with self._lock, _translated():
+            self._connection.execute("BEGIN")
+            keys = ((ino if ino < 2**63 else ino - 2**64,) for ino in numbers)
+            self._connection.executemany("DELETE FROM facts WHERE ino = ?", keys)
+            self._connection.execute("COMMIT")
         self._dirty = True
 
     def is_empty(self) -> bool:

@@ -28,10 +28,11 @@ from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
+from fuseunion.core.format.link_entries import key_of
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks import metacopy
 from fuseunion.core.marks.holders import DEEP
-from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of
+from fuseunion.core.marks.link_index import LinkGroup
 from fuseunion.core.marks.marks import is_opaque, is_whiteout, marks_of
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File, LowerLinks
@@ -358,7 +359,7 @@ def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
     inode: Inode
     if isinstance(found, FoundDirectory):
         inode = _directory(state, directory, name, found)
-    elif found.real.layer.writable:
+    elif found.real is directory.upper:
         inode = _upper_file(state, directory, name, found)
     else:
         inode = _lower_file(state, directory, name, found)
@@ -368,7 +369,7 @@ def _lookup(state: State, directory: Directory, name: bytes) -> Inode | None:
 
 def _directory(state: State, parent: Directory, name: bytes, found: FoundDirectory) -> Directory:
     stack, st = found.stack, found.stats[0]
-    upper = stack[0] if stack[0].layer.writable else None
+    upper = stack[0] if parent.upper is not None and stack[0].layer is parent.upper.layer else None
     lowers = tuple(stack[1:] if upper is not None else stack)
     beside = stack[0].parent
     assert beside is not None, "a layer's root is never looked up"
@@ -452,7 +453,7 @@ def _lower_file(state: State, parent: Directory, name: bytes, found: FoundFile) 
         place = InLower(found.real, name, *links.lower_id)
     data = found.data
     if group is not None and group.copy_ino is not None:
-        place, data = InUpper(group.directory, INODE, *_copy_id(state, group.copy_ino)), None
+        place, data = InUpper(*group.copy, *_copy_id(state, group.copy_ino)), None
     file = _new_file(state, parent, name, ino, shown, place, data)
     if file.in_upper:
         file.stale()

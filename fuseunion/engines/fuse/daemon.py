@@ -25,7 +25,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 
@@ -33,7 +33,7 @@ from fuseunion import bytecode
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
-from fuseunion.linux.runtime.directory import CONTROL, SUFFIX
+from fuseunion.linux.runtime.directory import CONTROL, PAUSE, SUFFIX
 from fuseunion.mounting import log
 from fuseunion.mounting.assembly import announce, build_union, open_layers, tell
 from fuseunion.mounting.options import Options
@@ -126,8 +126,9 @@ def load() -> None:
     from fuseunion.engines.fuse.wire.native import device  # noqa: F401
 
     import_lean()
-    from fuseunion.engines.fuse.asking import facts, orders, status_socket  # noqa: F401
-    from fuseunion.engines.fuse.serving import requests  # noqa: F401
+    from fuseunion.engines.fuse.asking import facts  # noqa: F401
+    from fuseunion.engines.fuse.asking.sockets import orders, pause_socket, status_socket  # noqa: F401
+    from fuseunion.engines.fuse.serving import requests, tidying  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
 
     bytecode.finish()
@@ -143,15 +144,16 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         except ImportError as error:
             raise _not_installed(error) from None
         from fuseunion.engines.fuse import session
-        from fuseunion.engines.fuse.asking import listener, status_socket
-        from fuseunion.engines.fuse.asking.control_socket import ControlSocket
         from fuseunion.engines.fuse.asking.facts import Facts
-        from fuseunion.engines.fuse.asking.orders import Orders
+        from fuseunion.engines.fuse.asking.sockets import listener, pause_socket, status_socket
+        from fuseunion.engines.fuse.asking.sockets.control_socket import ControlSocket
+        from fuseunion.engines.fuse.asking.sockets.orders import Orders
         from fuseunion.engines.fuse.serving.requests import Requests
+        from fuseunion.engines.fuse.serving.tidying import tidy
         from fuseunion.engines.fuse.wire.native import device
 
         layers = open_layers(prepared, options)
-        sockets = listener.make(SUFFIX, CONTROL)
+        sockets = listener.make(SUFFIX, CONTROL, *([PAUSE] if prepared.upper is not None else []))
         for each in sockets:
             stack.callback(each.close)
         os.chdir("/")
@@ -196,21 +198,18 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         requests = Requests(union, own_root=mounted.own_root, list_layers=options.list_layers)
         reading = "pyfuse3" if device.device is None else "extension"
         facts = Facts(requests, prepared, options, reading)
+        beside: list[Callable[[], Awaitable[None]]] = [partial(tidy, union)]
+        if sockets:
+            status, control, *pauses = sockets
+            beside.append(partial(status_socket.serve, status, facts))
+            beside.append(ControlSocket(control, Orders(requests, facts).by_name()).serve)
+            beside += (partial(pause_socket.serve, pause) for pause in pauses)
+        beside += (partial(session.watch, mounted.pidfd, mounted.died) for mounted in prepared.images)
         session.serve(
             requests,
             mounted,
             on_ready=live,
-            beside=(
-                *(
-                    (
-                        partial(status_socket.serve, sockets[0], facts),
-                        ControlSocket(sockets[1], Orders(requests, facts).by_name()).serve,
-                    )
-                    if sockets
-                    else ()
-                ),
-                *(partial(session.watch, mounted.pidfd, mounted.died) for mounted in prepared.images),
-            ),
+            beside=beside,
             timeout=options.timeout,
             trace=options.trace,
             allow_root=options.allow_root,

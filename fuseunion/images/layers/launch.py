@@ -130,6 +130,9 @@ def _mounted(arguments: list[str], image_fd: int, said_fd: int, place: str) -> L
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
         os.close(pidfd)
+        # It may have mounted, and died of the first request. Where it has not, there is nothing to take away.
+        with contextlib.suppress(OSError, UserError):
+            _detach(place)
         raise
     return Launched(pid, pidfd, root_fd)
 

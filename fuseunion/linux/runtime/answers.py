@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from fuseunion.linux.runtime import directory
-from fuseunion.linux.runtime.directory import CONTROL, SUFFIX
+from fuseunion.linux.runtime.directory import CONTROL, PAUSE, SUFFIX
 
 PATIENCE = 2.0
 """Seconds for all answers together."""
@@ -60,10 +60,15 @@ def answers(*, pid: int | None = None) -> list[Answer]:
                 connection = _connected(fd, name, end) if name.endswith(SUFFIX) else None
                 if connection is not None:
                     stack.enter_context(connection)
-                    listener = _listener(connection)
-                    if listener is not None and pid in (None, listener):
-                        asked.append((listener, connection, name.removesuffix(SUFFIX) + CONTROL))
-        return [Answer(listener, _received(connection, end), control) for listener, connection, control in asked]
+                    heard = listener(connection)
+                    if heard is not None and pid in (None, heard):
+                        asked.append((heard, connection, name.removesuffix(SUFFIX) + CONTROL))
+        return [Answer(heard, _received(connection, end), control) for heard, connection, control in asked]
+
+
+def connected(dir_fd: int, name: str) -> socket.socket | None:
+    """A connection to one socket of a runtime directory; None for what is none, and for a dead one."""
+    return _connected(dir_fd, name, time.monotonic() + PATIENCE)
 
 
 def _connected(dir_fd: int, name: str, end: float) -> socket.socket | None:
@@ -88,7 +93,6 @@ def _connected(dir_fd: int, name: str, end: float) -> socket.socket | None:
             time.sleep(_PAUSE)
         except ConnectionRefusedError:
             _remove(dir_fd, name)
-            _remove(dir_fd, name.removesuffix(SUFFIX) + CONTROL)
             break
         except OSError:
             break  # ended meanwhile; no /proc
@@ -99,13 +103,15 @@ def _connected(dir_fd: int, name: str, end: float) -> socket.socket | None:
 def _remove(dir_fd: int, name: str) -> None:
     if directory.is_a_view(dir_fd):
         return
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except OSError:
-        pass  # by somebody else meanwhile; a filesystem that cannot be written
+    stem = name.rpartition(".")[0]
+    for dead in (stem + SUFFIX, stem + CONTROL, stem + PAUSE):
+        try:
+            os.unlink(dead, dir_fd=dir_fd)
+        except OSError:
+            pass  # by somebody else meanwhile; a filesystem that cannot be written
 
 
-def _listener(connection: socket.socket) -> int | None:
+def listener(connection: socket.socket) -> int | None:
     """The process that listens; None where it is not this user's."""
     size = _CREDENTIALS.size
     pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))

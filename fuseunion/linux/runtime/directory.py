@@ -31,6 +31,9 @@ SUFFIX = ".socket"
 CONTROL = ".control"
 """What that of its control socket ends with instead."""
 
+PAUSE = ".pause"
+"""What that of the socket ends with at which a pause is asked for (pauses.py): who connects gets one."""
+
 _NOBODY = 65534
 """Who owns what belongs to nobody of a user namespace, as root's directories do there (user_namespaces(7))."""
 

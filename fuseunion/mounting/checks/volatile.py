@@ -88,6 +88,21 @@ def _open_below(fd: int, names: Sequence[str], *, make: bool = False) -> int:
     return current
 
 
+def is_marked(work_fd: int) -> bool:
+    """Whether a mount left its mark, which means that what it wrote may not be on disk."""
+    try:
+        inner = open_inner(work_fd)
+    except OSError:
+        return False
+    try:
+        os.close(_open_below(inner, _BELOW_INNER))
+    except OSError:
+        return False
+    finally:
+        os.close(inner)
+    return True
+
+
 def mark(work_fd: int) -> None:
     """Leave the mark.
 

@@ -17,14 +17,14 @@ from fuseunion.images.tools.trees.transplant import Lost
 from fuseunion.linux.mountinfo import mounts
 from fuseunion.mounting import log
 from fuseunion.mounting.prepare import default_work_path
-from fuseunion.offline.unused import open_upper
+from fuseunion.offline.upkeep.holding import hold
 
 
 def pack(asked: Arguments) -> int:
     """A directory into an image."""
     path, file = asked.operands
     with ExitStack() as stack:
-        upper = open_upper(stack, path, asked.work)
+        upper = hold(stack, path, asked.work)
         objects, size = packing.measure(upper)
         if asked.size is not None:
             size = creating.whole_blocks(creating.Wish(sizes.parse(asked.size, "--size"))).size
@@ -64,7 +64,7 @@ def squash(asked: Arguments) -> int:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
         else:
-            fd = open_upper(stack, path, asked.work).root_fd
+            fd = hold(stack, path, asked.work).root_fd
         with Progress("squash", 100, every=1) as progress:
             squashing.squash(fd, path, file, progress)
     print(f"squashed '{path}' into '{file}', {sizes.shown(os.stat(file).st_size)}")

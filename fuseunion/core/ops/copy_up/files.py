@@ -23,7 +23,7 @@ from contextlib import ExitStack
 
 from fuseunion.core.copying import copy_data, metadata
 from fuseunion.core.disk.descriptors import PER_COPY
-from fuseunion.core.marks.link_index import key_of
+from fuseunion.core.format.link_entries import key_of
 from fuseunion.core.ops.attributes import NO_CHANGE, Change, stat_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory, dress
 from fuseunion.core.ops.copy_up.link_names import covering, try_link_name

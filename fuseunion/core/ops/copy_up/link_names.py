@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from fuseunion.core.disk.permission import as_owner
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.marks.link_index import INODE, LinkGroup, key_of, key_of_number, token_of
+from fuseunion.core.format.link_entries import key_of, key_of_number, token_of
+from fuseunion.core.marks.link_index import LinkGroup
 from fuseunion.core.marks.origin_mark import path_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.origin_paths import note_path
@@ -146,7 +147,8 @@ def link_into(file: File, target: RealDir, name: bytes) -> None:
     """
     if file.location() is None and file.group is not None:
         # What a descriptor alone holds may have no link, and cannot be given one; the index has one.
-        file.group.directory.object(INODE).link(target.fd(), name)
+        real, copy = file.group.copy
+        real.object(copy).link(target.fd(), name)
         return
     # By what is held and recognised, not by a name that may lead elsewhere.
     with file.grasp() as held:

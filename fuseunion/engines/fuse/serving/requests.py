@@ -36,6 +36,7 @@ from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.asking import questions
+from fuseunion.engines.fuse.asking.settle import settle
 from fuseunion.engines.fuse.asking.watching.busiest import Busiest
 from fuseunion.engines.fuse.asking.watching.counts import NONE, Counts
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
@@ -43,7 +44,6 @@ from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import Pace, now_or_in_steps
 from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.serving.settle import settle
 from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux.os_error import os_error
 

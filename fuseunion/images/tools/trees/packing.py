@@ -24,7 +24,7 @@ from fuseunion.images.tools.opened import Opened, inside
 from fuseunion.images.tools.sizes import shown
 from fuseunion.images.tools.trees.transplant import Lost, Transplant
 from fuseunion.linux import syscalls
-from fuseunion.offline.unused import Unused
+from fuseunion.offline.upkeep.holding import HeldUpper
 from fuseunion.offline.walk import walk
 
 _BLOCK = 4096
@@ -33,7 +33,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def measure(upper: Unused) -> tuple[int, int]:
+def measure(upper: HeldUpper) -> tuple[int, int]:
     """How many objects an upper has, and how many bytes an image for it should have, with some room to go on."""
     objects = room = 0
     for found in walk(upper.root_fd):
@@ -49,7 +49,7 @@ def _inodes(objects: int) -> int:
 
 
 def pack(
-    upper: Unused, path: str, size: int, type_: creating.Type, report: Callable[[int], None], objects: int
+    upper: HeldUpper, path: str, size: int, type_: creating.Type, report: Callable[[int], None], objects: int
 ) -> Lost:
     """Make an image of an upper.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from fuseunion.engines.fuse.asking.listener import Listener, may_ask
+from fuseunion.engines.fuse.asking.sockets.listener import Listener, may_ask
 
 _log = logging.getLogger("fuseunion.status")
 

@@ -25,8 +25,8 @@ import trio
 
 from fuseunion.core.ops.live.refresh import Forgotten
 from fuseunion.core.ops.live.whereabouts import Part
-from fuseunion.engines.fuse.asking.control_socket import Order, Said
 from fuseunion.engines.fuse.asking.facts import Facts
+from fuseunion.engines.fuse.asking.sockets.control_socket import Order, Said
 from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp, path_of
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests

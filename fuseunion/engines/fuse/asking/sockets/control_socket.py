@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import trio
 
-from fuseunion.engines.fuse.asking.listener import Listener, may_ask
+from fuseunion.engines.fuse.asking.sockets.listener import Listener, may_ask
 from fuseunion.linux.runtime import frames
 from fuseunion.linux.runtime.frames import Record
 

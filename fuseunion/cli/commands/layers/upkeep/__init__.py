@@ -1,0 +1,1 @@
+"""Commands that look after an upper: check, flatten, convert, vacuum, snapshots."""

@@ -1,0 +1,1 @@
+"""Pushing an upper down into its lower, so that it can be taken back."""

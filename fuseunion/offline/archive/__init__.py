@@ -1,0 +1,1 @@
+"""Layers as archives: what containers call a layer, made of an upper and turned back into one."""

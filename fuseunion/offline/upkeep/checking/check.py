@@ -1,0 +1,154 @@
+"""`fuseunion check`: everything that can be wrong with an upper that is not mounted.
+
+Looking changes nothing: the upper is opened as it lies there, and the union that says what its lowers show has a work
+directory of its own, which is thrown away. Repairing goes over it again after each round, since what one finding hides
+is seen only when it has gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+from fuseunion.core.disk.descriptors import Descriptors
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.work import WorkDirectory
+from fuseunion.core.ownership.store_choice import detect
+from fuseunion.core.tree.state import Settings
+from fuseunion.core.union import Union
+from fuseunion.mounting.checks.placement import Part
+from fuseunion.offline.layers.opening import opened_directories
+from fuseunion.offline.upkeep.checking.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.objects import Objects
+from fuseunion.offline.upkeep.checking.work_area import WorkArea
+from fuseunion.offline.upkeep.holding import HeldUpper
+
+_ROUNDS = 4
+
+
+class Outcome(NamedTuple):
+    """One finding, and what became of it.
+
+    Attributes:
+        repaired: it was put right.
+        why_not: what the system answered.
+    """
+
+    finding: Finding
+    repaired: bool = False
+    why_not: OSError | None = None
+
+
+@contextmanager
+def looked_at(held: HeldUpper, lowers: Sequence[str]) -> Iterator[list[Finding]]:
+    """What is wrong; repairs are made within the block.
+
+    Args:
+        lowers: directories, topmost first; none where they are not known.
+
+    Raises:
+        UserError: LAYERS, for a lower that cannot be opened; OSError: of the layers.
+    """
+    with ExitStack() as stack:
+        descriptors = Descriptors()
+        upper = Layer(_again(held.root_fd), writable=True, label=held.path, descriptors=descriptors)
+        union = stack.enter_context(_union(upper, lowers, descriptors)) if lowers else None
+        if union is None:
+            stack.callback(upper.close)
+        stores = held.has_database or detect(held.root_fd) is not None
+        objects = Objects(upper.root, union, stores=stores)
+        found = list(objects.findings())
+        if held.work_fd is not None:
+            work = Layer(_again(held.work_fd), writable=True, label=held.work_path)
+            stack.callback(work.close)
+            found += WorkArea(work, union, objects.numbers).findings()
+        yield found
+
+
+def look(held: HeldUpper, lowers: Sequence[str]) -> list[Outcome]:
+    """What is wrong. Raises as `looked_at`."""
+    with looked_at(held, lowers) as findings:
+        return [Outcome(finding) for finding in findings]
+
+
+def repair(held: HeldUpper, lowers: Sequence[str]) -> list[Outcome]:
+    """Put right what can be, and tell of everything that was found. Raises as `looked_at`."""
+    repaired: list[Outcome] = []
+    for _ in range(_ROUNDS):
+        with looked_at(held, lowers) as findings:
+            outcomes = [_repaired(finding) for finding in findings]
+        repaired += [outcome for outcome in outcomes if outcome.repaired]
+        rest = [outcome for outcome in outcomes if not outcome.repaired]
+        if len(rest) == len(outcomes):
+            break
+    _remove_work(held)
+    return repaired + rest
+
+
+def _repaired(finding: Finding) -> Outcome:
+    if finding.repair is None or finding.severity is Severity.NOTE:
+        return Outcome(finding)
+    try:
+        finding.repair()
+    except OSError as error:
+        return Outcome(finding, why_not=error)
+    return Outcome(finding, repaired=True)
+
+
+def _remove_work(held: HeldUpper) -> None:
+    """Remove a default work directory in which nothing is left, as an unmount does."""
+    if held.work_fd is None or not held.default_work:
+        return
+    if set(os.listdir(held.work_fd)) - {"links", "work"}:
+        return
+    if not (_rmdir(b"links", held.work_fd) and _rmdir(b"work", held.work_fd)):
+        return
+    parent, last = os.path.split(os.path.abspath(held.work_path))
+    fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _rmdir(os.fsencode(last), fd)
+    finally:
+        os.close(fd)
+
+
+def _rmdir(name: bytes, parent_fd: int) -> bool:
+    """Remove an empty directory; False where it is not empty, or no directory."""
+    try:
+        os.rmdir(name, dir_fd=parent_fd)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True
+
+
+@contextmanager
+def _union(upper: Layer, lowers: Sequence[str], descriptors: Descriptors) -> Iterator[Union]:
+    with ExitStack() as stack:
+        fds = stack.enter_context(opened_directories(lowers, [Part.LOWER] * len(lowers)))
+        layers = [
+            Layer(_again(fd), writable=False, label=path, descriptors=descriptors)
+            for fd, path in zip(fds, lowers, strict=True)
+        ]
+        for layer in layers:
+            layer.ownership = detect(layer.root_fd)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fuseunion-"))
+        work = WorkDirectory(_open(scratch), scratch, descriptors=descriptors)
+        union = Union(layers, upper, work, Settings(metacopy=True))
+        stack.callback(union.close)
+        yield union
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _again(fd: int) -> int:
+    """A descriptor of the same directory, which keeps no lock (flock(2))."""
+    return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)

@@ -1,0 +1,1 @@
+"""Bringing an upper into a form that others read."""

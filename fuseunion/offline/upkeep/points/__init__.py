@@ -1,0 +1,1 @@
+"""Points in time of an upper: snapshots of it, and going back to one."""
