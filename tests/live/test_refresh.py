@@ -233,3 +233,33 @@ def test_while_it_is_used(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPat
         assert not failures
         for path in arena.upper.glob("d*/f*"):
             assert path.read_bytes().strip(b"y") == b"x" * 3000
+
+
+@pytest.mark.actors("root", "user")
+def test_many_lowers_and_links(arena: Arena) -> None:
+    """What is remembered of deep stacks is forgotten; names of one file are those of one file, before and after."""
+    lowers = [arena.lower({f"only{number}": File(b"x"), "d/all": File(b"%d" % number)}) for number in range(5)]
+    changing = changed_lower(arena, {"links/one": File(b"1"), "links/alone": File(b"2"), "d/here": File(b"h")})
+    os.link(changing / "links/one", changing / "links/two")
+    with arena.mount(*lowers[:3], changing, *lowers[3:]) as mount:
+        look(mount.merged)
+        assert not (mount / "d/new").exists() and not (mount / "later").exists()
+        assert (mount / "links/one").stat().st_nlink == 2
+        (changing / "d/new").write_bytes(b"n")
+        (changing / "later").mkdir()
+        (changing / "later/f").write_bytes(b"l")
+        (changing / "d/here").unlink()
+        os.link(changing / "links/alone", changing / "links/another")
+        replace(changing / "links/two", b"3")
+        refresh(arena, mount)
+        now = look(mount.merged)
+        assert now["d/new"] == b"n" and now["later/f"] == b"l" and "d/here" not in now and now["d/all"] == b"0"
+        assert [now[f"links/{name}"] for name in ("one", "two", "alone", "another")] == [b"1", b"3", b"2", b"2"]
+        assert (mount / "links/alone").stat().st_ino == (mount / "links/another").stat().st_ino
+        with (mount / "links/another").open("ab") as file:
+            file.write(b"+")
+        assert (mount / "links/alone").read_bytes() == b"2+" and (changing / "links/alone").read_bytes() == b"2"
+        (mount / "d/new").write_bytes(b"changed")
+        replace(changing / "d/new", b"nobody sees it")
+        refresh(arena, mount, "d")
+        assert (mount / "d/new").read_bytes() == b"changed"
