@@ -89,6 +89,10 @@ class FakeUnion:
         if self.failures and self.failures[0][0] == step:
             raise self.failures.pop(0)[1]
 
+    @staticmethod
+    def plain_copy(file: FakeFile, change: Change | None) -> None:
+        """None of them is plain."""
+
     def is_copied_quickly(self, file: FakeFile) -> bool:
         return self._quick or file.ino == SPECIAL
 
