@@ -5,14 +5,14 @@ import sys
 from fuseunion import bytecode
 from fuseunion.cli import arguments, main, mount  # noqa: F401  # of the mount command
 from fuseunion.engines import choose  # noqa: F401
-from fuseunion.engines.registry import load
+from fuseunion.engines.registry import load, order
 from fuseunion.errors import one_line
 from fuseunion.mounting.options import EngineChoice
 
 
 def make() -> int:
     """Import what a mount imports, and make the file; returns the exit status."""
-    load(EngineChoice.FUSE).preload()
+    load(order(EngineChoice.AUTO)[0]).preload()
     try:
         bytecode.write()
     except OSError as error:

@@ -239,6 +239,11 @@ def test_check(arena: Arena) -> None:
         ["debugfs", "-w", "-R", "set_super_value free_blocks_count 7", str(file)], check=True, capture_output=True
     )
     assert "is corrected" in succeed("check", file)
+    for request in ("mkdir work/work", "write /etc/passwd work/work/#5"):
+        subprocess.run(["debugfs", "-w", "-R", request, str(file)], check=True, capture_output=True)
+    assert "leftover: 'work/work/#5'" in succeed("check", file)
+    for request in ("rm work/work/#5", "rmdir work/work"):
+        subprocess.run(["debugfs", "-w", "-R", request, str(file)], check=True, capture_output=True)
     subprocess.run(["debugfs", "-w", "-R", "rmdir work", str(file)], check=True, capture_output=True)
     assert "work/ is missing" in succeed("check", file)
     # A block that is not in the filesystem: nothing that may be corrected without being asked.

@@ -30,6 +30,7 @@ ENOUGH = {
     "completion": [],
     "doctor": ["--repair"],
     "exec": ["--pid"],
+    "image": ["info"],
     "log": ["--follow"],
     "promote": ["-r"],
     "refresh": [],

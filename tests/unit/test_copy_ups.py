@@ -94,8 +94,9 @@ class FakeUnion:
         if self.failures and self.failures[0][0] == step:
             raise self.failures.pop(0)[1]
 
-    def plain_copy(self, _file: FakeFile, _change: Change | None) -> None:
-        """No file is that simple."""
+    @staticmethod
+    def plain_copy(file: FakeFile, change: Change | None) -> None:
+        """None of them is plain."""
 
     def is_copied_quickly(self, file: FakeFile) -> bool:
         return self._quick or file.ino == SPECIAL
