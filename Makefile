@@ -9,7 +9,7 @@ PYTEST := $(ISOLATED) $(PYTHON) -m pytest
 # One more than there are cores: much of their time is waiting for daemons to end.
 WORKERS := $(if $(ISOLATED),--numprocesses $(shell echo $$(( $$(nproc) < 4 ? $$(nproc) + 1 : 4 ))) --dist worksteal)
 
-.PHONY: demo dist test test-dist test-rootfs stress conformance bench bench-waiting lint format manual clean setup
+.PHONY: demo dist test test-dist test-rootfs stress conformance bench bench-waiting lint format manual pictures clean setup
 
 setup:
 	@scripts/setup
@@ -72,6 +72,10 @@ lint:
 format:
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+# The pictures of docs/live.md, from what the commands print.
+pictures:
+	.venv/bin/python scripts/pictures
 
 # The manual page is made of docs/options.md.
 manual:
