@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,11 @@ def test_mistakes(arena: Arena) -> None:
     )
     with arena.mount(lower) as mount:
         (status,) = sockets(arena, mount.daemon)
+        with ExitStack() as stack:
+            for _ in range(16):
+                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(status.with_suffix(".control")))
+            assert said(mount.merged) == (1, "fuseunion: too many others ask its daemon\n")
+        wait_until(lambda: arena.place.fuseunion("log", mount.merged).returncode == 0, "the end of the others")
         status.with_suffix(".control").unlink()
         code, text = said(mount.merged)
         assert code == 5 and "cannot be asked: it has no runtime directory" in text

@@ -77,7 +77,10 @@ class Conversation:
         message = frames.packed([[("order", order), *listed]])
         if len(message) > frames.LARGEST_ORDER:
             raise RefusedError("that is too much at once; give fewer paths")
-        self._socket.sendall(message)
+        try:
+            self._socket.sendall(message)
+        except BrokenPipeError:
+            pass  # it has ended the conversation; what it said before that says why
 
     def receive(self, patience: float | None = PATIENCE) -> list[Record] | None:
         """The next message; None when there are no more.

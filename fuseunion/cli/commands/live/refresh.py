@@ -24,7 +24,7 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 from fuseunion.linux.runtime import frames
-from fuseunion.linux.runtime.conversation import RefusedError
+from fuseunion.linux.runtime.conversation import Conversation, RefusedError
 from fuseunion.linux.runtime.frames import Record
 
 HELP = """\
@@ -87,8 +87,8 @@ def main(arguments: list[str]) -> int:
         try:
             conversation.send("refresh", path=[path_in(status, path) for path in paths] or [""])
             closed = 0
-            while (records := conversation.receive()) is not None and "done" not in records[0]:
-                closed += not _look_again(root, records[0])
+            while "done" not in (record := _next(conversation)):
+                closed += "going" not in record and not _look_again(root, record)
         except RefusedError as refusal:
             raise UserError(f"'{given}' cannot be refreshed: {refusal.message}", ExitCode.FAILURE) from None
         finally:
@@ -99,6 +99,13 @@ def main(arguments: list[str]) -> int:
             ExitCode.FAILURE,
         )
     return ExitCode.OK
+
+
+def _next(conversation: Conversation) -> Record:
+    records = conversation.receive()
+    if not records:
+        raise RefusedError("its daemon has ended")
+    return records[0]
 
 
 def _look_again(root: int, record: Record) -> bool:

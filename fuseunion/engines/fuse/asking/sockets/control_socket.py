@@ -67,10 +67,12 @@ class ControlSocket:
             _log.debug("nobody is spoken to: %s", error)  # no descriptor or memory for it (accept(2))
             return
         try:
-            if may_ask(connection) and self._count < _MOST:
-                self._count += 1
-                nursery.start_soon(self._converse, connection)
-                return
+            if may_ask(connection):
+                if self._count < _MOST:
+                    self._count += 1
+                    nursery.start_soon(self._converse, connection)
+                    return
+                connection.send(frames.packed([[("refused", "too many others ask its daemon")]]), socket.MSG_NOSIGNAL)
         except OSError as error:
             _log.debug("nobody knows who asks: %s", error)
         connection.close()

@@ -7,7 +7,8 @@
     which   path=PATH ...             where each path from the root of the mount comes from
 
 `refresh` says of directories (`directory`, its path) what the kernel may remember of them and cannot be told from here:
-the names (`name`) that it has to look up again, and the files (`file`) whose pages it has to drop. It ends with `done`.
+the names (`name`) that it has to look up again, and the files (`file`) whose pages it has to drop. What takes long says
+now and then that it is `going` on. It ends with `done`.
 
 A number of a copy-up counts from the first of the mount. An answer to `log` begins with a record of how many are
 `missed`, because they are kept no more.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import closing, suppress
 
@@ -40,6 +42,9 @@ _SHORTEST, _LONGEST = 100, 60_000
 
 _SHOWN = 50
 """How many inodes and copy-ups are in one message at most."""
+
+_ALIVE = 1.0
+"""Seconds after which who waits is told that something is done."""
 
 _BUSY = 0.01
 """Seconds between two looks whether a long operation has ended."""
@@ -85,7 +90,7 @@ class Orders:
 
     async def _refresh(self, order: Record) -> AsyncGenerator[Said, None]:
         requests, directories = self._requests, 0
-        pace = Pace()
+        pace, said = Pace(), time.monotonic()
         for path in order.get("path", ()):
             with closing(requests.union.refresh(os.fsencode(path), requests.copy_ups.is_under_way)) as steps:
                 for forgotten in steps:
@@ -94,8 +99,14 @@ class Orders:
                         self._tell_kernel(forgotten)
                         if forgotten.names or forgotten.files:
                             yield [_forgotten_fields(forgotten)]
+                            said = time.monotonic()
                     await pace.pause()
-                    while requests.workers.in_long_operation:
+                    while True:
+                        if time.monotonic() - said > _ALIVE:
+                            yield [[("going", "on")]]
+                            said = time.monotonic()
+                        if not requests.workers.in_long_operation:
+                            break
                         await trio.sleep(_BUSY)
         yield [[("done", directories)]]
 
