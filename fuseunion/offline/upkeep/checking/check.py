@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from fuseunion.core.ownership.store_choice import detect
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
 from fuseunion.mounting.checks.placement import Part
+from fuseunion.mounting.sources import scratch
 from fuseunion.offline.layers.opening import opened_directories
 from fuseunion.offline.upkeep.checking.findings import Finding, Severity
 from fuseunion.offline.upkeep.checking.objects import Objects
@@ -138,15 +138,12 @@ def _union(upper: Layer, lowers: Sequence[str], descriptors: Descriptors) -> Ite
         ]
         for layer in layers:
             layer.ownership = detect(layer.root_fd)
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fuseunion-"))
-        work = WorkDirectory(_open(scratch), scratch, descriptors=descriptors)
+        private = scratch.make(None)
+        stack.callback(private.remove)
+        work = WorkDirectory(_again(private.root_fd), private.label, descriptors=descriptors)
         union = Union(layers, upper, work, Settings(metacopy=True))
         stack.callback(union.close)
         yield union
-
-
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _again(fd: int) -> int:
