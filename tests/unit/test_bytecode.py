@@ -72,7 +72,13 @@ def test_a_changed_module_is_imported_anew(package: Path) -> None:
 
 
 def test_another_path_finds_other_modules(package: Path, tmp_path: Path) -> None:
+    """Each way has a file of its own, and there are not many."""
     assert _loaders(package, before=str(tmp_path)) == FROM_ELSEWHERE
+    for number in range(5):
+        before = str(tmp_path / str(number))
+        assert _python(package, "-m", "fuseunion.cli.bytecode", before=before).returncode == 0
+        assert _loaders(package, before=before) == FROM_IT
+    assert len(list((package / "__pycache__").glob("*.bundle"))) == 4
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, 10_000, -1, -500_000])

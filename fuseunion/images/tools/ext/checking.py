@@ -90,6 +90,8 @@ def check_file(fd: int, path: str, offset: int, care: Care, report: Callable[[in
         accepted=range(8),
         seen=seen,
     )
+    if report:
+        report(100)  # a small one is looked at before e2fsck says how far it is
     lines = [line.strip() for line in _BAR.sub("", printed).replace(target, path).splitlines()]
     said = tuple(line for line in lines if line and not line.startswith("Pass ") and not programs.BANNER.match(line))
     if status & _NOT_CORRECTED:

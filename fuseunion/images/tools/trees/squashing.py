@@ -49,6 +49,8 @@ def squash(directory_fd: int, source: str, path: str, report: Callable[[int], No
             cwd=f"/proc/self/fd/{directory_fd}",
             seen=watch if report else None,
         )
+        if report is not None:
+            report(100)  # a small one is done before mksquashfs says how far it is
         mask = os.umask(0o077)
         os.umask(mask)
         os.fchmod(new.fd, 0o666 & ~mask)

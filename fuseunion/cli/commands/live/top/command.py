@@ -15,6 +15,7 @@ import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
@@ -72,8 +73,12 @@ def main(arguments: list[str]) -> int:
                     "this needs a terminal that can move its cursor; else: fuseunion status, fuseunion log",
                     ExitCode.UNAVAILABLE,
                 )
-            with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
-                ended = _watch(live, screen, conversation, keyboard, status.pid)
+            with (
+                _signals() as signals,
+                _keys() as keyboard,
+                Live(console=console, screen=True, auto_refresh=False) as live,
+            ):
+                ended = _watch(live, screen, conversation, keyboard, signals, status.pid)
     except RefusedError as refusal:
         raise UserError(refusal.message, ExitCode.FAILURE) from None
     if ended:
@@ -81,15 +86,23 @@ def main(arguments: list[str]) -> int:
     return ExitCode.OK
 
 
-def _watch(live: Live, screen: Screen, conversation: Conversation, keyboard: int, pid: int | None) -> bool:
-    """Show what comes, until a key ends it; returns True when the mount has ended instead."""
+def _watch(
+    live: Live, screen: Screen, conversation: Conversation, keyboard: int, signals: int, pid: int | None
+) -> bool:
+    """Show what comes, until a key ends it; returns True when the mount has ended instead.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: for a signal.
+    """
     _begin(conversation, screen)
     while True:
         shown = _show(live, screen)
         while True:
-            ready, _, _ = select.select([keyboard, conversation.fileno()], [], [], _LOOK)
+            ready, _, _ = select.select([keyboard, signals, conversation.fileno()], [], [], _LOOK)
             if ready or os.get_terminal_size() != shown:
                 break
+        if signals in ready:
+            _end(os.read(signals, 1)[0])
         if conversation.fileno() in ready:
             try:
                 records = conversation.receive()
@@ -135,24 +148,39 @@ def _show(live: Live, screen: Screen) -> os.terminal_size:
 
 
 @contextmanager
+def _signals() -> Iterator[int]:
+    """What ends the command, as bytes to be read: an exception anywhere could come where somebody ignores it, or in the
+    middle of a picture."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def note(number: int, _frame: object) -> None:
+        os.write(writer, bytes([number]))
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # A stopped command would leave the other screen behind.
+    handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    try:
+        yield reader
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+@contextmanager
 def _keys() -> Iterator[int]:
-    """The keyboard, each key at once and not shown; what ends the command ends the block."""
+    """The keyboard, each key at once and not shown."""
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
-    handlers = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, _end),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, _end),
-        # A stopped command would leave the other screen behind.
-        signal.SIGTSTP: signal.signal(signal.SIGTSTP, signal.SIG_IGN),
-    }
     try:
         tty.setcbreak(fd)
         yield fd
     finally:
         termios.tcsetattr(fd, termios.TCSAFLUSH, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
-def _end(number: int, _frame: object) -> None:
+def _end(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + number)
