@@ -46,6 +46,7 @@ from fuseunion.core.tree.lookup import existing, lookup, unreadable
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.recognition import DiskId
 from fuseunion.steps import Steps
 
 _LAST_LOOK = 0.25
@@ -281,6 +282,28 @@ class Union:
             and self.settings.identity.trivial
         )
 
+    def has_its_own_attributes(self, file: File) -> bool:
+        """Whether an open descriptor of a file's data has all extended attributes of the file, and no others, but for
+        those that are hidden and for names that are shown under others."""
+        return (
+            file.data is None
+            and self.settings.xattrs
+            and self.settings.acl
+            and self.state.layer_of(file).ownership is None
+            and not self.stores_ownership
+        )
+
+    def shows_directory_as_it_is(self, directory: Directory) -> bool:
+        """Whether what is shown of a directory, but for its number, is what fstat(2) says of the upper's, as long as it
+        has a name."""
+        return (
+            directory.upper is not None
+            and not directory.lowers
+            and not self.settings.static_nlink
+            and directory.upper.layer.ownership is None
+            and self.settings.identity.trivial
+        )
+
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""
         self.state.writable()
@@ -421,6 +444,18 @@ class Union:
     def create(self, directory: Directory, name: bytes, mode: int, owner: Owner) -> tuple[File, FileHandle]:
         """Make a regular file and open it (create.create)."""
         return create.create(self.state, directory, name, mode, owner)
+
+    def makes_at_once(self, directory: Directory) -> bool:
+        """Whether one open(2) makes a file as it is to be (create.makes_at_once)."""
+        return create.makes_at_once(self.state, directory)
+
+    def take_over(self, directory: Directory, name: bytes, fd: int, disk_id: DiskId) -> tuple[File, FileHandle]:
+        """The file that was made by it (create.take_over)."""
+        return create.take_over(self.state, directory, name, fd, disk_id)
+
+    def take_back(self, directory: Directory, name: bytes) -> None:
+        """Remove the file that was made by it (create.take_back)."""
+        create.take_back(self.state, directory, name)
 
     def tmpfile(self, directory: Directory, mode: int, owner: Owner) -> tuple[File, FileHandle]:
         """Make a regular file without a name and open it (create.tmpfile)."""

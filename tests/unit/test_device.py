@@ -6,12 +6,13 @@ import errno
 import importlib.util
 import os
 import random
-import socket
+import shutil
 import struct
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,87 +22,25 @@ import pytest
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.native import device as found
 from tests.support.interpreter import PROJECT
+from tests.support.wire_kernel import (
+    ABSENT,
+    GID,
+    HEADER,
+    NODE,
+    OUT,
+    PID,
+    UID,
+    Kernel,
+    attributes,
+    kernel,
+)
 
-HEADER = struct.Struct("=IIQQIIII")
-OUT = struct.Struct("=IiQ")
-UID, GID, PID = 1000, 1001, 1002
-NODE = 77
+__all__ = ["feed", "kernel"]
 
 
 def test_it_was_built() -> None:
     """The set-up of the tests has a compiler."""
     assert found.device is not None
-
-
-class Kernel:
-    """The other end of the descriptor."""
-
-    def __init__(self) -> None:
-        self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.fd = theirs.detach()
-        self.ours.settimeout(5)
-        self.calls: list[tuple[Any, ...]] = []
-        self.later: list[tuple[Any, ...]] = []
-        self.errors: list[BaseException] = []
-        self.changed: list[int] = []
-        self.answer: Any = b""
-        self.device: Any = found.device
-        self._unique = 0
-
-    def attach(self, *opcodes: int, refusals: dict[int, int] | None = None, compares: bool = False) -> None:
-        """Let `calls` and `answer` be the handler of these."""
-        handlers = {opcode: self._handler(opcode) for opcode in (*opcodes, layouts.FORGET)}
-        self.device.attach(
-            self.fd, handlers, refusals or {}, self._later, self._failed, self.changed.append, 0, 0, 100, 5, compares
-        )
-
-    def _handler(self, opcode: int) -> Callable[..., Any]:
-        def handler(*args: Any) -> Any:
-            self.calls.append((opcode, *args))
-            if isinstance(self.answer, BaseException):
-                raise self.answer
-            return self.answer
-
-        return handler
-
-    def _later(self, *args: Any) -> None:
-        self.later.append(args)
-
-    def _failed(self, _opcode: int, error: BaseException) -> int:
-        self.errors.append(error)
-        return error.errno or errno.EIO if isinstance(error, OSError) else errno.EIO
-
-    def send(self, opcode: int, body: bytes = b"", node: int = NODE) -> int:
-        """Send a request; returns its number."""
-        self._unique += 2
-        self.ours.send(HEADER.pack(HEADER.size + len(body), opcode, self._unique, node, UID, GID, PID, 0) + body)
-        return self._unique
-
-    def serve(self) -> int:
-        """Let the module deal with one request."""
-        outcome: int = self.device.serve(1, 0, 0)
-        return outcome
-
-    def reply(self, unique: int) -> tuple[int, bytes]:
-        """Error number and body of the answer to a request."""
-        message = self.ours.recv(1 << 21)
-        length, error, number = OUT.unpack_from(message)
-        assert (length, number) == (len(message), unique)
-        return -error, message[OUT.size :]
-
-    def ask(self, opcode: int, body: bytes = b"", node: int = NODE) -> tuple[int, bytes]:
-        """Send a request and have it answered."""
-        unique = self.send(opcode, body, node)
-        self.serve()
-        return self.reply(unique)
-
-
-@pytest.fixture
-def kernel() -> Iterator[Kernel]:
-    made = Kernel()
-    with made.ours:
-        yield made
-    os.close(made.fd)
 
 
 CALLER = (UID, GID, PID)
@@ -308,19 +247,7 @@ def test_writes_are_told_before_anything_else(kernel: Kernel, shared: int) -> No
         assert kernel.changed == [NODE]
         return 0
 
-    kernel.device.attach(
-        kernel.fd,
-        {layouts.GETATTR: handler},
-        {},
-        kernel._later,
-        kernel._failed,
-        kernel.changed.append,
-        0,
-        0,
-        100,
-        5,
-        False,
-    )
+    kernel.attach_handlers({layouts.GETATTR: handler}, {})
     assert kernel.device.serve(3, 0, 0) == kernel.device.TURN
     assert [kernel.reply(number) for number in unique] == [(0, written), (0, written), (0, b"")]
     assert kernel.changed == [NODE]
@@ -353,20 +280,8 @@ def test_numbers_that_share_a_place(kernel: Kernel, shared: int) -> None:
     assert _read(kernel, 0, 1) == (errno.EPERM, b"")
 
 
-ATTRIBUTES = struct.Struct("=QII" + "QQQQQQIIIIIIIIII")
 SETATTR = struct.Struct("=IIQQQQQQIIIIIIII")
 GETXATTR = struct.pack("=II", 100, 0)
-
-
-def _attributes(st: os.stat_result) -> bytes:
-    """struct fuse_attr_out."""
-    times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
-    return ATTRIBUTES.pack(
-        *(100, 5, 0, NODE, st.st_size, st.st_blocks),
-        *(ns // 10**9 for ns in times),
-        *(ns % 10**9 for ns in times),
-        *(st.st_mode, st.st_nlink, st.st_uid, st.st_gid, 0, st.st_blksize, 0),
-    )
 
 
 def _set(kernel: Kernel, valid: int, mode: int = 0, ids: tuple[int, int] = (0, 0)) -> tuple[int, bytes]:
@@ -384,17 +299,17 @@ def owned(kernel: Kernel, shared: int) -> int:
 
 
 def test_attributes_are_repeated(kernel: Kernel, owned: int) -> None:
-    assert kernel.ask(layouts.GETATTR, bytes(16)) == (0, _attributes(os.fstat(owned)))
-    assert _set(kernel, layouts.FATTR_MODE, 0o100640) == (0, _attributes(os.fstat(owned)))
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (0, attributes(os.fstat(owned)))
+    assert _set(kernel, layouts.FATTR_MODE, 0o100640) == (0, attributes(os.fstat(owned)))
     assert os.fstat(owned).st_mode == 0o100640
-    assert _set(kernel, layouts.FATTR_MTIME) == (0, _attributes(os.fstat(owned)))
+    assert _set(kernel, layouts.FATTR_MTIME) == (0, attributes(os.fstat(owned)))
     assert os.fstat(owned).st_mtime_ns == 8_000_000_002
     before = os.fstat(owned).st_mtime_ns
-    assert _set(kernel, layouts.FATTR_ATIME | 1 << 7) == (0, _attributes(os.fstat(owned)))
+    assert _set(kernel, layouts.FATTR_ATIME | 1 << 7) == (0, attributes(os.fstat(owned)))
     assert (os.fstat(owned).st_atime_ns, os.fstat(owned).st_mtime_ns) == (7_000_000_001, before)
     owner = layouts.FATTR_UID | layouts.FATTR_GID | layouts.FATTR_KILL_SUIDGID
     ids = os.geteuid(), os.getegid()
-    assert _set(kernel, owner, ids=ids) == (0, _attributes(os.fstat(owned)))
+    assert _set(kernel, owner, ids=ids) == (0, attributes(os.fstat(owned)))
     assert not kernel.calls
     assert kernel.changed == [NODE] * 4, "told at the end of each turn"
 
@@ -437,71 +352,68 @@ def test_capabilities_are_repeated(kernel: Kernel, owned: int) -> None:
     assert _set(kernel, layouts.FATTR_MODE, 0o100600) == (errno.EPERM, b"")
 
 
+@pytest.fixture
+def attributed(kernel: Kernel, shared: int) -> int:
+    """A descriptor that is shared for extended attributes too."""
+    device = kernel.device
+    kernel.attach(layouts.GETXATTR, layouts.LISTXATTR, layouts.SETXATTR)
+    kernel.answer = errno.EPERM
+    device.share(NODE, shared, device.ATTRIBUTES | device.XATTRS)
+    return shared
+
+
+ACL = b"system.posix_acl_access"
+NAMED_USER = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", *entry)
+    for entry in ((1, 6, 0xFFFFFFFF), (2, 4, 1234), (4, 4, 0xFFFFFFFF), (16, 4, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF))
+)
+
+
+def _set_acl(kernel: Kernel, value: bytes, flags: int = 0, name: bytes = ACL) -> tuple[int, bytes]:
+    return kernel.ask(layouts.SETXATTR, struct.pack("=II", len(value), flags) + name + b"\0" + value)
+
+
+def test_attributes_that_are_not_there(kernel: Kernel, attributed: int) -> None:
+    assert kernel.ask(layouts.LISTXATTR, struct.pack("=II", 0, 0)) == (0, bytes(8))
+    assert kernel.ask(layouts.LISTXATTR, struct.pack("=II", 100, 0)) == (0, b"")
+    for name in (ACL, b"security.capability"):
+        assert kernel.ask(layouts.GETXATTR, GETXATTR + name + b"\0") == (errno.ENODATA, b"")
+    assert not kernel.calls
+    for name in (b"user.x", b"user.fuseunion.layer", b"trusted.x", ACL + b"2"):
+        assert kernel.ask(layouts.GETXATTR, GETXATTR + name + b"\0") == (errno.EPERM, b"")
+    assert kernel.ask(layouts.LISTXATTR, bytes(4)) == (errno.EIO, b"")
+
+
+def test_an_acl_is_set(kernel: Kernel, attributed: int) -> None:
+    assert _set_acl(kernel, NAMED_USER) == (0, b"")
+    assert os.getxattr(attributed, ACL) == NAMED_USER
+    assert not kernel.calls
+    assert kernel.changed == [NODE]
+    assert kernel.ask(layouts.GETXATTR, GETXATTR + ACL + b"\0") == (errno.EPERM, b""), "it is there now"
+    assert kernel.ask(layouts.LISTXATTR, struct.pack("=II", 100, 0)) == (errno.EPERM, b"")
+
+
+def test_attributes_that_need_a_decision(kernel: Kernel, attributed: int) -> None:
+    for value, flags, name in ((NAMED_USER, 1, ACL), (b"nonsense", 0, ACL), (b"x", 0, b"user.x"), (b"", 0, ACL + b"x")):
+        assert _set_acl(kernel, value, flags, name) == (errno.EPERM, b""), name
+    assert os.listxattr(attributed) == []
+    kernel.device.share(NODE, attributed, kernel.device.ATTRIBUTES)
+    assert _set_acl(kernel, NAMED_USER) == (errno.EPERM, b"")
+    assert kernel.ask(layouts.LISTXATTR, struct.pack("=II", 100, 0)) == (errno.EPERM, b"")
+    kernel.device.share(NODE, attributed, kernel.device.READS | kernel.device.XATTRS)
+    assert _set_acl(kernel, NAMED_USER) == (errno.EPERM, b"")
+
+
 def test_short_requests(kernel: Kernel, owned: int) -> None:
     for opcode in (layouts.SETATTR, layouts.GETXATTR):
         assert kernel.ask(opcode, bytes(4)) == (errno.EIO, b"")
 
 
-ABSENT = layouts.ENTRY.pack(0, 0, 100, 0, 5, *(0,) * 17)
-
-
-@pytest.fixture
-def layers(kernel: Kernel, tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """Two directories, shared as one; what the handler says is an error."""
-    kernel.attach(layouts.LOOKUP)
-    kernel.answer = errno.EPERM
-    fds = []
-    for name, below in (("upper", "new"), ("lower", "old")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / below).write_bytes(b"")
-        fds.append(os.open(tmp_path / name, os.O_PATH))
-    kernel.device.share_directory(NODE, tuple(fds))
-    yield fds[0], fds[1]
-    for fd in fds:
-        os.close(fd)
-    kernel.device.unshare_directories()
-
-
-def test_names_that_are_nowhere(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
-    assert kernel.ask(layouts.LOOKUP, b"none\0") == (0, ABSENT)
-    (tmp_path / "upper/none").symlink_to("nothing")
-    for name in (b"none", b"new", b"old", b".wh.none", b"n" * 256, b"new/none"):
-        assert kernel.ask(layouts.LOOKUP, name + b"\0") == (errno.EPERM, b""), name
-    assert kernel.ask(layouts.LOOKUP, b"unterminated") == (errno.EIO, b"")
-    assert kernel.ask(layouts.LOOKUP, b"none\0", NODE + 1) == (errno.EPERM, b"")
-
-
-@pytest.mark.parametrize("way", ["forgotten", "unshared", "another in its place"])
-def test_a_directory_is_shared_until(kernel: Kernel, layers: tuple[int, int], way: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    if way == "forgotten":
-        kernel.send(layouts.FORGET, struct.pack("=Q", 1))
-        kernel.serve()
-    elif way == "unshared":
-        kernel.device.unshare_directories()
-    else:
-        for number in range(1000, 1200):
-            kernel.device.share_directory(number, layers)
-        kernel.device.unshare_directories()
-    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
-    assert len(os.listdir("/proc/self/fd")) == before - 2, "the descriptors are its own"
-
-
-def test_what_is_no_directory_to_share(kernel: Kernel, layers: tuple[int, int]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    for fds, error in (
-        ((), ValueError),
-        (layers * 2, ValueError),
-        ((layers[0], 1 << 20), OSError),
-        (("x",), TypeError),
-    ):
-        with pytest.raises(error):
-            kernel.device.share_directory(NODE + 1, fds)
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_comparing(kernel: Kernel, layers: tuple[int, int], shared: int) -> None:
+def test_comparing(kernel: Kernel, shared: int, tmp_path: Path) -> None:
     """For tests: Python is asked too, and a difference is told as the bug that it is."""
+    directory = os.open(tmp_path, os.O_PATH)
+    kernel.device.share_directory(NODE, (directory,), 0)
+    os.close(directory)
     kernel.attach(layouts.LOOKUP, layouts.READ, compares=True)
     kernel.device.share(NODE, shared, kernel.device.READS)
     kernel.answer = ABSENT
@@ -697,7 +609,10 @@ def feed(seed: int, module: str) -> None:
     kernel = Kernel()
     kernel.device = _loaded(module)
     shared = os.memfd_create("shared")
-    directory = os.open(PROJECT, os.O_PATH)
+    place = Path(tempfile.mkdtemp())
+    for name in ("README.md", "Makefile", "LICENSE"):
+        shutil.copy(PROJECT / name, place)
+    directory = os.open(place, os.O_PATH)
     device = os.fstat(directory).st_dev
     names = [(number, name) for number, name in enumerate([b"README.md", b"Makefile", b"LICENSE", b"x" * 300])]
     kernel.attach(*(opcode for opcode, _, _ in REQUESTS.values()))
@@ -706,8 +621,8 @@ def feed(seed: int, module: str) -> None:
     for _ in range(4000):
         kernel.answer = dice.choice(answers)
         if not dice.randrange(10):
-            kernel.device.share(NODE, shared, dice.randrange(32))
-            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4))
+            kernel.device.share(NODE, shared, dice.randrange(64))
+            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), dice.randrange(8))
             layers = [(directory, device, 0)] * dice.randrange(4)
             kernel.device.pack_plain(layers, dice.random() < 0.5, names, dice.randrange(4), dice.randrange(700), 1, 0)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
@@ -720,4 +635,5 @@ def feed(seed: int, module: str) -> None:
         except BlockingIOError:
             continue
         assert OUT.unpack_from(message)[0] == len(message)
+    shutil.rmtree(place)
     print("fed")

@@ -32,6 +32,7 @@ from fuseunion.core.tree.place import Held, InUpper
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import OpenObject, RealObject
+from fuseunion.linux.recognition import DiskId
 
 _NEVER_INHERITED = frozenset({xattr_names.CAPABILITY})
 """What no new object has, and what the kernel asks for before the first write."""
@@ -190,20 +191,33 @@ def _register(state: State, place: _Place, kind: int, fd: int = -1) -> Inode:
             _undo(state, place, kind)
         place.directory.stale()
         raise
-    ino = state.table.free_number(state.numbers.number(st.st_dev, st.st_ino))
     inode: Inode
+    disk_id = st.st_dev, st.st_ino
     if stat.S_ISDIR(st.st_mode):
+        ino = state.table.free_number(state.numbers.number(*disk_id))
         inode = Directory(ino, place.directory, place.name, place.upper.child(place.name, st), ())
+        _enter(state, place.directory, place.name, inode)
     else:
-        where = InUpper(place.upper, place.name, state.numbers.device(st.st_dev), st.st_ino)
-        inode = file = File(ino, stat.S_IFMT(shown.st_mode), where)
-        file.add_name(place.directory, place.name)
+        kind = stat.S_IFMT(shown.st_mode)
+        inode = _file_in_upper(state, place.directory, place.upper, place.name, disk_id, kind)
     inode.st = shown
+    return inode
+
+
+def _file_in_upper(state: State, directory: Directory, upper: RealDir, name: bytes, disk_id: DiskId, kind: int) -> File:
+    device, number = disk_id
+    where = InUpper(upper, name, state.numbers.device(device), number)
+    file = File(state.table.free_number(state.numbers.number(device, number)), kind, where)
+    file.add_name(directory, name)
+    _enter(state, directory, name, file)
+    return file
+
+
+def _enter(state: State, directory: Directory, name: bytes, inode: Inode) -> None:
     inode.absent_xattrs = _NEVER_INHERITED
     state.table.add(inode)
-    place.directory.children[place.name] = inode
-    place.directory.stale()
-    return inode
+    directory.children[name] = inode
+    directory.stale()
 
 
 def _undo(state: State, place: _Place, kind: int) -> None:
@@ -260,6 +274,43 @@ def create(state: State, directory: Directory, name: bytes, mode: int, owner: Ow
             os.close(fd)
         state.descriptors.give_back()
         raise
+
+
+def makes_at_once(state: State, directory: Directory) -> bool:
+    """Whether a regular file that the daemon's own user makes in a directory is made by one open(2) in the upper, where
+    no layer has its name. That stays so."""
+    upper = directory.upper
+    return (
+        upper is not None
+        and not directory.removed
+        and upper.layer.ownership is None
+        and upper.is_known_to_hide_nothing
+        and not (upper.exchanged or upper.holds_the_mount)
+    )
+
+
+def take_over(state: State, directory: Directory, name: bytes, fd: int, disk_id: DiskId) -> tuple[File, FileHandle]:
+    """The file and its handle, as of `create`, for a file that was made where `makes_at_once` says so.
+
+    Args:
+        fd: of the file, open for reading and writing; the handle's, unless this fails.
+        disk_id: its st_dev and st_ino.
+
+    Raises:
+        OSError: ENFILE.
+    """
+    upper = directory.upper
+    assert upper is not None
+    state.descriptors.take_for_file()
+    file = _file_in_upper(state, directory, upper, name, disk_id, stat.S_IFREG)
+    return file, FileHandle(file, fd, writable=True)
+
+
+def take_back(state: State, directory: Directory, name: bytes) -> None:
+    """Remove a file that was made where `makes_at_once` says so, and that nobody has seen."""
+    upper = directory.upper
+    assert upper is not None
+    _undo(state, _Place(directory, upper, name, device=False, hidden=False), stat.S_IFREG)
 
 
 def tmpfile(state: State, directory: Directory, mode: int, owner: Owner) -> tuple[File, FileHandle]:

@@ -63,6 +63,11 @@ class Inode:
         """Somebody else may have changed its attributes."""
         self.absent_xattrs = NONE_ABSENT
 
+    def may_have(self, xattr: bytes) -> None:
+        """An attribute that it lacked may have been set."""
+        if xattr in self.absent_xattrs:
+            self.absent_xattrs -= {xattr}
+
     @property
     def removed(self) -> bool:
         """True when no name leads to the inode."""

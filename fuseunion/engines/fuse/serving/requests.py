@@ -86,6 +86,7 @@ class Requests:
         list_layers: the virtual attributes that say where things lie are listed.
 
     Attributes:
+        lists_layers: the same.
         device: the /dev/fuse descriptor that the requests come from, once there are any.
         busiest: which inodes are asked for most.
         forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
@@ -95,7 +96,7 @@ class Requests:
 
     def __init__(self, union: Union, *, own_root: bool = False, list_layers: bool = False) -> None:
         self.union = union
-        self._list_layers = list_layers
+        self.lists_layers = list_layers
         self.own_root = own_root
         self.callers = Callers(union, own_root=own_root)
         self.workers = Workers()
@@ -382,7 +383,7 @@ class Requests:
     def listxattr(self, number: int, uid: int) -> list[bytes]:
         """The names that this user may see."""
         names = [name for name in self.union.listxattr(self.inode(number)) if name not in _OF_ALL]
-        if self._list_layers:
+        if self.lists_layers:
             names += _OF_ALL
         if uid == 0:
             return names

@@ -33,11 +33,11 @@ from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.absent_names import AbsentNames
 from fuseunion.engines.fuse.wire.entries import Entries
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.native.device import device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
+from fuseunion.engines.fuse.wire.shared_directories import SharedDirectories
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
@@ -100,8 +100,11 @@ class Answers:
         self._callers = requests.callers
         self._identity = self._union.settings.identity
         self._entries = Entries(self._union, timeout)
-        self._open_files = OpenFiles(self._union, requests.reader, _DESCRIPTORS, shows_all=not requests.own_root)
-        self._absent_names = AbsentNames(self._union)
+        shows_all = not requests.own_root
+        self._open_files = OpenFiles(
+            self._union, requests.reader, _DESCRIPTORS, shows_all=shows_all, lists_more=requests.lists_layers
+        )
+        self._directories = SharedDirectories(self._union, shows_all=shows_all)
         self._listings = Listings(self._union)
         requests.forget_layers = self._forget_layers
         self._lost_capability = -1  # the inode of which the kernel took one away last
@@ -164,15 +167,15 @@ class Answers:
     @property
     def holds_files(self) -> bool:
         """True when a descriptor is kept for what may come next."""
-        return bool(self._open_files) or bool(self._absent_names)
+        return bool(self._open_files) or bool(self._directories)
 
     def close_files(self) -> None:
         """Nobody has asked for anything for a while: keep nothing open."""
         self._open_files.close_all()
-        self._absent_names.close()
+        self._directories.close()
 
     def _forget_layers(self) -> None:
-        self._absent_names.close()
+        self._directories.close()
         self._listings.forget_all()
 
     @property
@@ -196,7 +199,7 @@ class Answers:
         inode = self._requests.lookup(parent, name)
         if inode is not None:
             return self._told(inode)
-        self._absent_names.found_in(parent)
+        self._directories.lacks_a_name(self._union.directory(parent))
         return self._entries.negative
 
     def _forget(self, number: int, nlookup: int) -> None:
@@ -334,7 +337,27 @@ class Answers:
         # It is going to be written to.
         file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
         self._open_files.share_new(self._open_files.keep(handle), mode)
+        self._directories.made_file(directory)
         return self._told(file)
+
+    def made(self, parent: int, name: bytes, fd: int, device: int, number: int) -> int:
+        """A file was made without asking, in a directory that is shared for it. Returns the number to show.
+
+        Raises:
+            OSError: ENFILE; it was taken away.
+        """
+        directory = self._union.directory(parent)
+        try:
+            file, handle = self._open_files.retried(
+                lambda: self._union.take_over(directory, name, fd, (device, number))
+            )
+        except OSError:
+            os.close(fd)
+            self._union.take_back(directory, name)
+            raise
+        self._open_files.share_new(self._open_files.keep(handle), 0)
+        self._requests.told(file)
+        return file.ino
 
     def _tmpfile(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int) -> bytes:
         directory = self._union.directory(parent)
@@ -589,6 +612,7 @@ class Answers:
         length = min(length, max(os.fstat(fd).st_size - offset, 0))
         if length > _SMALL_RANGE or (length and self._requests.reader.would_wait(fd, length, offset)):
             return None
+        self._open_files.share_for_reading(origin)
         self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
         file.stale()
         return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0

@@ -15,7 +15,7 @@ import errno
 import logging
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pyfuse3
 import trio
@@ -24,11 +24,13 @@ from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
 from fuseunion.engines.fuse.asking.watching.counts import Counts, Durations, together
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.answers import Answer, Answers
+from fuseunion.engines.fuse.wire.answers import Answers
 from fuseunion.engines.fuse.wire.native.device import compares, device
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")
+
+T = TypeVar("T")
 
 _AT_ONCE = 64
 """Requests between two turns of the other tasks."""
@@ -84,8 +86,10 @@ class WireLoop:
         handlers = self._answers.handlers()
         self._names = self._answers.names()
         self._answers.watch_with(self._counts, self._cause)
+        made: Callable[..., int] = self._answers.made
         if self._trace:
             handlers = {opcode: _traced(handler) for opcode, handler in handlers.items()}
+            made = _traced(made)
         assert device is not None
         device.attach(
             self.served,
@@ -94,6 +98,7 @@ class WireLoop:
             self._later,
             self._failed,
             self._answers.changed,
+            made,
             self._wanted,
             layouts.ATOMIC_O_TRUNC,
             *self._answers.valid,
@@ -189,10 +194,10 @@ class WireLoop:
         return errno.EIO
 
 
-def _traced(handler: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
+def _traced(handler: Callable[..., T]) -> Callable[..., T]:
     name = handler.__name__.removeprefix("_")
 
-    def traced(*args: Any) -> Answer | None:
+    def traced(*args: Any) -> T:
         if trace_log.isEnabledFor(logging.DEBUG):
             trace_log.debug("%s%r", name, args)
         return handler(*args)

@@ -82,11 +82,13 @@ class OpenFiles:
         reader: knows whose reads never wait.
         most: how many are kept.
         shows_all: the kernel decides who may change what.
+        lists_more: more extended attributes are listed than a file has.
     """
 
-    def __init__(self, union: Union, reader: Reader, most: int, *, shows_all: bool) -> None:
+    def __init__(self, union: Union, reader: Reader, most: int, *, shows_all: bool, lists_more: bool) -> None:
         self._union = union
         self._shows_all = shows_all
+        self._shows_xattrs = shows_all and not lists_more
         self._reader = reader
         self._most = most
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
@@ -168,6 +170,8 @@ class OpenFiles:
                 opened.uses |= _device().ATTRIBUTES
                 if xattr_names.CAPABILITY in handle.file.absent_xattrs:
                     opened.uses |= _device().NO_CAPABILITY
+            if self._shows_xattrs and self._union.has_its_own_attributes(handle.file):
+                opened.uses |= _device().XATTRS
             _device().share(handle.file.ino, handle.fd, opened.uses)
 
     @staticmethod
@@ -181,6 +185,7 @@ class OpenFiles:
         known = self._files.get(number)
         if known is not None:
             known.handle.file.stale()
+            known.handle.file.may_have(xattr_names.POSIX_ACL_ACCESS)
 
     def close(self, number: int) -> None:
         """Close the descriptor of a file, if it has one."""

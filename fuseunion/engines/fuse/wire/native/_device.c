@@ -13,7 +13,7 @@
  * What needs no decision is repeated here without asking Python: reads and writes of a file whose descriptor Python has
  * shared (`share`), its attributes, and changes of them, until Python takes that back (`unshare`). What was changed is
  * told to Python before it does anything else (`changed`), because the attributes that it remembers are not true any
- * more. And a name that is in none of the layers of a directory (`share_directory`) is answered as not being there.
+ * more. Which names are not in a directory is said here too, and files are made in it (directories.c).
  *
  * Nothing is allocated for a request but what Python needs. One session for each process, one thread: the functions are
  * called with the GIL held, and let go of it only while they wait.
@@ -23,6 +23,7 @@
 
 #define _GNU_SOURCE
 #include "copy.h"
+#include "directories.h"
 #include "plain.h"
 
 #include <dlfcn.h>
@@ -38,6 +39,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -68,8 +70,9 @@ enum {
 enum outcome { IDLE, PASSED, TURN };
 
 /* What a shared descriptor may be used for. NEVER_WAITS: for a disk. ATTRIBUTES: what it has is what is shown of the
- * file, and what is changed of it, but for set-ID bits. NO_CAPABILITY: the file has no attribute security.capability. */
-enum { READS = 1, WRITES = 2, NEVER_WAITS = 4, ATTRIBUTES = 8, NO_CAPABILITY = 16 };
+ * file, and what is changed of it, but for set-ID bits. NO_CAPABILITY: the file has no attribute security.capability.
+ * XATTRS: what it has of extended attributes is what the file has, and all of them. */
+enum { READS = 1, WRITES = 2, NEVER_WAITS = 4, ATTRIBUTES = 8, NO_CAPABILITY = 16, XATTRS = 32 };
 
 #define SHARED 1024
 
@@ -99,15 +102,6 @@ struct busy {
     uint64_t number, count;
 };
 
-#define DIRECTORIES 16
-#define LAYERS 3
-
-/* A directory by descriptors of everything that may hold a name in it, which are ours. As `shared` for the rest. */
-struct directory {
-    uint64_t number;
-    int count, fds[LAYERS];
-};
-
 /* -- state --------------------------------------------------------------------------------------------------------- */
 
 static struct {
@@ -117,13 +111,12 @@ static struct {
     uint64_t init_unique, offered, wanted, unwanted;
     PyObject *handlers[OPCODES]; /* callables; NULL for what libfuse answers */
     int refusals[OPCODES];       /* an error number that needs no handler */
-    PyObject *later, *failed, *tell;
+    PyObject *later, *failed, *tell, *made;
     struct shared shared[SHARED];
     uint64_t changed[SHARED]; /* the numbers to tell Python of */
     size_t changes;
     uint64_t seconds; /* how long the kernel may believe what it is told */
     uint32_t nsec;
-    struct directory directories[DIRECTORIES];
     bool compares;
     int64_t crowded_until; /* CLOCK_MONOTONIC */
     char *data; /* what is answered without Python */
@@ -370,6 +363,7 @@ static int error_of_exception(uint32_t opcode)
 /* -- what needs no decision ---------------------------------------------------------------------------------------- */
 
 #define CAPABILITY "security.capability"
+#define ACCESS_ACL "system.posix_acl_access"
 
 /* An answer without Python: an error number, or bytes in `device.data`. */
 struct known {
@@ -449,53 +443,57 @@ static bool repeat_write(const struct fuse_in_header *header, const struct fuse_
     return true;
 }
 
-static struct directory *directory_of(uint64_t number)
+/* Say that a name is not there, where no layer has it. */
+static void say_absent(struct known *known)
 {
-    return &device.directories[(number * 0x9E3779B97F4A7C15u) >> 60]; /* the upper four bits */
-}
-
-static void unshare_directory(struct directory *directory)
-{
-    for (int i = 0; i < directory->count; i++)
-        close(directory->fds[i]);
-    directory->number = 0;
-    directory->count = 0;
-}
-
-/* Say that a name is not there, where no layer has it. Returns false for all else: Python decides. */
-static bool look_in_shared(const struct directory *directory, const char *name, size_t size, struct known *known)
-{
-    if (strnlen(name, size) == size || strncmp(name, ".wh.", 4) == 0)
-        return false;
-    struct stat st;
-    for (int i = 0; i < directory->count; i++)
-        if (fstatat(directory->fds[i], name, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
-            return false;
     struct fuse_entry_out out = {.entry_valid = device.seconds, .entry_valid_nsec = device.nsec};
     memcpy(device.data, &out, sizeof out);
     *known = (struct known){.size = sizeof out};
-    return true;
 }
 
-/* The attributes of a shared file (Entries in entries.py). */
+/* Say what an inode has (Entries in entries.py). */
+static void say_attributes(uint64_t number, const struct stat *st, struct known *known)
+{
+    struct fuse_attr_out out = {.attr_valid = device.seconds, .attr_valid_nsec = device.nsec};
+    fill_attributes(&out.attr, st, number);
+    memcpy(device.data, &out, sizeof out);
+    *known = (struct known){.size = sizeof out};
+}
+
 static bool look_at_shared(const struct shared *shared, struct known *known)
 {
     struct stat st;
     if (fstat(shared->fd, &st) != 0)
         return false;
-    struct fuse_attr_out out = {.attr_valid = device.seconds, .attr_valid_nsec = device.nsec};
-    fill_attributes(&out.attr, &st, shared->number);
-    memcpy(device.data, &out, sizeof out);
-    *known = (struct known){.size = sizeof out};
+    say_attributes(shared->number, &st, known);
     return true;
+}
+
+static bool is_name(const char *text, size_t size, const char *name)
+{
+    return size == strlen(name) + 1 && memcmp(text, name, size) == 0;
+}
+
+/* Whether a file has not the attribute with a name, as far as that is known. */
+static bool lacks_attribute(const struct shared *shared, const char *name, size_t size)
+{
+    if (shared->uses & NO_CAPABILITY && is_name(name, size, CAPABILITY))
+        return true;
+    return shared->uses & XATTRS && (is_name(name, size, CAPABILITY) || is_name(name, size, ACCESS_ACL)) &&
+           fgetxattr(shared->fd, name, NULL, 0) < 0 && errno == ENODATA;
 }
 
 /* The answer to a request that changes nothing. Returns false where Python has to give it. */
 static bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
 {
+    struct stat st;
     if (header->opcode == FUSE_LOOKUP) {
-        const struct directory *directory = directory_of(header->nodeid);
-        return directory->number == header->nodeid && look_in_shared(directory, body, size, known);
+        say_absent(known);
+        return is_absent(header->nodeid, body, size);
+    }
+    if (header->opcode == FUSE_GETATTR && look_at_directory(header->nodeid, &st)) {
+        say_attributes(header->nodeid, &st, known);
+        return true;
     }
     const struct shared *shared = place_of(header->nodeid);
     if (shared->number != header->nodeid)
@@ -513,9 +511,11 @@ static bool is_known(const struct fuse_in_header *header, const char *body, size
     case FUSE_GETXATTR: {
         const size_t at = sizeof(struct fuse_getxattr_in);
         *known = (struct known){.error = ENODATA};
-        return shared->uses & NO_CAPABILITY && size == at + sizeof CAPABILITY &&
-               memcmp(body + at, CAPABILITY, sizeof CAPABILITY) == 0;
+        return size > at && lacks_attribute(shared, body + at, size - at);
     }
+    case FUSE_LISTXATTR:
+        *known = (struct known){.size = 0};
+        return shared->uses & XATTRS && size >= sizeof(struct fuse_getxattr_in) && flistxattr(shared->fd, NULL, 0) == 0;
     default:
         return false;
     }
@@ -550,9 +550,57 @@ static bool repeat_change(const struct fuse_in_header *header, const struct fuse
     return true;
 }
 
+/* Set the ACL of a file, which has no set-group-ID bit to lose. What fails is begun again by Python. */
+static bool repeat_acl(const struct fuse_in_header *header, const char *body, size_t size, struct shared *shared)
+{
+    enum { VALUE_AT = FUSE_COMPAT_SETXATTR_IN_SIZE + sizeof ACCESS_ACL };
+    const struct fuse_setxattr_in *in = (const struct fuse_setxattr_in *)body;
+    if (size < VALUE_AT || in->flags != 0 || size - VALUE_AT < in->size)
+        return false;
+    const char *name = body + FUSE_COMPAT_SETXATTR_IN_SIZE;
+    if (!is_name(name, sizeof ACCESS_ACL, ACCESS_ACL) || !note_change(shared) ||
+        fsetxattr(shared->fd, name, body + VALUE_AT, in->size, 0) != 0)
+        return false;
+    answer(header->unique, 0, NULL, 0);
+    return true;
+}
+
+/* Make a file; Python only takes it over. Returns false when nothing was made. */
+static bool repeat_mknod(const struct fuse_in_header *header, const char *body, size_t size)
+{
+    struct stat st;
+    if (device.changes > 0 && tell_changes() < 0) {
+        answer(header->unique, error_of_exception(FUSE_MKNOD), NULL, 0);
+        return true;
+    }
+    const int fd = make_file(header, body, size, &st);
+    if (fd < 0)
+        return false;
+    const char *name = body + sizeof(struct fuse_mknod_in);
+    PyObject *number = PyObject_CallFunction(device.made, "KyiKK", (unsigned long long)header->nodeid, name, fd,
+                                             (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+    struct fuse_entry_out out = {
+        .nodeid = number != NULL ? PyLong_AsUnsignedLongLong(number) : 0,
+        .entry_valid = device.seconds,
+        .attr_valid = device.seconds,
+        .entry_valid_nsec = device.nsec,
+        .attr_valid_nsec = device.nsec,
+    };
+    Py_XDECREF(number);
+    if (PyErr_Occurred()) {
+        answer(header->unique, error_of_exception(FUSE_MKNOD), NULL, 0);
+        return true;
+    }
+    fill_attributes(&out.attr, &st, out.nodeid);
+    answer(header->unique, 0, &out, sizeof out);
+    return true;
+}
+
 /* Change what was asked for, if that can be done without Python. */
 static bool repeat(const struct fuse_in_header *header, const char *body, size_t size)
 {
+    if (header->opcode == FUSE_MKNOD)
+        return repeat_mknod(header, body, size);
     struct shared *shared = place_of(header->nodeid);
     if (shared->number != header->nodeid)
         return false;
@@ -560,6 +608,8 @@ static bool repeat(const struct fuse_in_header *header, const char *body, size_t
         const struct fuse_write_in *in = (const struct fuse_write_in *)body;
         return size - sizeof *in >= in->size && repeat_write(header, in, shared);
     }
+    if (header->opcode == FUSE_SETXATTR && shared->uses & ATTRIBUTES && shared->uses & XATTRS)
+        return repeat_acl(header, body, size, shared);
     if (header->opcode == FUSE_SETATTR && shared->uses & ATTRIBUTES && size >= sizeof(struct fuse_setattr_in))
         return repeat_change(header, (const struct fuse_setattr_in *)body, shared);
     return false;
@@ -609,7 +659,8 @@ PyDoc_STRVAR(share_doc,
              "share(number, fd, uses)\n--\n\n"
              "Let a descriptor be used for the inode with this number. It may be forgotten at any time.\n\n"
              "uses: READS, WRITES; ATTRIBUTES where those of the descriptor are what is shown and changed, but for set-ID\n"
-             "bits, of which it has none; NO_CAPABILITY where it has none; NEVER_WAITS where it waits for no disk.");
+             "bits, of which it has none; NO_CAPABILITY where it has none; NEVER_WAITS where it waits for no disk; XATTRS where\n"
+             "its extended attributes are the file's.");
 PyDoc_STRVAR(unshare_doc, "unshare(number)\n--\n\nUse no descriptor for this inode any more.");
 
 static PyObject *share_number(PyObject *module, PyObject *const *args, Py_ssize_t count)
@@ -637,51 +688,6 @@ static PyObject *unshare_number(PyObject *module, PyObject *argument)
     struct shared *shared = place_of(number);
     if (shared->number == number)
         *shared = (struct shared){.number = 0};
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(share_directory_doc,
-             "share_directory(number, fds)\n--\n\n"
-             "Answer for the directory with this number which names are not there, by descriptors of all that may hold one,\n"
-             "which are opened again. It may be forgotten at any time, and is when the kernel forgets the number.\n\n"
-             "Raises OSError of openat(2), ValueError for more than 3.");
-PyDoc_STRVAR(unshare_directories_doc, "unshare_directories()\n--\n\nClose the descriptors of all directories.");
-
-static PyObject *share_directory(PyObject *module, PyObject *args)
-{
-    (void)module;
-    unsigned long long number;
-    PyObject *fds;
-    if (!PyArg_ParseTuple(args, "KO!", &number, &PyTuple_Type, &fds))
-        return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(fds);
-    if (count < 1 || count > LAYERS) {
-        PyErr_SetString(PyExc_ValueError, "1 to 3 descriptors");
-        return NULL;
-    }
-    struct directory shared = {.number = number};
-    for (; shared.count < count; shared.count++) {
-        int fd = (int)PyLong_AsLong(PyTuple_GET_ITEM(fds, shared.count));
-        /* Not duplicated: the lock that a layer's root has would be held too. */
-        int own = PyErr_Occurred() ? -1 : openat(fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (own < 0) {
-            unshare_directory(&shared);
-            return PyErr_Occurred() ? NULL : PyErr_SetFromErrno(PyExc_OSError);
-        }
-        shared.fds[shared.count] = own;
-    }
-    struct directory *place = directory_of(number);
-    unshare_directory(place);
-    *place = shared;
-    Py_RETURN_NONE;
-}
-
-static PyObject *unshare_directories(PyObject *module, PyObject *unused)
-{
-    (void)module;
-    (void)unused;
-    for (size_t i = 0; i < DIRECTORIES; i++)
-        unshare_directory(&device.directories[i]);
     Py_RETURN_NONE;
 }
 
@@ -979,9 +985,7 @@ static void forget(const request *r)
         list = (struct fuse_forget_one *)(r->body + sizeof(struct fuse_batch_forget_in));
     }
     for (size_t i = 0; i < count; i++) {
-        struct directory *directory = directory_of(list[i].nodeid);
-        if (directory->number == list[i].nodeid)
-            unshare_directory(directory);
+        unshare_directory(list[i].nodeid);
         PyObject *result = PyObject_CallFunction(handler, "KK", (unsigned long long)list[i].nodeid,
                                                  (unsigned long long)list[i].nlookup);
         if (result == NULL)
@@ -1042,7 +1046,10 @@ static enum outcome dispatch(size_t size, int64_t since)
     const bool without = is_known(header, r->body, r->size, &known);
     if (without && !device.compares) {
         device.alone[opcode]++;
-        answer(unique, known.error, device.data, known.size);
+        if (opcode == FUSE_LISTXATTR)
+            answer_sized(unique, device.data, known.size, BODY(struct fuse_getxattr_in)->size);
+        else
+            answer(unique, known.error, device.data, known.size);
         return IDLE;
     }
     if (repeat(header, r->body, r->size)) {
@@ -1209,10 +1216,11 @@ static PyObject *reply(PyObject *module, PyObject *args)
 }
 
 PyDoc_STRVAR(attach_doc,
-             "attach(fd, handlers, refusals, later, failed, changed, wanted, unwanted, seconds, nsec, compares)\n--\n\n"
+             "attach(fd, handlers, refusals, later, failed, changed, made, wanted, unwanted, seconds, nsec, compares)\n--\n\n"
              "Serve a mounted /dev/fuse descriptor from here on; comes before pyfuse3.init.\n\n"
              "handlers: opcode -> callable; refusals: opcode -> errno; later(opcode, unique, room, since, result) takes\n"
              "what is no answer yet; failed(opcode, exception) -> errno; changed(number): a file that was changed without asking;\n"
+             "made(parent, name, fd, st_dev, st_ino) -> number: a file that was made (directories.c), and is Python's now;\n"
              "wanted, unwanted: flags of FUSE_INIT; seconds, nsec: how long the kernel may believe what it is told;\n"
              "compares: ask Python too where it need not be asked, for tests.\n"
              "Raises OSError of fcntl(2), mmap(2).");
@@ -1221,12 +1229,12 @@ static PyObject *attach(PyObject *module, PyObject *args)
 {
     (void)module;
     int fd;
-    PyObject *handlers, *refusals, *later, *failed, *changed;
+    PyObject *handlers, *refusals, *later, *failed, *changed, *made;
     unsigned long long wanted, unwanted, seconds;
     unsigned int nsec;
     int compares;
-    if (!PyArg_ParseTuple(args, "iO!O!OOOKKKIp", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
-                          &changed, &wanted, &unwanted, &seconds, &nsec, &compares))
+    if (!PyArg_ParseTuple(args, "iO!O!OOOOKKKIp", &fd, &PyDict_Type, &handlers, &PyDict_Type, &refusals, &later, &failed,
+                          &changed, &made, &wanted, &unwanted, &seconds, &nsec, &compares))
         return NULL;
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
@@ -1266,6 +1274,8 @@ static PyObject *attach(PyObject *module, PyObject *args)
     Py_XSETREF(device.failed, failed);
     Py_INCREF(changed);
     Py_XSETREF(device.tell, changed);
+    Py_INCREF(made);
+    Py_XSETREF(device.made, made);
     device.wanted = wanted;
     device.unwanted = unwanted;
     device.compares = compares;
@@ -1417,7 +1427,9 @@ PyMODINIT_FUNC PyInit__device(void)
     if (PyModule_AddIntMacro(module, IDLE) < 0 || PyModule_AddIntMacro(module, PASSED) < 0 ||
         PyModule_AddIntMacro(module, TURN) < 0 || PyModule_AddIntMacro(module, READS) < 0 ||
         PyModule_AddIntMacro(module, WRITES) < 0 || PyModule_AddIntMacro(module, NEVER_WAITS) < 0 ||
-        PyModule_AddIntMacro(module, ATTRIBUTES) < 0 || PyModule_AddIntMacro(module, NO_CAPABILITY) < 0) {
+        PyModule_AddIntMacro(module, ATTRIBUTES) < 0 || PyModule_AddIntMacro(module, NO_CAPABILITY) < 0 ||
+        PyModule_AddIntMacro(module, SHOWN) < 0 || PyModule_AddIntMacro(module, MADE) < 0 ||
+        PyModule_AddIntMacro(module, UMASK) < 0 || PyModule_AddIntMacro(module, XATTRS) < 0) {
         Py_DECREF(module);
         return NULL;
     }

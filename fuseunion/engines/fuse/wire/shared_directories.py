@@ -1,0 +1,76 @@
+"""Directories that `_device.c` looks at and makes files in by itself.
+
+A directory is shared with it by descriptors of all its layers. What it says of names that are not there cannot be wrong
+later: it asks the layers each time, and all of them, because layers are never added to a directory that is shared
+(Union.whole_stack); one that is taken away only makes it leave the answer to Python. What it says of the directory is
+what the upper's has now. A file that it makes is Python's as soon as it is made (Answers.made).
+
+A shared directory is forgotten when the kernel forgets its number, when another takes its place, and when nobody has
+asked for anything for a while.
+"""
+
+from __future__ import annotations
+
+from fuseunion.core.tree.directory import Directory
+from fuseunion.core.union import Union
+from fuseunion.engines.fuse.wire.native.device import device
+
+_DESCRIPTORS = 48
+"""Of the directories that the module shares at most (directories.c, DIRECTORIES times LAYERS)."""
+
+
+class SharedDirectories:
+    """The directories of one mount that are shared.
+
+    Args:
+        shows_all: the kernel decides who may change what.
+    """
+
+    def __init__(self, union: Union, *, shows_all: bool) -> None:
+        self._union = union
+        self._shows_all = shows_all
+        self._any = False
+        self._may = union.descriptors_to_spare(_DESCRIPTORS)
+        self._made_in = 0  # the number of the last directory that was shared for what is made in it
+
+    def lacks_a_name(self, directory: Directory) -> None:
+        """A name was found not to be in a directory: others will not be in it either."""
+        if self._may:
+            self._share(directory)
+
+    def made_file(self, directory: Directory) -> None:
+        """A file was made in a directory by Python: the next one need not be, if that is why it was."""
+        if self._may and directory.ino != self._made_in and self._makes(directory):
+            self._made_in = directory.ino
+            self._share(directory)
+
+    def _makes(self, directory: Directory) -> bool:
+        return self._shows_all and self._union.settings.identity.trivial and self._union.makes_at_once(directory)
+
+    def _share(self, directory: Directory) -> None:
+        assert device is not None
+        uses = 0
+        try:
+            fds = self._union.whole_stack(directory)
+            if fds is None:
+                return
+            if self._shows_all and self._union.shows_directory_as_it_is(directory):
+                uses |= device.SHOWN
+            if self._makes(directory):
+                uses |= device.MADE | (device.UMASK if self._union.settings.umask_pending else 0)
+            device.share_directory(directory.ino, fds, uses)
+        except OSError:
+            return  # no descriptor left, or one of them is covered by a mount: Python answers
+        self._any = True
+
+    def __bool__(self) -> bool:
+        """Whether a directory may be shared."""
+        return self._any
+
+    def close(self) -> None:
+        """Share none any more."""
+        self._made_in = 0
+        if self._any:
+            assert device is not None
+            device.unshare_directories()
+            self._any = False
