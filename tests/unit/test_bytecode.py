@@ -129,3 +129,71 @@ def test_it_cannot_be_made(package: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("fuseunion: cannot make '")
     assert done.stderr.count("\n") == 1
+
+
+WITH_DOCSTRINGS = '''
+"""Of the module."""
+
+TEXT = "Of the module, once more."
+doc = "Of a function."
+
+
+class Documented:
+    """Of a class."""
+
+    text = "kept"
+
+    def method(self):
+        """Of a method."""
+        return "kept too"
+
+
+class Said:
+    """said twice"""
+
+    text = "said twice"
+
+
+def generator():
+    """Of a function."""
+    return [[word + doc for word in ("a", "b")], (lambda: "lambda")(), list("x" for _ in range(1))],
+
+
+def without():
+    return "a value"
+
+
+async def later():
+    """Of a coroutine."""
+    return f"{TEXT}"
+'''
+
+
+def test_docstrings_are_left_out_and_nothing_else(package: Path) -> None:
+    (package / "documented.py").write_text(WITH_DOCSTRINGS)
+    make = "from fuseunion import bytecode, documented\nfrom fuseunion.bytecode.writing import write\nwrite()"
+    look = """
+import asyncio
+from fuseunion import bytecode
+bytecode.install()
+from fuseunion import documented as d
+print(type(d.__spec__.loader).__name__)
+print([thing.__doc__ for thing in (d, d.Documented, d.Documented.method, d.generator, d.without, d.later)])
+print(d.TEXT, d.Documented.text, d.Documented().method(), d.Said.text)
+print(d.generator()[0], d.without(), asyncio.run(d.later()))
+"""
+    outputs = []
+    for code in (look, make, look):
+        done = _python(package, "-c", code)
+        assert (done.returncode, done.stderr) == (0, "")
+        outputs.append(done.stdout.splitlines())
+    before, _, after = outputs
+    assert [before[0], after[0]] == ["SourceFileLoader", "_Loader"]
+    assert after[1] == "[None, None, None, None, None, None]"
+    assert before[1] != after[1]
+    assert before[2:] == after[2:]
+
+
+def test_a_mount_has_no_docstrings(package: Path) -> None:
+    look = "from fuseunion import bytecode\nbytecode.install()\nfrom fuseunion.core import union\nprint(union.__doc__)"
+    assert _python(package, "-c", look).stdout == "None\n"
