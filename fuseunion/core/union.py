@@ -553,13 +553,17 @@ class Union:
         wants_write = flags & os.O_ACCMODE != os.O_RDONLY
         if wants_write:
             self.state.writable()
-        with self.state.descriptors.taken_for_file():
+        self.state.descriptors.take_for_file()
+        try:
             if not file.in_upper:
                 fd = file.open(os.O_RDONLY)
             elif not wants_write:
                 fd = _open_closed(file, lambda: file.open(os.O_RDONLY))
             else:
                 fd = _open_closed(file, lambda: _open_for_writing(file, flags & os.O_ACCMODE))
+        except BaseException:
+            self.state.descriptors.give_back()
+            raise
         return FileHandle(file, fd, writable=wants_write)
 
     def open_for_a_moment(self, file: File) -> int:

@@ -17,8 +17,7 @@ import errno
 import os
 import resource
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from fuseunion.linux.os_error import os_error
@@ -96,16 +95,6 @@ class Descriptors:
     def give_back(self, count: int = 1) -> None:
         """Undo a `take`."""
         self._others -= count
-
-    @contextmanager
-    def taken_for_file(self) -> Iterator[None]:
-        """`take_for_file`, undone when the block fails."""
-        self.take_for_file()
-        try:
-            yield
-        except BaseException:
-            self.give_back()
-            raise
 
     # -- the cache ---------------------------------------------------------------------------------------------------
 

@@ -613,7 +613,8 @@ class Answers:
         if length > _SMALL_RANGE or (length and self._requests.reader.would_wait(fd, length, offset)):
             return None
         self._open_files.share_for_reading(origin)
-        self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
+        if not target.plain:
+            self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
         file.stale()
         return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0
 

@@ -92,6 +92,7 @@ class OpenFiles:
         self._reader = reader
         self._most = most
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
+        self._uses_of_new = 0  # not known yet
 
     def reading(self, file: File) -> OpenFile:
         """A file to read from. Raises as Union.open."""
@@ -155,10 +156,16 @@ class OpenFiles:
         Args:
             mode: with which it was asked for.
         """
-        if not mode & (stat.S_ISUID | stat.S_ISGID) and not self._union.stores_ownership:
-            opened.plain = True
-            with suppress(OSError):  # the file is made: a look that fails now is no answer
-                self.share_for_writing(opened)
+        if mode & (stat.S_ISUID | stat.S_ISGID) or self._union.stores_ownership:
+            return
+        opened.plain = True
+        if self._uses_of_new:
+            opened.uses = self._uses_of_new
+            _device().share(opened.handle.file.ino, opened.handle.fd, opened.uses)
+            return
+        with suppress(OSError):  # the file is made: a look that fails now is no answer
+            self.share_for_writing(opened)
+            self._uses_of_new = opened.uses  # they lie on one filesystem, and nothing else tells them apart
 
     def _share(self, opened: OpenFile, uses: int) -> None:
         handle = opened.handle
