@@ -36,6 +36,10 @@ def _run() -> int:
     from fuseunion import bytecode
 
     bytecode.install()
+    import signal
+
+    # Where the caller ignores it, nobody hears of the end of a child (waitpid(2), ECHILD).
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     from fuseunion.cli.main import run
 
     return run(sys.argv)

@@ -283,8 +283,7 @@ class _Command:
         task = self._task
         wishes = task.wishes
         if wishes.place is not None:
-            link.sendall(_lines([]))
-            os.chdir(wishes.workdir or os.path.abspath(os.curdir))
+            self._wait_for_go(link, [])
             self._execute_in_place(parent)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         single = ids.is_single_here()
@@ -294,9 +293,7 @@ class _Command:
         if task.plan is not None:
             syscalls.show_memory()  # else our maps are not ours to have written
             syscalls.unshare(syscalls.CLONE_NEWUSER)
-        link.sendall(_lines(over.made))
-        if link.recv(1) != GO:
-            os._exit(ExitCode.FAILURE)
+        self._wait_for_go(link, over.made)
         syscalls.hide_memory()
         as_root = task.plan is None
         if not wishes.own_pids:
@@ -307,8 +304,16 @@ class _Command:
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os._exit(_reap_until(command))
 
+    @staticmethod
+    def _wait_for_go(link: socket.socket, made: list[places.Made]) -> None:
+        """Tell what was made, and wait until this process has its group and its maps: not after execve(2)."""
+        link.sendall(_lines(made))
+        if link.recv(1) != GO:
+            os._exit(ExitCode.FAILURE)
+
     def _execute_in_place(self, parent: int) -> None:
         wishes, environment = self._task.wishes, self._task.environment
+        program.go_to(wishes.workdir, os.path.abspath(os.curdir))
         command = wishes.command or (environment.get("SHELL") or "/bin/sh",)
         program.execute(command, {**environment, **dict(wishes.environment)}, parent)
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from fuseunion.contained import filters
 from fuseunion.contained.wishes import Wishes
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -64,17 +65,34 @@ def run(wishes: Wishes, inherited: Mapping[str, str], parent: int, *, single_id:
     try:
         environment = _environment(inherited, uid, gid, shell, single_id=single_id)
         environment.update(wishes.environment)
-        try:
-            os.chdir(wishes.workdir or "/")
-        except OSError as error:
-            _end(f"--workdir '{wishes.workdir}': {error.strerror}", NOT_EXECUTABLE)
+        go_to(wishes.workdir, "/")
         if as_root:
             _limit_capabilities()
         filters.install(single_id=single_id)
-        _become(uid, gid, single_id=single_id)
     except OSError as error:
         _end(f"cannot prepare the command: {error.strerror}", NOT_EXECUTABLE)
+    try:
+        _become(uid, gid, single_id=single_id)
+    except OSError as error:
+        _end(
+            f"--user {uid}:{gid}: {error.strerror}; the ids that can be had here are in /proc/self/uid_map and gid_map",
+            NOT_EXECUTABLE,
+        )
     execute(command, environment, parent)
+
+
+def go_to(workdir: str | None, usual: str) -> None:
+    """Enter the directory in which the command begins; where that cannot be, this process ends with a line.
+
+    Args:
+        workdir: that of --workdir, or None.
+        usual: where it begins without.
+    """
+    try:
+        os.chdir(usual if workdir is None else workdir)
+    except OSError as error:
+        what = f"'{usual}' in the union" if workdir is None else f"--workdir '{workdir}'"
+        _end(f"{what}: {error.strerror}", NOT_EXECUTABLE)
 
 
 def execute(command: tuple[str, ...], environment: dict[str, str], parent: int) -> NoReturn:
@@ -95,6 +113,8 @@ def execute(command: tuple[str, ...], environment: dict[str, str], parent: int) 
     sys.stdout.flush()
     sys.stderr.flush()
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    if not command[0]:
+        _end("'': no such command in the tree", NOT_FOUND)  # execvpe(3) of Python raises no OSError for it
     try:
         os.execvpe(command[0], command, environment)
     except FileNotFoundError:
@@ -152,7 +172,10 @@ def _limit_capabilities() -> None:
 def _become(uid: int, gid: int, *, single_id: bool) -> None:
     """Be the user; the bounding set takes effect with execve(2) for root, and for others nothing is left."""
     if single_id:
-        return  # the map of the user namespace has made it so
+        # The map of the user namespace has made it so, if the namespace is ours; the filter answers for setuid(2).
+        if uid != os.getuid():
+            raise os_error(errno.EINVAL)
+        return
     if (uid, gid) != (0, 0):
         os.setgroups([])
     os.setresgid(gid, gid, gid)
