@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from fuseunion.contained import families, ids, places, program, view
 from fuseunion.contained.wishes import Net, Wishes
@@ -78,12 +78,7 @@ def enter(plan: ids.Plan | None, link: socket.socket, flags: int = 0) -> None:
     try:
         syscalls.unshare(wanted)
     except OSError as error:
-        what = "user namespaces" if plan else "mount namespaces"
-        raise UserError(
-            f"{what} cannot be made here ({error.strerror}); see fuseunion doctor; "
-            "the machine's administrator allows them by user.max_user_namespaces and the like",
-            ExitCode.UNAVAILABLE,
-        ) from None
+        raise _forbidden("made", plan, error) from None
     if plan:
         link.sendall(MAP + b"\n")
         if link.recv(1) != GO:
@@ -91,7 +86,19 @@ def enter(plan: ids.Plan | None, link: socket.socket, flags: int = 0) -> None:
         uid, gid = plan.uids.outer[0][0], plan.gids.outer[0][0]
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    namespaces.keep_mounts_private()
+    try:
+        namespaces.keep_mounts_private()
+    except OSError as error:
+        raise _forbidden("used", plan, error) from None  # where AppArmor lets one be made without rights in it
+
+
+def _forbidden(how: str, plan: ids.Plan | None, error: OSError) -> UserError:
+    what = "user namespaces" if plan else "mount namespaces"
+    return UserError(
+        f"{what} cannot be {how} here ({error.strerror}); see fuseunion doctor; "
+        "the machine's administrator allows them by user.max_user_namespaces and the like",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def run(task: Task, link: socket.socket) -> int:
@@ -266,7 +273,7 @@ class _Command:
             if first == 0:
                 signal.set_wakeup_fd(-1)
                 ours.close()
-                _guarded(lambda: self._first(theirs, me))
+                live(lambda: self._first(theirs, me), "cannot enter the union: ")
             theirs.close()
             # From here, because in a pid namespace the caller's group has no number.
             os.setpgid(first, task.group)
@@ -278,7 +285,7 @@ class _Command:
                 ours.sendall(GO)
         return first
 
-    def _first(self, link: socket.socket, parent: int) -> None:
+    def _first(self, link: socket.socket, parent: int) -> NoReturn:
         """The first process of the command's namespaces; never returns."""
         task = self._task
         wishes = task.wishes
@@ -311,7 +318,7 @@ class _Command:
         if link.recv(1) != GO:
             os._exit(ExitCode.FAILURE)
 
-    def _execute_in_place(self, parent: int) -> None:
+    def _execute_in_place(self, parent: int) -> NoReturn:
         wishes, environment = self._task.wishes, self._task.environment
         program.go_to(wishes.workdir, os.path.abspath(os.curdir))
         command = wishes.command or (environment.get("SHELL") or "/bin/sh",)
@@ -367,16 +374,24 @@ def _reap_until(command: int) -> int:
             return exit_status(status)
 
 
-def _guarded(do: Callable[[], object]) -> None:
-    """Run the life of a child, which never gets back into the code of its parent."""
+def live(do: Callable[[], int], doing: str = "") -> NoReturn:
+    """The life of a child, which never gets back into the code of its parent.
+
+    Args:
+        do: all of it; returns its exit status.
+        doing: what fails when a system call does, for the message.
+    """
     code = int(ExitCode.FAILURE)
     try:
-        do()
+        code = do()
     except UserError as error:
         sys.stderr.write(f"fuseunion: {error.message}\n")
         code = error.exit_code
     except OSError as error:
-        sys.stderr.write(f"fuseunion: cannot enter the union: {error.strerror}\n")
+        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
+        sys.stderr.write(f"fuseunion: {doing}{where}{error.strerror}\n")
+    except Exception as error:  # noqa: BLE001 - nobody else is left to say it
+        sys.stderr.write(f"fuseunion: unexpected error: {error!r}; please report it\n")
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -80,7 +79,7 @@ class _Supervisor:
         if first == 0:
             link = self._link
             link.close()
-            _child(lambda: inside.run(self._task, theirs))
+            inside.live(lambda: inside.run(self._task, theirs))
         theirs.close()
         if self._task.plan is not None:
             self._write_maps(first)
@@ -186,7 +185,7 @@ class _Supervisor:
         child = os.fork()
         if child == 0:
             ours.close()
-            _child(lambda: _clean(options, self._task.plan, theirs))
+            inside.live(lambda: _clean(options, self._task.plan, theirs))
         theirs.close()
         self._link = ours
         with suppress(UserError):
@@ -208,19 +207,3 @@ def _clean(options: Options, plan: ids.Plan | None, link: socket.socket) -> int:
         build_union(open_layers(prepared, options), options, posix_acl=False).close()
         prepared.close()
     return ExitCode.OK
-
-
-def _child(do: Callable[[], int]) -> None:
-    """Run the life of a child, which never gets back into the code of its parent."""
-    code = int(ExitCode.FAILURE)
-    try:
-        code = do()
-    except UserError as error:
-        sys.stderr.write(f"fuseunion: {error.message}\n")
-        code = error.exit_code
-    except OSError as error:
-        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
-        sys.stderr.write(f"fuseunion: {where}{error.strerror}\n")
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
