@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from fuseunion.contained import families, ids, inside
@@ -69,6 +69,8 @@ class _Supervisor:
         self._daemons: set[int] = set()
         self._programs: set[int] = set()  # that show images, on behalf of a daemon
         self._command: int | None = None
+        # What the caller had started before it called execve(2) for us: nobody asked to end it.
+        self._others = frozenset(families.children(os.getpid()))
         self._told = b""
         self._stopped_by = 0
 
@@ -153,14 +155,12 @@ class _Supervisor:
         self._listen()
         self._link.close()
         if self._command is not None:
-            families.end(self._daemons | self._programs)
+            families.end(self._daemons | self._programs | self._others)
         # Before there was a command, nothing but a daemon can be left, which ends by itself.
         broken = killed
-        while True:
-            try:
-                pid, ended = os.waitpid(-1, 0)
-            except ChildProcessError:
-                break
+        for pid, ended in self._ended():
+            if pid in self._others:
+                continue
             if os.WIFSIGNALED(ended):
                 broken = True
             elif os.WEXITSTATUS(ended) and pid in self._daemons:
@@ -171,6 +171,14 @@ class _Supervisor:
         if killed:
             self._task.say("one of our processes was killed; the command was ended with it")
         return 128 + self._stopped_by if self._stopped_by else status
+
+    def _ended(self) -> Iterator[tuple[int, int]]:
+        """The children that end, as waitpid(2) tells it, until none of ours is left."""
+        while not self._others or not self._others.issuperset(families.children(os.getpid())):
+            try:
+                yield os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
 
     def _put_in_order(self) -> None:
         """What a killed daemon left in the work directory goes, as at the next mount."""
