@@ -50,6 +50,7 @@ class Task(NamedTuple):
         plan: the maps of the user namespaces; None without any.
         environment: of the caller.
         group: the caller's process group, which the command joins, so that it has the terminal.
+        ignored: signals that the caller has started us to ignore, as nohup(1) does: the command ignores them too.
         progress: for what takes long.
         say: one line to the user.
     """
@@ -59,6 +60,7 @@ class Task(NamedTuple):
     plan: ids.Plan | None
     environment: dict[str, str]
     group: int
+    ignored: frozenset[signal.Signals]
     progress: Progress
     say: Callable[[str], None]
 
@@ -304,10 +306,10 @@ class _Command:
         syscalls.hide_memory()
         as_root = task.plan is None
         if not wishes.own_pids:
-            program.run(wishes, task.environment, parent, single_id=single, as_root=as_root)
+            program.run(wishes, task.environment, parent, task.ignored, single_id=single, as_root=as_root)
         command = os.fork()
         if command == 0:
-            program.run(wishes, task.environment, 1, single_id=single, as_root=as_root)
+            program.run(wishes, task.environment, 1, task.ignored, single_id=single, as_root=as_root)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os._exit(_reap_until(command))
 
@@ -322,7 +324,7 @@ class _Command:
         wishes, environment = self._task.wishes, self._task.environment
         program.go_to(wishes.workdir, os.path.abspath(os.curdir))
         command = wishes.command or (environment.get("SHELL") or "/bin/sh",)
-        program.execute(command, {**environment, **dict(wishes.environment)}, parent)
+        program.execute(command, {**environment, **dict(wishes.environment)}, parent, self._task.ignored)
 
     def _wait(self, first: int, wakeup: int) -> int:
         """Until the command ends, or the daemon, or the caller."""

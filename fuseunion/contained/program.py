@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 from fuseunion.contained import filters
@@ -41,13 +41,25 @@ SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRI
 
 _CAPABILITIES = 64
 
-_SIGNALS = (
-    signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGTSTP,
-    signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGXFSZ,
+SIGNALS = (
+    signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+    signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH,
 )  # fmt: skip
+"""What the caller may ignore, and the command then ignores too."""
+
+_OF_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+"""What Python ignores, whatever it was before; and what nobody may ignore who waits for a child."""
 
 
-def run(wishes: Wishes, inherited: Mapping[str, str], parent: int, *, single_id: bool, as_root: bool) -> NoReturn:
+def run(
+    wishes: Wishes,
+    inherited: Mapping[str, str],
+    parent: int,
+    ignored: Collection[signal.Signals],
+    *,
+    single_id: bool,
+    as_root: bool,
+) -> NoReturn:
     """Become the command, in the new root.
 
     Precondition: in a child, whose descriptors from 3 on nobody needs.
@@ -56,6 +68,7 @@ def run(wishes: Wishes, inherited: Mapping[str, str], parent: int, *, single_id:
         wishes: the command and how it is to be.
         inherited: the environment of the caller.
         parent: the process with which the command is to end.
+        ignored: signals that it ignores, of SIGNALS.
         single_id: the user namespace has one id.
         as_root: the command is to be the machine's root, with what is left of its capabilities.
     """
@@ -78,7 +91,7 @@ def run(wishes: Wishes, inherited: Mapping[str, str], parent: int, *, single_id:
             f"--user {uid}:{gid}: {error.strerror}; the ids that can be had here are in /proc/self/uid_map and gid_map",
             NOT_EXECUTABLE,
         )
-    execute(command, environment, parent)
+    execute(command, environment, parent, ignored)
 
 
 def go_to(workdir: str | None, usual: str) -> None:
@@ -95,20 +108,23 @@ def go_to(workdir: str | None, usual: str) -> None:
         _end(f"{what}: {error.strerror}", NOT_EXECUTABLE)
 
 
-def execute(command: tuple[str, ...], environment: dict[str, str], parent: int) -> NoReturn:
+def execute(
+    command: tuple[str, ...], environment: dict[str, str], parent: int, ignored: Collection[signal.Signals]
+) -> NoReturn:
     """Close every descriptor but the three, give signals back their meaning, and run a command, found in its PATH.
 
     Precondition: in a child.
 
     Args:
         parent: the process with which it ends.
+        ignored: of SIGNALS.
     """
     # Now: a change of credentials takes it back.
     syscalls.end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(NOT_EXECUTABLE)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+    for number in (*SIGNALS, *_OF_PYTHON):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     sys.stdout.flush()
     sys.stderr.flush()

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from fuseunion.contained import families, ids, inside
+from fuseunion.contained import families, ids, inside, program
 from fuseunion.contained.wishes import Wishes
 from fuseunion.engines.engine import Progress
 from fuseunion.errors import ExitCode, UserError
@@ -29,7 +29,6 @@ from fuseunion.mounting.options import Options
 _PASSED_ON = frozenset(
     (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 )
-_WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 
 
 def run(options: Options, wishes: Wishes, progress: Progress, say: Callable[[str], None]) -> int:
@@ -44,17 +43,19 @@ def run(options: Options, wishes: Wishes, progress: Progress, say: Callable[[str
     Raises:
         UserError: UNAVAILABLE where no user namespace can be had.
     """
-    plan = _plan(wishes, say)
-    task = inside.Task(options, wishes, plan, dict(os.environ), os.getpgrp(), progress, say)
+    ignored = frozenset(number for number in program.SIGNALS if signal.getsignal(number) is signal.SIG_IGN)
+    environment = dict(os.environ)
+    task = inside.Task(options, wishes, _plan(wishes), environment, os.getpgrp(), ignored, progress, say)
     syscalls.adopt_orphans()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+    waited_for = _PASSED_ON - ignored | {signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     try:
-        return _Supervisor(task).run()
+        return _Supervisor(task, waited_for).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _plan(wishes: Wishes, say: Callable[[str], None]) -> ids.Plan | None:
+def _plan(wishes: Wishes) -> ids.Plan | None:
     if os.geteuid() == 0:
         return None
     if wishes.place is not None:
@@ -63,8 +64,15 @@ def _plan(wishes: Wishes, say: Callable[[str], None]) -> ids.Plan | None:
 
 
 class _Supervisor:
-    def __init__(self, task: inside.Task) -> None:
+    """One command.
+
+    Args:
+        waited_for: the signals that are blocked, and come here.
+    """
+
+    def __init__(self, task: inside.Task, waited_for: frozenset[signal.Signals]) -> None:
         self._task = task
+        self._waited_for = waited_for
         self._link: socket.socket | None = None
         self._daemons: set[int] = set()
         self._programs: set[int] = set()  # that show images, on behalf of a daemon
@@ -106,7 +114,7 @@ class _Supervisor:
     def _wait(self, first: int) -> tuple[int, bool]:
         """Until the first process ends; returns its exit status, and whether it was killed."""
         while True:
-            number = signal.sigwaitinfo(_WAITED_FOR)
+            number = signal.sigwaitinfo(self._waited_for)
             if number.si_signo == signal.SIGCHLD:
                 with suppress(ChildProcessError):
                     pid, status = os.waitpid(first, os.WNOHANG)

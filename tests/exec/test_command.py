@@ -95,6 +95,29 @@ def test_the_exit_status_is_passed_on(arena: Arena, stage: Stage) -> None:
     assert code == 127 and errors == "fuseunion: '': no such command in the tree\n"
 
 
+@pytest.mark.parametrize("place", [[], ["--pid"], ["--here"]], ids=["shared", "own", "here"])
+def test_what_the_caller_ignores_is_ignored(arena: Arena, stage: Stage, place: list[str]) -> None:
+    """As by nohup(1): neither a signal to the command nor one to exec ends it."""
+    lower = arena.lower(tree())
+    ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
+    script = "kill -HUP $$; echo alive; read line; echo $line; kill -TERM $$"
+    # Binds mean nothing with --here.
+    made = stage.interpreter.command("exec") if place == ["--here"] else stage.command()
+    arguments = [*made, *place, str(lower), "--", "sh", "-c", script]
+    with subprocess.Popen(
+        [*ignoring, *arguments],
+        env=stage.environment(),
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "alive\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate("on\n", timeout=20)[0] == "on\n"
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("pids", [[], ["--pid"]], ids=["shared", "own"])
 def test_signals_are_passed_on(arena: Arena, stage: Stage, pids: list[str]) -> None:
     lower = arena.lower(tree())
