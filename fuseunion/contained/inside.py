@@ -154,7 +154,7 @@ def _stage(task: Task) -> str:
     """A directory for the union, on a tmpfs that hides nothing that is needed until the union is the root."""
     options = task.options
     needed = [*options.lowers, *(bind.source for bind in task.wishes.binds), sys.executable, sys.prefix, __file__]
-    needed += [path for path in (options.upper, options.work, options.log_file, ".", *sys.path) if path]
+    needed += [path for path in (options.upper, options.work, options.log_file, _here(), *sys.path) if path]
     paths = [os.path.realpath(path) for path in needed]
     # Over LOWER `/` what is in it would be missing in the view.
     for stage in sorted(filter(_is_directory, _STAGES), key=_holds_something):
@@ -169,6 +169,18 @@ def _stage(task: Task) -> str:
         "make a directory /mnt",
         ExitCode.LAYERS,
     )
+
+
+def _here() -> str:
+    """The working directory.
+
+    Raises:
+        UserError: FAILURE: it was removed.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working directory does not exist any more; change to another", ExitCode.FAILURE) from None
 
 
 def _is_directory(stage: str) -> bool:
@@ -322,7 +334,7 @@ class _Command:
 
     def _execute_in_place(self, parent: int) -> NoReturn:
         wishes, environment = self._task.wishes, self._task.environment
-        program.go_to(wishes.workdir, os.path.abspath(os.curdir))
+        program.go_to(wishes.workdir, _here())
         command = wishes.command or (environment.get("SHELL") or "/bin/sh",)
         program.execute(command, {**environment, **dict(wishes.environment)}, parent, self._task.ignored)
 

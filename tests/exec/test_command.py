@@ -210,6 +210,19 @@ def test_in_place(arena: Arena, stage: Stage) -> None:
 
 
 @pytest.mark.actors("user")
+@pytest.mark.parametrize("words", [[], ["--here"]], ids=["new", "here"])
+def test_a_working_directory_that_has_gone(arena: Arena, stage: Stage, words: list[str]) -> None:
+    lower, here = arena.lower(tree()), arena.directory("here")
+    script = 'rmdir "$PWD"; exec "$@"'
+    command = ["sh", "-c", script, "sh", *stage.interpreter.command("exec", *words, str(lower), "--", "pwd")]
+    done = subprocess.run(
+        command, env=stage.environment(), cwd=here, capture_output=True, text=True, timeout=40, check=False
+    )
+    says = "fuseunion: the working directory does not exist any more; change to another\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", says)
+
+
+@pytest.mark.actors("user")
 def test_read_only_by_a_word_of_an_option(arena: Arena, stage: Stage) -> None:
     lower = arena.lower(tree())
     assert stage.shell(["-o", "ro", lower], "! touch /data/new 2>/dev/null; echo done") == ["done"]
