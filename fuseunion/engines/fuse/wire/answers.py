@@ -62,7 +62,7 @@ _SMALL_RANGE = 64 << 10
 """Bytes of a copy_file_range that is made at once, from what is in memory."""
 
 _MOST_AT_ONCE = 64 << 20
-"""Bytes of one copy_file_range: so long as others can wait for the thread."""
+"""Bytes of one copy_file_range, or of an fallocate in the loop: so long as others can wait for the thread."""
 
 
 _REFUSED = {
@@ -238,7 +238,7 @@ class Answers:
             touch=not valid & _CHANGES,
         )
         if isinstance(target, File):
-            if valid & layouts.FATTR_MODE or sets_owner or change.touch:
+            if valid & layouts.FATTR_MODE or sets_owner or change.touch or not target.in_upper:
                 self._open_files.changed(number)
             if change.mode is None and (sets_owner or change.touch):
                 change = self._ends_privileges(target, change, Sender(uid, gid, pid))
@@ -577,16 +577,31 @@ class Answers:
 
     def _fallocate(self, number: int, uid: int, gid: int, pid: int, offset: int, length: int, mode: int) -> Answer:
         file = self._requests.file(number)
+        sender = Sender(uid, gid, pid)
+        if length > _MOST_AT_ONCE:
+            return self._allocate_much(file, offset, length, mode, sender)
 
         def allocate(opened: OpenFile) -> int:
-            # The request does not say who may keep set-ID bits (fs/fuse/file.c fuse_file_fallocate).
-            sender = Sender(uid, gid, pid)
-            self._data_changes(opened, sender, kills=not self._callers.keeps_set_id(sender))
-            file.stale()
+            self._will_allocate(opened, sender)
             syscalls.fallocate(opened.handle.fd, mode, offset, length)
             return 0
 
         return self._with_copy(file, allocate)
+
+    def _will_allocate(self, opened: OpenFile, sender: Sender) -> None:
+        # The request does not say who may keep set-ID bits (fs/fuse/file.c fuse_file_fallocate).
+        self._data_changes(opened, sender, kills=not self._callers.keeps_set_id(sender))
+        opened.handle.file.stale()
+
+    async def _allocate_much(self, file: File, offset: int, length: int, mode: int, sender: Sender) -> int:
+        """What a filesystem in memory takes long for, since it clears each page."""
+        await self._requests.copy_ups.done(file)
+        opened = await ended(now_or_patiently(lambda: self._open_files.writing(file)))
+        with opened.used():
+            self._will_allocate(opened, sender)
+            await self._requests.workers.read(syscalls.fallocate, opened.handle.fd, mode, offset, length)
+            file.stale()
+        return 0
 
     def _copy_file_range(
         self, number: int, uid: int, gid: int, pid: int, offset: int, target: int, target_offset: int, length: int

@@ -1194,9 +1194,16 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
     int64_t patience = PyLong_AsLongLong(args[1]), sleep = PyLong_AsLongLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
-    PyObject *outcome = serve_requests(most, patience, sleep);
-    if (tell_changes() < 0) /* before anybody else looks */
+    PyObject *outcome = serve_requests(most, patience, sleep), *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback); /* what a signal handler raised */
+    if (tell_changes() < 0) { /* before anybody else looks */
         Py_CLEAR(outcome);
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    } else if (type != NULL) {
+        PyErr_Restore(type, value, traceback);
+    }
     return outcome;
 }
 
