@@ -20,7 +20,8 @@ import struct
 import time
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import loops, mountinfo
+from fuseunion.images import loops
+from fuseunion.linux import mountinfo
 from fuseunion.linux.proc import locks, processes
 
 _log = logging.getLogger("fuseunion.images")

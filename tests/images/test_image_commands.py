@@ -193,7 +193,7 @@ def test_what_the_kernel_has_is_left_alone(arena: Arena, monkeypatch: pytest.Mon
             "sda": Dir(),
         },
     )
-    monkeypatch.setattr(opened, "_BLOCK_DEVICES", devices)
+    monkeypatch.setattr(loops, "_BLOCK_DEVICES", str(devices))
     says = "is in use by /dev/loop7; unmount it, or: losetup -d /dev/loop7"
     refuse(BUSY, says, "check", file)
     succeed("clone", file, copy)

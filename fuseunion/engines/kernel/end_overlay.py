@@ -8,7 +8,7 @@ import os
 from contextlib import ExitStack
 
 from fuseunion.core.disk.work import WorkDirectory
-from fuseunion.engines.kernel import work_mark
+from fuseunion.engines.kernel import over_images, work_mark
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned, syscalls
@@ -51,13 +51,19 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
     assert live.entry is not None, "an overlay has a line in mountinfo"
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
     _syncfs(live.path)
+    images = over_images.images_of(live.entry)
     try:
         syscalls.umount2(os.fsencode(live.path), flags)
     except OSError as error:
+        over_images.let_go(images)
         if error.errno == errno.EBUSY:
             raise BusyError from None
         raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
-    if not lazy:
+    if lazy:
+        over_images.let_go(images)
+        return
+    over_images.finish(images)
+    if not any(image.file_fd >= 0 for image in images):
         _leave_in_order(live.entry)
 
 

@@ -1,8 +1,8 @@
 """An image that the kernel has mounted, by a loop device.
 
-The mount is made by fsopen(2) and fsmount(2), and was never in a tree; the device is freed by itself (linux/loops.py).
-So the kernel does all that has to be done in the end, with the last descriptor, after kill -9 too: it writes out, marks
-the filesystem as clean, frees the device, and lets go of the file.
+The mount is made by fsopen(2) and fsmount(2), and was never in a tree; the device is freed by itself
+(fuseunion/images/loops.py). So the kernel does all that has to be done in the end, with the last descriptor, after
+kill -9 too: it writes out, marks the filesystem as clean, frees the device, and lets go of the file.
 
 The mount has the flags that one of a program has, nosuid and nodev: what is shown of set-ID bits and devices is decided
 where the union is mounted, and a filesystem mounted nosuid is one that metacopy marks are not believed of.
@@ -13,11 +13,11 @@ import logging
 import os
 from contextlib import ExitStack
 
-from fuseunion.images import recognise
+from fuseunion.images import loops, recognise
 from fuseunion.images.layers.mounted import AT_MOST, SOON, Mounted
 from fuseunion.images.layers.programs import Wanted
 from fuseunion.images.recognise import Kind
-from fuseunion.linux import loops, syscalls
+from fuseunion.linux import syscalls
 
 _log = logging.getLogger("fuseunion.images")
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.images import ext, locks, recognise
+from fuseunion.images import ext, locks, loops, recognise
 from fuseunion.images.layers import showing
 from fuseunion.images.layers.programs import Wanted
 from fuseunion.images.layers.showing import Way
 from fuseunion.images.recognise import Kind
 from fuseunion.images.sif import reader
 from fuseunion.images.sif.layout import ENCRYPTED, Descriptor, FsType, Sif
-from fuseunion.linux import loops
 from fuseunion.linux.proc import processes
 
 _PATIENCE = 1.5
