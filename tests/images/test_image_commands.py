@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseunion.images import loops
 from fuseunion.images.tools import cloning, opened, programs
 from fuseunion.images.tools.ext import checking
 from fuseunion.images.tools.trees import packing, squashing

@@ -101,7 +101,7 @@ def test_nothing_that_was_synced_is_lost(arena: Arena) -> None:
     known = {f"f{number}": {0} for number in range(FILES)}
     killed = "daemon"
     for number in range(1, ROUNDS + 1):
-        mount = arena.mount(lower, upper=image, tolerated=IGNORED)
+        mount = arena.mount(lower, upper=image, options=["images=fuse"], tolerated=IGNORED)
         mount.start()
         for name, versions in known.items():
             known[name] = {_found(mount, name, versions, killed)}

@@ -45,12 +45,22 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         lazy: take the mount out of the tree at once; its work directory is still used, and stays.
     Raises:
         BusyError: it is used.
-        UserError: FAILURE where it cannot be unmounted.
-        OSError: what went wrong in writing; it is still mounted.
+        UserError: FAILURE where it cannot be unmounted, or cannot be written out; with `lazy` it is taken away all the
+            same, else it is still mounted.
     """
     assert live.entry is not None, "an overlay has a line in mountinfo"
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
-    _syncfs(live.path)
+    lost: OSError | None = None
+    try:
+        _syncfs(live.path)
+    except OSError as error:
+        if not lazy:
+            raise UserError(
+                f"'{live.given}' cannot be written to disk: {error.strerror}; it is still mounted: see to its disk and "
+                f"try again, or take it away as it is with: fuseunion umount --lazy '{live.given}'",
+                ExitCode.FAILURE,
+            ) from None
+        lost = error
     images = over_images.images_of(live.entry)
     try:
         syscalls.umount2(os.fsencode(live.path), flags)
@@ -61,6 +71,12 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
     if lazy:
         over_images.let_go(images)
+        if lost is not None:
+            raise UserError(
+                f"'{live.given}' is unmounted, but could not be written to disk: {lost.strerror}; what was changed "
+                "last may be lost",
+                ExitCode.FAILURE,
+            )
         return
     over_images.finish(images)
     if not any(image.file_fd >= 0 for image in images):

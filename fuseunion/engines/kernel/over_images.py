@@ -19,7 +19,7 @@ import socket
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.images import loops
+from fuseunion.images import ext, loops
 from fuseunion.images.layers.by_kernel import ByKernel
 from fuseunion.images.layers.mounted import AT_MOST
 from fuseunion.images.loops import Loop
@@ -115,11 +115,13 @@ class Left(NamedTuple):
     Attributes:
         loop: the device.
         path: of the file.
+        offset: where in it the filesystem begins, in bytes.
         file_fd: of the file where the overlay writes to it, else -1.
     """
 
     loop: Loop
     path: str
+    offset: int
     file_fd: int
 
 
@@ -152,7 +154,7 @@ def images_of(entry: Mount) -> list[Left]:
                 file_fd = os.open(use.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 _log.debug("%s is not seen here: %s", use.path, error)
-        left.append(Left(loop, use.path, file_fd))
+        left.append(Left(loop, use.path, use.offset, file_fd))
     return left
 
 
@@ -192,3 +194,6 @@ def _put_on_disk(image: Left) -> None:
             f"image '{image.path}' cannot be written to disk: {error.strerror}; what was changed last may be lost",
             ExitCode.FAILURE,
         ) from None
+    ext.refuse_disorder(
+        image.file_fd, image.path, image.offset, "the kernel could not finish it, and says why in dmesg"
+    )

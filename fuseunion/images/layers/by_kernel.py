@@ -71,7 +71,7 @@ class ByKernel(Mounted):
             failed = self._written_out()
             self._leave()
             if self._await_end() and self.writable:
-                self._put_on_disk("the kernel has not unmounted it")
+                self._put_on_disk("the kernel could not finish it, and says why in dmesg")
             if failed is not None:
                 raise self._cannot_be_written(failed)
         finally:

@@ -94,13 +94,8 @@ class Mounted(ABC):
             os.fsync(self._image_fd)
         except OSError as error:
             raise self._cannot_be_written(error) from None
-        wanted = self.wanted
-        if wanted.kind is Kind.EXT and not ext.state_of(self._image_fd, wanted.offset).unmounted:
-            raise UserError(
-                f"image '{self.path}' was not put in order: {why}; repair it with: "
-                f"{ext.repair(self.path, wanted.offset)}",
-                ExitCode.FAILURE,
-            )
+        if self.wanted.kind is Kind.EXT:
+            ext.refuse_disorder(self._image_fd, self.path, self.wanted.offset, why)
 
     def _cannot_be_written(self, error: OSError) -> UserError:
         return UserError(

@@ -5,6 +5,7 @@ import os
 from enum import Enum
 
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.images import locks
 from fuseunion.images.layers import programs, trust
 from fuseunion.images.layers.by_program import ByProgram
 from fuseunion.images.layers.mounted import Mounted
@@ -33,12 +34,17 @@ def objection(path: str, fd: int, kind: Kind, way: Way) -> str | None:
         way: what the user says.
 
     Raises:
-        UserError: UNAVAILABLE: the kernel is asked for.
+        UserError: UNAVAILABLE: the kernel is asked for; BUSY: somebody writes to it who says so.
     """
     if way is Way.FUSE:
         return "programs are asked for"
     try:
         reason = trust.objection(path, fd, kind)
+        if reason is trust.OPEN_TO_WRITE and kind is not Kind.SIF:
+            # Perhaps a mount that is just ending. Of a SIF another part may be written.
+            locks.take(fd, path, exclusive=False)
+            locks.refuse_loop(fd, path, exclusive=False)
+            reason = trust.objection(path, fd, kind)
     except OSError as error:
         reason = f"what leads to it cannot be looked at ({error.strerror})"
     if reason is not None and way is Way.KERNEL:

@@ -29,6 +29,10 @@ _FUSE = 0x65735546
 """FUSE_SUPER_MAGIC (include/uapi/linux/magic.h)."""
 
 
+OPEN_TO_WRITE = "somebody has the file open to write to it"
+"""The objection that may pass."""
+
+
 def objection(path: str, fd: int, kind: Kind) -> str | None:
     """Why the kernel does not get an image; None when it may.
 
@@ -76,7 +80,7 @@ def _of_writers(fd: int) -> str | None:
         fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError:
-        return "somebody has the file open to write to it"
+        return OPEN_TO_WRITE
     except OSError as error:
         return f"whether somebody has the file open to write to it cannot be told here ({error.strerror})"
     finally:
