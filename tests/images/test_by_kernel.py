@@ -169,7 +169,7 @@ def test_a_full_host_is_told(arena: Arena) -> None:
             said = run(arena, "umount", merged, code=1)
             assert "written to disk" in said or "was not put in order" in said, said
             if "still mounted" in said:
-                arena.place.fuseunion("umount", merged)
+                arena.place.fuseunion("umount", "--lazy", merged)
             assert loops.left_of(arena.root) == []
             upper.unlink()
     finally:
@@ -320,7 +320,7 @@ OPTION, ENGINE = ("-o", "images=kernel"), ("--engine", "kernel")
         (_in_a_directory_of_a_stranger, "theirs' belongs to another user", OPTION),
         (_open_to_write, "open to write", OPTION),
         (_on_a_filesystem_from_elsewhere, "mounted nosuid", OPTION),
-        (_served_by_a_program, "served by a program", ENGINE),
+        (_served_by_a_program, "does not know who writes there", ENGINE),
     ],
 )
 def test_what_others_can_have_in_hand(
@@ -387,3 +387,24 @@ def test_a_damaged_image_is_refused_by_both(arena: Arena) -> None:
     assert "cannot be used" in said and said.count("\n") == 1
     assert loops.of(arena.root) == []
     assert processes.with_token(arena.place.token) == []
+
+
+def test_the_doctor_says_who_would_show_it(arena: Arena) -> None:
+    lower, upper = _images(arena)
+    os.chown(lower, arena.actor.user.uid, arena.actor.user.gid)
+    done = arena.place.fuseunion("doctor", "--json", lower, upper, arena.directory("merged"))
+    says = {finding["name"]: finding["says"] for finding in json.loads(done.stdout)["findings"]}
+    assert says[f"lower {lower}"].startswith("squashfs image, shown by a program, not mounted by the kernel: the file ")
+    assert says[f"upper {upper}"] == "ext image, mounted by the kernel"
+
+
+def test_an_image_does_not_say_what_the_kernel_does_at_an_error(arena: Arena) -> None:
+    """A superblock may ask for a panic (tune2fs -e)."""
+    lower, upper = _images(arena)
+    subprocess.run(["tune2fs", "-e", "panic", str(upper)], check=True, capture_output=True)
+    for written in (True, False):
+        mount = arena.mount(lower, upper=upper) if written else arena.mount_read_only(upper, lower)
+        with mount:
+            (device,) = [found.split()[0] for found in loops.of(arena.root) if found.endswith(str(upper))]
+            options = Path(f"/proc/fs/ext4/{device}/options").read_text().split()
+            assert "errors=remount-ro" in options and ("rw" if written else "ro") in options

@@ -132,7 +132,8 @@ def _mount(device_fd: int, wanted: Wanted) -> int:
         if not wanted.writable:
             attributes |= syscalls.MOUNT_ATTR_RDONLY
             syscalls.fsconfig_set_flag(context, b"ro")
-        elif wanted.kind is Kind.EXT:
+        if wanted.kind is Kind.EXT:
+            # The image itself may ask for a panic.
             syscalls.fsconfig_set_string(context, b"errors", b"remount-ro")
         syscalls.fsconfig_create(context)
         return syscalls.fsmount(context, attributes)

@@ -10,8 +10,9 @@ is true, and else it is shown by a program:
   outlives a change of owner and mode. Whether somebody has, a lease tells (fcntl(2), F_SETLEASE);
 * so does each directory on the way to it, where somebody else could put another file; with the sticky bit others may
   write there, as in /tmp, since they cannot exchange what is root's;
-* it lies on a filesystem of the kernel's own that is not mounted `nosuid`, as what somebody else brings should be: on
-  others the owner is the word of who made them, or of who serves them.
+* it lies on a disk, or in the memory, of this machine: on others the owner is the word of who serves them, and who
+  writes there from another machine is not known here; nor on an overlay, beneath which the file is another;
+* and that filesystem is not mounted `nosuid`, as what somebody else brings should be.
 
 What it holds may still have come from elsewhere: who downloads an image and does not trust it, says `images=fuse`.
 """
@@ -25,9 +26,18 @@ from fuseunion.images.recognise import Kind
 from fuseunion.linux import owned, syscalls
 from fuseunion.linux.namespaces import in_first_user_namespace
 
-_FUSE = 0x65735546
-"""FUSE_SUPER_MAGIC (include/uapi/linux/magic.h)."""
-
+_OF_THIS_MACHINE = frozenset((
+    0xEF53,  # ext2, ext3, ext4
+    0x58465342,  # xfs
+    0x9123683E,  # btrfs
+    0xF2F52010,  # f2fs
+    0xCA451A4E,  # bcachefs
+    0x2FC12FC1,  # zfs
+    0x73717368,  # squashfs
+    0xE0F5E1E2,  # erofs
+    0x01021994,  # tmpfs
+))  # fmt: skip
+"""As statfs(2) has them: include/uapi/linux/magic.h, and where the source is not in the kernel its own."""
 
 OPEN_TO_WRITE = "somebody has the file open to write to it"
 """The objection that may pass."""
@@ -52,8 +62,10 @@ def objection(path: str, fd: int, kind: Kind) -> str | None:
     reason = owned.objection(os.fstat(fd))
     if reason is not None:
         return f"the file {reason}"
-    if syscalls.filesystem_type(fd) == _FUSE or os.fstatvfs(fd).f_flag & os.ST_NOSUID:
-        return "it lies on a filesystem that is served by a program, or mounted nosuid"
+    if syscalls.filesystem_type(fd) not in _OF_THIS_MACHINE:
+        return "it lies on a filesystem of which this machine does not know who writes there (FUSE, NFS, an overlay)"
+    if os.fstatvfs(fd).f_flag & os.ST_NOSUID:
+        return "it lies on a filesystem that is mounted nosuid"
     return _of_the_way(os.path.realpath(path)) or _of_writers(fd)
 
 
