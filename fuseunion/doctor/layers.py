@@ -57,7 +57,7 @@ def _image(part: str, path: str, options: Options) -> Finding:
         if kind is None:
             remedy = "correct the path"
             return Finding(f"{part} {path}", False, "is neither a directory nor an image", remedy)
-        reason = showing.objection(path, fd, kind, showing.Way(options.images.value))
+        reason = showing.objection(path, fd, kind, showing.Way(options.images.value), writable=part == "upper")
     except UserError as error:
         return refused(f"{part} {path}", error.message, "leave images=kernel out")
     finally:

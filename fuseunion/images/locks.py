@@ -38,7 +38,16 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _FLOCK = struct.Struct("hhqqi0q")
 
 
-def take(fd: int, path: str, offset: int = 0, size: int = 0, *, exclusive: bool, patience: float = PATIENCE) -> None:
+def take(
+    fd: int,
+    path: str,
+    offset: int = 0,
+    size: int = 0,
+    *,
+    exclusive: bool,
+    will_write: bool = False,
+    patience: float = PATIENCE,
+) -> None:
     """Lock an image, or a partition, until the last duplicate of the descriptor is closed.
 
     Args:
@@ -47,6 +56,7 @@ def take(fd: int, path: str, offset: int = 0, size: int = 0, *, exclusive: bool,
         offset: where the image begins, in bytes.
         size: how long it is; 0 for all that follows.
         exclusive: nobody else may even read.
+        will_write: an exclusive lock comes next; for the message.
         patience: how many seconds a lock of somebody else may last yet.
 
     Raises:
@@ -66,7 +76,7 @@ def take(fd: int, path: str, offset: int = 0, size: int = 0, *, exclusive: bool,
             if error.errno not in _TAKEN:
                 raise
         if time.monotonic() >= deadline:
-            raise _in_use(fd, path, exclusive=exclusive)
+            raise _in_use(fd, path, exclusive=exclusive or will_write)
         time.sleep(_PAUSE)
     if not os.fstat(fd).st_nlink:
         # Who had the lock has put another file in its place, as a resize does: what is written here would be lost.

@@ -226,7 +226,7 @@ def test_overlayfs_keeps_the_lock(arena: Arena) -> None:
     run(arena, "--engine", "kernel", lower, upper, merged)
     for engine in ("fuse", "kernel"):
         said = run(arena, "--engine", engine, lower, upper, other, code=4)
-        assert "by another mount" in said and f"at '{merged}'" in said and "/dev/loop" in said
+        assert "is in use by another mount" in said and f"at '{merged}'" in said and "/dev/loop" in said
     assert "is being written" in run(arena, "--read-only", upper, other, code=4)
     assert image("resize", upper, "40M").code == 4
     run(arena, "--engine", "kernel", "--read-only", lower, other)  # many readers

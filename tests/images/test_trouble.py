@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.images.conftest import content, ext, fsck, names, repair, squashfs
-from tests.support import processes
+from tests.support import loops, processes
 from tests.support.actor import Role
 from tests.support.arena import Arena
 from tests.support.layers import File, build
@@ -82,6 +82,7 @@ def test_the_daemon_is_killed(arena: Arena, through: str) -> None:
     os.close(fd)
     mount.kill()
     wait_until(lambda: not processes.with_token(arena.place.token), "the program that shows the image to end")
+    assert loops.left_of(arena.root) == []
     fsck(image)
     assert content(image, "/upper/file") == b"y" * 20_000
     with arena.mount(lower, upper=image) as again:

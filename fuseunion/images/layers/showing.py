@@ -24,7 +24,7 @@ class Way(Enum):
     KERNEL = "kernel"
 
 
-def objection(path: str, fd: int, kind: Kind, way: Way) -> str | None:
+def objection(path: str, fd: int, kind: Kind, way: Way, *, writable: bool) -> str | None:
     """Why the kernel does not get an image; None when it may.
 
     Args:
@@ -32,6 +32,7 @@ def objection(path: str, fd: int, kind: Kind, way: Way) -> str | None:
         fd: of the file, O_RDONLY; not opened yet to be written.
         kind: of the file; a SIF is judged as what is in it.
         way: what the user says.
+        writable: it is to be written.
 
     Raises:
         UserError: UNAVAILABLE: the kernel is asked for; BUSY: somebody writes to it who says so.
@@ -42,7 +43,7 @@ def objection(path: str, fd: int, kind: Kind, way: Way) -> str | None:
         reason = trust.objection(path, fd, kind)
         if reason is trust.OPEN_TO_WRITE and kind is not Kind.SIF:
             # Perhaps a mount that is just ending. Of a SIF another part may be written.
-            locks.take(fd, path, exclusive=False)
+            locks.take(fd, path, exclusive=False, will_write=writable)
             locks.refuse_loop(fd, path, exclusive=False)
             reason = trust.objection(path, fd, kind)
     except OSError as error:

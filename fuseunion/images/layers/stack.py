@@ -343,7 +343,7 @@ def open_image(
         raise UserError(f"{what} '{path}' {_reason(error)}", ExitCode.LAYERS) from None
     try:
         kind = _kind(path, what, fd)
-        objection = showing.objection(path, fd, kind, way)
+        objection = showing.objection(path, fd, kind, way, writable=writable)
         if writable:
             try:
                 fd, read_only = recognise.open_again(fd, writable=True), fd

@@ -91,19 +91,21 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
         raise UserError(f"there is no image '{path}'", ExitCode.LAYERS) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
+    try:
+        kind = recognise.kind_of(fd)
+        if kind is None:
+            raise UserError(f"'{path}' is no image that is known: neither squashfs nor ext nor SIF", ExitCode.LAYERS)
+        writable, objection = access is Access.WRITE, None
+        if access is not Access.LOOK:
+            objection = showing.objection(path, fd, kind, Way.AUTO, writable=writable)
+        if writable:
+            fd, read_only = _open_to_write(fd, path), fd
+            # With any lock that it has.
+            os.close(read_only)
+    except BaseException:
+        os.close(fd)
+        raise
     stack.callback(os.close, fd)
-    kind = recognise.kind_of(fd)
-    if kind is None:
-        raise UserError(f"'{path}' is no image that is known: neither squashfs nor ext nor SIF", ExitCode.LAYERS)
-    objection = None
-    if access is not Access.LOOK:
-        objection = showing.objection(path, fd, kind, Way.AUTO)
-    if access is Access.WRITE:
-        try:
-            fd = recognise.open_again(fd, writable=True)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None
-        stack.callback(os.close, fd)
     if access is not Access.LOOK:
         # All of the file: a command that changes a SIF changes its header too.
         locks.take(fd, path, exclusive=access is Access.WRITE, patience=_PATIENCE)
@@ -119,6 +121,13 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
         return Opened(fd, path, kind, sif, None, 0, size, kind if sif is None else None, objection)
     found = None if partition.filesystem in ENCRYPTED else recognise.kind_of(fd, partition.offset)
     return Opened(fd, path, kind, sif, partition, partition.offset, partition.size, found, objection)
+
+
+def _open_to_write(fd: int, path: str) -> int:
+    try:
+        return recognise.open_again(fd, writable=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _meant(sif: Sif) -> Descriptor | None:
