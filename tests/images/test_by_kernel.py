@@ -16,7 +16,7 @@ import pytest
 from fuseunion.images import loops as product_loops
 from tests.engines.shown import Engine, run, shown
 from tests.images.commands import a_sif, image, succeed
-from tests.images.conftest import content, ext, fsck, names, squashfs
+from tests.images.conftest import content, ext, fsck, names, repair, squashfs
 from tests.support import libc, loops, processes
 from tests.support.arena import Arena
 from tests.support.layers import File, Link, build
@@ -408,3 +408,20 @@ def test_an_image_does_not_say_what_the_kernel_does_at_an_error(arena: Arena) ->
             (device,) = [found.split()[0] for found in loops.of(arena.root) if found.endswith(str(upper))]
             options = Path(f"/proc/fs/ext4/{device}/options").read_text().split()
             assert "errors=remount-ro" in options and ("rw" if written else "ro") in options
+
+
+def test_the_machine_stops(arena: Arena) -> None:
+    """A copy of the image while it is mounted is what a power cut leaves: the journal has what was synced."""
+    lower, upper = _images(arena)
+    after = arena.root / "after.img"
+    with arena.mount(lower, upper=upper) as mount:
+        with open(mount / "file", "w") as file:
+            file.write("synced")
+            file.flush()
+            os.fsync(file.fileno())
+        assert arena.place.fuseunion("sync", mount.merged).returncode == 0
+        after.write_bytes(upper.read_bytes())
+    assert "e2fsck -f" in run(arena, lower, after, arena.directory("merged"), code=3)
+    repair(after)
+    with arena.mount(lower, upper=after) as mount:
+        assert (mount / "file").read_text() == "synced"
