@@ -19,12 +19,16 @@ from typing import NamedTuple
 
 # include/uapi/linux/loop.h
 _LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_GET_STATUS64 = 0x4C05
 _LOOP_CONFIGURE = 0x4C0A
 _LO_FLAGS_READ_ONLY = 1
 _LO_FLAGS_AUTOCLEAR = 4
 
 _CONFIG = struct.Struct("=II QQQQQ IIII 64s 64s 32s QQ 8Q")
 """struct loop_config: file, block size, struct loop_info64, and what is reserved."""
+
+_INFO = struct.Struct("=QQQQQ IIII 64s 64s 32s QQ")
+"""struct loop_info64."""
 
 _CONTROL = "/dev/loop-control"
 _BLOCK_DEVICES = "/sys/block"
@@ -164,6 +168,29 @@ def use_of(name: str) -> Use | None:
     finally:
         os.close(loop.about_fd)
     return Use(name, os.fsdecode(path), offset, size, not read_only) if path else None
+
+
+def is_of(name: str, file_fd: int) -> bool:
+    """Whether a device shows this file, by the kernel's word, whatever its path means by now.
+
+    Args:
+        name: of the device.
+        file_fd: of the file.
+
+    Raises:
+        OSError: ENXIO, it shows nothing; EACCES, only root may ask.
+    """
+    buffer = bytearray(_INFO.size)
+    fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _LOOP_GET_STATUS64, buffer)
+    finally:
+        os.close(fd)
+    device, number, *_ = _INFO.unpack(buffer)
+    # include/linux/kdev_t.h, new_encode_dev
+    major, minor = device >> 8 & 0xFFF, device & 0xFF | device >> 12 & 0xFFF00
+    st = os.fstat(file_fd)
+    return (os.makedev(major, minor), number) == (st.st_dev, st.st_ino)
 
 
 def _read(name: str, about_fd: int) -> bytes:

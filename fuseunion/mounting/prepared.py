@@ -83,7 +83,9 @@ class Prepared:
         self.on_last(self._finish, mounted)
 
     def _finish(self, mounted: Mounted) -> None:
-        if not self.apart:
+        if self.apart:
+            mounted.let_go()
+        else:
             mounted.finish()
 
     def on_last(self, callback: Callable[..., object], *arguments: object) -> None:

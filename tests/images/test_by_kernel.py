@@ -234,6 +234,38 @@ def test_overlayfs_keeps_the_lock(arena: Arena) -> None:
     run(arena, "umount", merged)
 
 
+def test_overlayfs_in_another_mount_namespace(arena: Arena) -> None:
+    """A copy of the mount keeps the images; who unmounts here is told so, and waits for nothing."""
+    lower, upper = _images(arena)
+    merged = arena.directory("merged")
+    run(arena, "--engine", "kernel", lower, upper, merged)
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        said = run(arena, "umount", merged, code=4)
+        assert "is unmounted here, but" in said and f"{other.pid} cat" in said, said
+    assert loops.left_of(arena.root) == []
+    fsck(upper)
+
+
+def test_overlayfs_on_a_full_disk(arena: Arena) -> None:
+    """There is no space for a work directory: it is shown read-only, and nothing is left when it ends."""
+    lower, _ = _images(arena)
+    disk, merged = arena.directory("disk"), arena.directory("merged")
+    libc.mount("tmpfs", str(disk), "tmpfs", 0, "size=64k,nr_inodes=3,mode=755")
+    try:
+        (disk / "upper").mkdir()
+        (disk / "upper/kept").touch()
+        said = run(arena, "--engine", "kernel", lower, disk / "upper", merged)
+        assert "mounted read-only" in said
+        assert (merged / "kept").exists() and (merged / "file").exists()
+        assert len(loops.of(arena.root)) == 1
+        run(arena, "umount", merged)
+        assert loops.of(arena.root) == []
+    finally:
+        libc.umount(str(disk))
+
+
 def test_overlayfs_with_an_image_and_a_directory(arena: Arena) -> None:
     """Also '/', in which /sys is only the directory below the mount, and an image within a lower."""
     lower = arena.lower({"file": File(b"x"), "more/y": File(b"y")})

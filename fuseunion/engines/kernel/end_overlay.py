@@ -45,8 +45,8 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         lazy: take the mount out of the tree at once; its work directory is still used, and stays.
     Raises:
         BusyError: it is used.
-        UserError: FAILURE where it cannot be unmounted, or cannot be written out; with `lazy` it is taken away all the
-            same, else it is still mounted.
+        UserError: BUSY where images are used in another mount namespace; FAILURE where it cannot be unmounted, or
+            cannot be written out; with `lazy` it is taken away all the same, else it is still mounted.
     """
     assert live.entry is not None, "an overlay has a line in mountinfo"
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
@@ -78,8 +78,8 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
                 ExitCode.FAILURE,
             )
         return
-    over_images.finish(images)
-    if not any(image.file_fd >= 0 for image in images):
+    over_images.finish(images, live)
+    if not any(image.is_upper for image in images):
         _leave_in_order(live.entry)
 
 

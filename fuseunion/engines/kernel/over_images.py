@@ -12,20 +12,23 @@ show.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import socket
 from typing import NamedTuple
 
+from fuseunion.engines.live import LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.images import ext, loops
 from fuseunion.images.layers.by_kernel import ByKernel
 from fuseunion.images.layers.mounted import AT_MOST
-from fuseunion.images.loops import Loop
+from fuseunion.images.loops import Loop, Use
 from fuseunion.linux import namespaces, syscalls
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.proc.holders import elsewhere
 from fuseunion.mounting.prepared import Opened, Prepared
 
 _log = logging.getLogger("fuseunion.kernel")
@@ -34,6 +37,9 @@ _ROOM = os.path.dirname(loops.place(""))
 """Covered in the child's namespace: no layer lies there, and an overlay shows nothing of what is mounted in a layer."""
 
 _PLACE = re.compile(re.escape(_ROOM) + r"/(loop[0-9]+)(/[a-z]+)?")
+_SOON = 2.0
+"""Seconds after which we look for a reason why an image is still mounted."""
+
 _INSIDE = ("", "/upper", "/work")
 
 
@@ -66,11 +72,12 @@ def mount(prepared: Prepared, fstype: bytes, source: bytes, flags: int, data: by
     with ours, theirs:
         child = os.fork()
         if child == 0:
-            code = 0
+            code = errno.EIO
             try:
                 socket.send_fds(theirs, [b"\0"], [_detached(prepared, fstype, source, flags, data)])
+                code = 0
             except OSError as error:
-                code = error.errno or 1
+                code = error.errno or errno.EIO
             finally:
                 # Never back into the code of the parent.
                 os._exit(code)
@@ -78,7 +85,7 @@ def mount(prepared: Prepared, fstype: bytes, source: bytes, flags: int, data: by
         fds = socket.recv_fds(ours, 1, 1)[1]
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if not fds:
-        raise os_error(abs(code))
+        raise os_error(code if code > 0 else errno.EIO)
     try:
         syscalls.move_mount(fds[0], os.fsencode(prepared.target))
     finally:
@@ -116,12 +123,14 @@ class Left(NamedTuple):
         loop: the device.
         path: of the file.
         offset: where in it the filesystem begins, in bytes.
-        file_fd: of the file where the overlay writes to it, else -1.
+        is_upper: the overlay writes to it.
+        file_fd: of the file where the overlay writes to it and the file is found, else -1.
     """
 
     loop: Loop
     path: str
     offset: int
+    is_upper: bool
     file_fd: int
 
 
@@ -148,34 +157,61 @@ def images_of(entry: Mount) -> list[Left]:
         use, loop = loops.use_of(name), loops.look_at(name)
         if use is None or loop is None:
             continue  # not seen here
-        file_fd = -1
-        if is_upper:
-            try:
-                file_fd = os.open(use.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError as error:
-                _log.debug("%s is not seen here: %s", use.path, error)
-        left.append(Left(loop, use.path, use.offset, file_fd))
+        file_fd = _found(use) if is_upper else -1
+        left.append(Left(loop, use.path, use.offset, is_upper, file_fd))
     return left
 
 
-def finish(images: list[Left]) -> None:
+def _found(use: Use) -> int:
+    """A descriptor of the file of a device; -1 where the path has become another's."""
+    try:
+        fd = os.open(use.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        _log.debug("%s is not seen here: %s", use.path, error)
+        return -1
+    try:
+        same = loops.is_of(use.name, fd)
+    except OSError as error:
+        _log.debug("/dev/%s does not say what it shows: %s", use.name, error)
+        same = False
+    if not same:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def finish(images: list[Left], live: LiveMount) -> None:
     """Wait until the kernel has unmounted the images of an overlay that was unmounted, and put them on disk.
 
     Raises:
-        UserError: FAILURE: one is still mounted, or cannot be written to disk.
+        UserError: BUSY where another mount namespace has the overlay; FAILURE: one is still mounted, or cannot be
+            written to disk.
     """
     try:
         for image in images:
-            if not loops.wait_for_end(image.loop, AT_MOST):
-                raise UserError(
-                    f"/dev/{image.loop.name} still has '{image.path}' after {AT_MOST:g} seconds; it is unmounted when "
-                    "nobody uses it any more",
-                    ExitCode.FAILURE,
-                )
+            _await_end(image, live)
             if image.file_fd >= 0:
                 _put_on_disk(image)
     finally:
         let_go(images)
+
+
+def _await_end(image: Left, live: LiveMount) -> None:
+    if loops.wait_for_end(image.loop, _SOON):
+        return
+    others = elsewhere(live.entry.device) if live.entry is not None else []
+    if others:
+        raise UserError(
+            f"'{live.given}' is unmounted here, but '{image.path}' is still in use by {', '.join(map(str, others))}; "
+            "end that too",
+            ExitCode.BUSY,
+        )
+    if not loops.wait_for_end(image.loop, AT_MOST):
+        raise UserError(
+            f"'{live.given}' is unmounted, but /dev/{image.loop.name} still has '{image.path}' after {AT_MOST:g} "
+            "seconds; it is complete when nobody uses it any more",
+            ExitCode.FAILURE,
+        )
 
 
 def let_go(images: list[Left]) -> None:

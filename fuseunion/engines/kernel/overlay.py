@@ -99,11 +99,14 @@ def show(options: Options) -> None:
         # The work directory is the mount's from now on; the locks end with this process.
         undo.pop_all()
         prepared.keep()
-        prepared.let_go_of_images()  # they are the mount's too
         if prepared.full is not None:
             log.tell(f"warning: {prepared.full}")
-            if not prepared.has_image_upper:
-                prepared.close()  # there is nothing that `umount` would have to leave in order
+        if prepared.full is not None and not prepared.has_image_upper:
+            # There is nothing that `umount` would have to leave in order; the images are the mount's too.
+            prepared.apart = True
+            prepared.close()
+        else:
+            prepared.let_go_of_images()
 
 
 def _label(opened: Opened) -> str:
