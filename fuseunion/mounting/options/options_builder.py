@@ -13,11 +13,11 @@ import os
 
 from fuseunion.errors import UserError
 from fuseunion.mounting.options.grammar import split_words
-from fuseunion.mounting.options.records import ACCESS_TIMES, Form, ImageChoice, Options, XattrPermissions
+from fuseunion.mounting.options.records import ACCESS_TIMES, Form, Options, XattrPermissions
 from fuseunion.mounting.options.values import (
-    parse_choice,
     parse_id,
     parse_id_map,
+    parse_images,
     parse_lowers,
     parse_path,
     parse_spin,
@@ -189,7 +189,7 @@ class OptionsBuilder:
             case "spin":
                 return change(spin=parse_spin(value, name))
             case "images":
-                return change(images=parse_choice(ImageChoice, value, name))
+                return change(images=parse_images(value, name))
             case "redirect_dir" if value in ("on", "follow", "nofollow", "off"):
                 return change(redirect_dir=value == "on")  # what there is, is followed always
             case "metacopy" if value in ("on", "off"):
