@@ -32,12 +32,11 @@ class ByProgram(Mounted):
 
     def __init__(self, path: str, wanted: Wanted, image_fd: int) -> None:
         arguments = command(wanted, path)
-        super().__init__(path, wanted, image_fd)
-        self._said = -1
-        self.pidfd = -1
         self.program = os.path.basename(arguments[0])
+        self._image_fd = self.pidfd = -1
         self._said, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            super().__init__(path, wanted, image_fd)
             self._pid, self.pidfd, self.root_fd = launch.launch(arguments, self._image_fd, writer)
         except OSError as error:
             said = self.said()
