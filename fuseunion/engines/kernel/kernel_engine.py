@@ -10,7 +10,6 @@ from fuseunion.engines.engine import Engine, Progress, Wish, for_a_daemon, has_i
 from fuseunion.engines.kernel import recognise
 from fuseunion.engines.live import LiveMount, cannot_write_out
 from fuseunion.errors import ExitCode
-from fuseunion.images.layers import trust
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.mounting.options import EngineChoice, ImageChoice, Options
 
@@ -83,6 +82,8 @@ def _of_images(options: Options) -> tuple[Wish, ...]:
     """What stands in the way where a layer is an image file."""
     if not has_image(options):
         return ()
+    from fuseunion.images.layers import trust  # most mounts have none
+
     # What is in an image is not reached any more when it is unmounted, to take the mark of a volatile mount away.
     keeps_a_mark = options.volatile and options.upper is not None and os.path.isfile(options.upper)
     return (

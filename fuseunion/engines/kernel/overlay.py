@@ -16,13 +16,13 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import PREFIXES
-from fuseunion.engines.kernel import over_images, work_mark
+from fuseunion.engines.kernel import work_mark
 from fuseunion.engines.kernel.foreign_marks import foreign_mark
 from fuseunion.engines.kernel.recognise import SOURCE, TYPE
 from fuseunion.errors import ExitCode, UserError
@@ -58,7 +58,7 @@ def show(options: Options) -> None:
         if stored is not None:
             raise _cannot(f"'{stored}' keeps owners in attributes or a database, which it cannot read")
         prefix = _prefix(prepared)
-        path = partial(over_images.path_of, prepared) if prepared.images else _label
+        path = _path_of(prepared)
         lowers = [path(opened) for opened in prepared.lowers]
         if prepared.full is not None and prepared.upper is not None:
             lowers.insert(0, path(prepared.upper))
@@ -91,6 +91,8 @@ def show(options: Options) -> None:
         flags = _flags(options) | (syscalls.MS_RDONLY if prepared.full is not None else 0)
         try:
             if prepared.images:
+                from fuseunion.engines.kernel import over_images
+
                 over_images.mount(prepared, TYPE.encode(), SOURCE.encode(), flags, data)
             else:
                 syscalls.mount(SOURCE.encode(), os.fsencode(prepared.target), TYPE.encode(), flags, data)
@@ -109,8 +111,13 @@ def show(options: Options) -> None:
             prepared.let_go_of_images()
 
 
-def _label(opened: Opened) -> str:
-    return opened.label
+def _path_of(prepared: Prepared) -> Callable[[Opened], str]:
+    """How overlayfs is told of a layer."""
+    if not prepared.images:
+        return lambda opened: opened.label
+    from fuseunion.engines.kernel import over_images  # most mounts have no images
+
+    return partial(over_images.path_of, prepared)
 
 
 @contextmanager
