@@ -16,6 +16,7 @@ import os
 import resource
 import stat
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from fuseunion.core.disk.work import INNER
 from fuseunion.core.ids.identity import overflow_id
@@ -77,7 +78,9 @@ def prepare(options: Options, *, for_ranch: bool = False, mark: bool = True) -> 
             if options.upper and options.hides_upper:
                 prepared.hide(prepared.lowers[0].fd)
     except BaseException:
-        prepared.close()
+        # Of two errors the first is told: of an image that is in disorder now it is what has found that.
+        with suppress(UserError):
+            prepared.close()
         raise
     return prepared
 

@@ -318,8 +318,11 @@ class Image:
         )
 
     def _refused(self, part: Part, error: OSError) -> UserError:
+        repair = ""
+        if part.kind is Kind.EXT and error.errno in (errno.EUCLEAN, errno.EIO, errno.EBADMSG):
+            repair = f"; repair it with: {ext.repair(self.path, part.offset)}"
         return UserError(
-            f"{part.kind.value} '{self.path}{part.label}' cannot be used: {error.strerror}", ExitCode.LAYERS
+            f"{part.kind.value} '{self.path}{part.label}' cannot be used: {error.strerror}{repair}", ExitCode.LAYERS
         )
 
 
