@@ -23,7 +23,7 @@ from fuseunion.offline.upkeep.checking.findings import Severity
 from fuseunion.offline.upkeep.holding import hold
 from tests.support import tree
 from tests.support.arena import Arena
-from tests.support.crash import run_until_change
+from tests.support.crash import before_changes, run_until_change
 from tests.support.inprocess import in_process
 from tests.support.layers import Dir, File, Link, Name, Node
 
@@ -188,9 +188,10 @@ def test_a_fault_is_found_and_repaired(arena: Arena, fault: tuple[str, Callable[
     _view_is_right(place)
 
 
+@before_changes(4)
 @pytest.mark.actors("user")
-def test_a_repair_that_is_killed_is_finished_by_the_next(arena: Arena) -> None:
-    """All faults at once, killed before each change."""
+def test_a_repair_that_is_killed_is_finished_by_the_next(arena: Arena, every: int) -> None:
+    """All faults at once."""
     place = _place(arena)
     (place.work / "work").mkdir(exist_ok=True)
     for name, (_, plant) in FAULTS.items():
@@ -200,7 +201,7 @@ def test_a_repair_that_is_killed_is_finished_by_the_next(arena: Arena) -> None:
     _copy(arena.root, spare, place)
     number = 0
     while not run_until_change(number, lambda: place.run("--repair") and None):
-        number += 4
+        number += every
         assert place.run("--repair") in (command.CheckCode.REPAIRED, command.CheckCode.CLEAN)
         assert place.codes() == set()
         _view_is_right(place)
