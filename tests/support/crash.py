@@ -3,8 +3,8 @@
 kill -9 between two system calls is what the core promises to survive. The child's own functions of os that change a
 filesystem are counted, and the process leaves with os._exit before the chosen one: no `finally`, no `except` runs.
 
-A test that does so again and again takes the distance of the numbers as its parameter `every` (`before_changes`), so that
-`make test` has a sample, and `make stress` all of them.
+A test that does so again and again takes the distance of the numbers as its parameter `every` (`before_changes`), so
+that `make test` has a sample, and `make stress` all of them.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
+from fuseunion.offline import beside
 
 NEW, BASE, RESTORE = b"#new", b"#base", b"#restore"
 UPPER, WORK, MANIFEST = b"upper", b"work", b"manifest"
@@ -97,8 +98,7 @@ def place(upper: str, *, make: bool = False) -> Iterator[Place | None]:
         UserError: LAYERS for a directory that is not this user's alone; BUSY where another command uses it.
     """
     path = os.path.realpath(upper)
-    parent, name = os.path.split(path)
-    where = os.path.join(parent, f".{name}.fuseunion-snapshots")
+    where = beside.place(path, "snapshots")
     if not os.path.isdir(path):
         raise UserError(f"upper directory '{upper}' does not exist; check the path", ExitCode.LAYERS)
     if make:
