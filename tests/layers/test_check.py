@@ -425,6 +425,8 @@ def test_a_cut_off_repair_is_told_and_gone_on_with(arena: Arena, capsys: pytest.
 
 @pytest.mark.actors("user")
 def test_the_journal_stays_small(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others begin another file, and so does a very long one."""
+    monkeypatch.setattr(journal, "_LONG", 5_000)
     monkeypatch.setattr(journal, "_FULL", 20_000)
     place = _place(arena)
     for round_ in range(3):

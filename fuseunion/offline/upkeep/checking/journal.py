@@ -12,8 +12,9 @@ The steps are on disk by some dozens at a time, before the first of them is take
 each would make the repair of ten thousand whiteouts take minutes. What is still to be done, the upper itself says
 (findings.py); the journal says what was there, and that a repair was cut off.
 
-A journal that has grown to 4 MiB becomes `journal.old`, in place of the one before. The directory is closed to others,
-and nothing is believed that is not the user's own (offline/beside.py).
+A journal that has more than 4 MiB when a repair begins, or 32 MiB within one (some 150,000 steps), becomes
+`journal.old`, in place of the one before. The directory is closed to others, and nothing is believed that is not the
+user's own (offline/beside.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from contextlib import ExitStack
+from functools import partial
+from typing import IO, NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
@@ -33,9 +36,9 @@ from fuseunion.offline.upkeep.checking.findings import Finding
 from fuseunion.offline.upkeep.holding import HeldUpper
 
 _JOURNAL, _OLD = "journal", "journal.old"
-_FULL = 4 << 20
-_READ = 16 << 20
-"""Bytes that a journal of ours never has: those of a full one, of the last steps, and of their marks."""
+_LONG, _FULL = 4 << 20, 32 << 20
+"""Bytes after which another file is begun: for another repair, and within one."""
+_LONGEST_LINE = 1 << 20
 _STEPS, _BYTES = 64, 1 << 20
 """What goes to the disk at once, at most."""
 
@@ -67,6 +70,7 @@ class RepairJournal:
         self._place = beside.place(held.path if held.default_work else held.work_path, "repairs")
         self._fd: int | None = None
         self._steps = 0
+        self._has_begun = False
 
     @property
     def path(self) -> str:
@@ -77,7 +81,8 @@ class RepairJournal:
 
     def exists(self) -> bool:
         """Whether there is one. Raises as `cut_off`."""
-        return self._read() is not None
+        with ExitStack() as stack:
+            return self._file(stack) is not None
 
     def cut_off(self) -> CutOff | None:
         """The last repair of this upper, where it was cut off.
@@ -87,30 +92,40 @@ class RepairJournal:
         """
         begun: Had | None = None
         steps = taken = 0
-        for record in _records(self._read() or b""):
-            if record.get("repair") == "begun":
-                begun, steps, taken = record, 0, 0
-            elif record.get("repair") == "finished":
-                begun = None
-            steps += "step" in record
-            taken += "done" in record or "failed" in record
+        with ExitStack() as stack:
+            for line in self._lines(stack):
+                steps += line.startswith(b'{"step"')
+                taken += line.startswith((b'{"done"', b'{"failed"'))
+                if not line.startswith(b'{"repair"'):
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # a kill has cut it off
+                if record["repair"] == "finished":
+                    begun = None
+                else:
+                    begun, steps, taken = record, 0, 0
         if begun is None or begun.get("inode") != self._inode:
             return None  # another directory has taken the place of that upper, as `restore` does
         since = begun.get("time")
         return CutOff(since if isinstance(since, int) else 0, steps, taken)
 
-    def _read(self) -> bytes | None:
+    def _file(self, stack: ExitStack) -> IO[bytes] | None:
         directory = beside.found(self._place)
         if directory is None:
             return None
+        stack.callback(os.close, directory)
         try:
-            return owned.read_file(_JOURNAL, directory, _READ)
+            return stack.enter_context(open(owned.open_file(_JOURNAL, directory), "rb"))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unusable(error) from None
-        finally:
-            os.close(directory)
+
+    def _lines(self, stack: ExitStack) -> Iterator[bytes]:
+        file = self._file(stack)
+        return iter(partial(file.readline, _LONGEST_LINE), b"") if file is not None else iter(())
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(
@@ -179,6 +194,7 @@ class RepairJournal:
             begun = {"repair": "begun", "upper": self._upper, "inode": self._inode, "time": int(time.time())}
             lines = [_line(begun), *lines]
         self._write(lines, wait=True)
+        self._has_begun = True
 
     def _write(self, lines: list[bytes], *, wait: bool = False) -> None:
         try:
@@ -208,7 +224,7 @@ class RepairJournal:
             except OSError as error:
                 raise self._unusable(error) from None
             try:
-                if os.fstat(fd).st_size > _FULL:
+                if os.fstat(fd).st_size > (_FULL if self._has_begun else _LONG):
                     os.rename(_JOURNAL, _OLD, src_dir_fd=directory, dst_dir_fd=directory)
                     return _new(directory)
                 return RealObject(fd).open(os.O_RDWR | os.O_APPEND)
@@ -252,14 +268,3 @@ def _step(number: int, finding: Finding, had: Had) -> Had:
 
 def _line(record: Had) -> bytes:
     return json.dumps(record).encode() + b"\n"
-
-
-def _records(data: bytes) -> Iterator[Had]:
-    """What can be read of a journal, whose last line a kill may have cut off."""
-    for line in data.splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            yield record
