@@ -172,3 +172,14 @@ def test_places_that_are_refused(arena: Arena) -> None:
     (arena.root / ".lower0.fuseunion-apply").symlink_to("/etc")
     said = fuseunion("apply", upper, lower)
     assert said.code == 3 and "must be yours alone" in said.err
+
+
+@pytest.mark.actors("user")
+def test_messages_name_where_it_lies(arena: Arena) -> None:
+    """What cannot be read is in the lower, not in the upper; a lower of somebody else is no upper."""
+    lower, upper = arena.lower({"d/closed": File(b"a", mode=0)}), arena.directory("upper")
+    said = fuseunion("commit", escaped(lower), upper, arena.root / "new")
+    assert said.code == 1 and f"'{lower}/d/closed': Permission denied" in said.err
+    said = fuseunion("apply", upper, "/usr/lib")
+    assert said.code == 3 and "lower directory '/usr/lib' belongs to another user (0)" in said.err
+    assert len(said.err.splitlines()) == 1 and "--read-only" not in said.err

@@ -80,9 +80,9 @@ class RepairJournal:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether there is one. Raises as `cut_off`."""
+        """Whether there is one that says something. Raises as `cut_off`."""
         with ExitStack() as stack:
-            return self._file(stack) is not None
+            return any(self._lines(stack))
 
     def cut_off(self) -> CutOff | None:
         """The last repair of this upper, where it was cut off.

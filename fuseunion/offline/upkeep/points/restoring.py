@@ -54,7 +54,12 @@ def restore(there: Place, name: str, work: str | None) -> None:
         trees.remove(there.root, RESTORE)
         new.renew()
         there.clean()
-        _build(there, source, new)
+        try:
+            _build(there, source, new)
+        except BaseException:
+            trees.remove(there.root, RESTORE)  # a part of a copy can be what fills a disk
+            _remove_empty(held)
+            raise
         os.close(owned.new_file(MARK, work_fd))
         _write(new, _READY, b"%d" % new.child(UPPER).own_stat().st_ino)
         _go_on(there, held, new, work_fd)
