@@ -20,6 +20,7 @@ from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ownership.store_choice import detect
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
+from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
 from fuseunion.mounting.checks.placement import Part
 from fuseunion.mounting.sources import scratch
@@ -79,7 +80,7 @@ def look(held: HeldUpper, lowers: Sequence[str], journal: RepairJournal | None =
         journal: of the upper; None where it is of no interest.
 
     Raises:
-        As `looked_at`; UserError: LAYERS for a journal that is not the user's alone.
+        As `looked_at`.
     """
     cut_off = [] if journal is None else _of_journal(journal)
     with looked_at(held, lowers) as findings:
@@ -92,6 +93,9 @@ def repair(held: HeldUpper, lowers: Sequence[str], journal: RepairJournal) -> li
     Raises:
         As `looked_at`; UserError: LAYERS, FAILURE: the journal cannot be used or written.
     """
+    objection = journal.objection()
+    if objection is not None:
+        raise UserError(objection, ExitCode.LAYERS)
     cut_off = _of_journal(journal)
     repaired: list[Outcome] = []
     for _ in range(_ROUNDS):
@@ -113,13 +117,17 @@ def repair(held: HeldUpper, lowers: Sequence[str], journal: RepairJournal) -> li
 
 
 def _of_journal(journal: RepairJournal) -> list[Finding]:
+    path = os.fsencode(journal.path)
+    if journal.objection() is not None:
+        text = "is a journal of repairs that is not yours alone, and is not believed; with it nothing is repaired"
+        return [Finding("foreign-journal", Severity.NOTE, path, text)]
     cut_off = journal.cut_off()
     if cut_off is None:
         return []
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(cut_off.since))
     text = f"says that a repair of {since} was cut off, {cut_off.taken} of {cut_off.steps} known steps were taken"
     going_on = Repair("goes on", journal.finish, dict)
-    return [Finding("cut-off-repair", Severity.LEFTOVER, os.fsencode(journal.path), text, going_on)]
+    return [Finding("cut-off-repair", Severity.LEFTOVER, path, text, going_on)]
 
 
 def _repaired(journal: RepairJournal, step: int, finding: Finding, why_not: OSError | None) -> Outcome:

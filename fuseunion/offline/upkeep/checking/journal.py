@@ -28,7 +28,7 @@ from functools import partial
 from typing import IO, NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import owned
+from fuseunion.linux import owned, syscalls
 from fuseunion.linux.real_object import RealObject
 from fuseunion.offline import beside
 from fuseunion.offline.upkeep.checking.described import Had, text
@@ -39,6 +39,8 @@ _JOURNAL, _OLD = "journal", "journal.old"
 _LONG, _FULL = 4 << 20, 32 << 20
 """Bytes after which another file is begun: for another repair, and within one."""
 _LONGEST_LINE = 1 << 20
+_LATEST = 1 << 40
+"""Seconds since the epoch, for which there is a date."""
 _STEPS, _BYTES = 64, 1 << 20
 """What goes to the disk at once, at most."""
 
@@ -79,6 +81,15 @@ class RepairJournal:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
+    def objection(self) -> str | None:
+        """Why it is not believed; None where it is, or where there is none."""
+        with ExitStack() as stack:
+            try:
+                self._file(stack)
+            except UserError as error:
+                return str(error)
+        return None
+
     def exists(self) -> bool:
         """Whether there is one that says something. Raises as `cut_off`."""
         with ExitStack() as stack:
@@ -100,7 +111,7 @@ class RepairJournal:
                     continue
                 try:
                     record = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue  # a kill has cut it off
                 if record["repair"] == "finished":
                     begun = None
@@ -109,7 +120,7 @@ class RepairJournal:
         if begun is None or begun.get("inode") != self._inode:
             return None  # another directory has taken the place of that upper, as `restore` does
         since = begun.get("time")
-        return CutOff(since if isinstance(since, int) else 0, steps, taken)
+        return CutOff(since if isinstance(since, int) and 0 <= since < _LATEST else 0, steps, taken)
 
     def _file(self, stack: ExitStack) -> IO[bytes] | None:
         directory = beside.found(self._place)
@@ -216,6 +227,7 @@ class RepairJournal:
             beside.make(self._place)
             directory = beside.found(self._place)
             assert directory is not None
+            syscalls.syncfs(directory)  # its own name too has to be on disk
         try:
             try:
                 fd = owned.open_file(_JOURNAL, directory)

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         journal = RepairJournal(held)
         stack.callback(journal.close)
         outcomes = (check.repair if asked.repair else check.look)(held, lowers, journal)
-        kept = journal.path if journal.exists() else None
+        kept = journal.path if journal.objection() is None and journal.exists() else None
         if asked.json:
             print(json.dumps(_as_json(held, outcomes) | {"journal": kept}, indent=2, ensure_ascii=True))
         else:
