@@ -198,7 +198,7 @@ def test_a_fault_is_found_and_repaired(arena: Arena, fault: tuple[str, Callable[
     _view_is_right(place)
 
 
-@before_changes(4)
+@before_changes(9)
 @pytest.mark.actors("user")
 def test_a_repair_that_is_killed_is_finished_by_the_next(arena: Arena, every: int) -> None:
     """All faults at once."""
