@@ -28,6 +28,8 @@ class LayerAccess:
         ownership: where owners and modes are stored, or None where they are what stat(2) says.
         noatime: it can be read without touching access times.
         covered_stat: lstat of the place where the union is mounted, from before the mount.
+        keeps_removed: what was removed can be used by an O_PATH descriptor. Filesystems of paths (fuse2fs, NFS) keep
+            only what is open.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class LayerAccess:
         self.writable = writable
         self.label = label
         self.ownership: OwnershipStore | None = None
+        self.keeps_removed = True
         self.st_dev = os.fstat(root_fd).st_dev
         self.descriptors = descriptors
         self.hidden = hidden

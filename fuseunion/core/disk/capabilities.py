@@ -28,6 +28,7 @@ class Capabilities(NamedTuple):
         user_xattrs: user.* can be set.
         exchange, noreplace, whiteout: the flags of renameat2(2).
         in_memory: there is no disk that anything would wait for.
+        keeps_removed: a file that was removed can be opened by an O_PATH descriptor of it.
     """
 
     whiteout_devices: bool
@@ -37,6 +38,7 @@ class Capabilities(NamedTuple):
     noreplace: bool
     whiteout: bool
     in_memory: bool = False
+    keeps_removed: bool = True
 
     @property
     def xattr_prefix(self) -> bytes | None:
@@ -71,6 +73,7 @@ class Capabilities(NamedTuple):
                 noreplace=probe.rename(syscalls.RENAME_NOREPLACE, target=False),
                 whiteout=allow_devices and probe.rename(syscalls.RENAME_WHITEOUT, target=False),
                 in_memory=syscalls.is_in_memory(work_fd),
+                keeps_removed=probe.keeps_removed(),
             )
         finally:
             probe.clean()
@@ -114,6 +117,18 @@ class _Probe:
             return False
         finally:
             os.close(fd)
+
+    def keeps_removed(self) -> bool:
+        fd = os.open(b"probe-a", os.O_PATH | os.O_NOFOLLOW, dir_fd=self._fd)
+        try:
+            os.unlink(b"probe-a", dir_fd=self._fd)
+            os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY))
+        except OSError as error:
+            log.debug("what was removed is gone: %s", error)
+            return False
+        finally:
+            os.close(fd)
+        return True
 
     def rename(self, flag: int, *, target: bool) -> bool:
         self.clean()

@@ -335,7 +335,8 @@ def tmpfile(state: State, directory: Directory, mode: int, owner: Owner) -> tupl
         _give(state, new, facts, inherited)
         st = new.stat()
         disk_id = state.numbers.device(st.st_dev), st.st_ino
-        file = File(state.table.free_number(state.numbers.number(*disk_id)), stat.S_IFREG, Held(disk_id))
+        held = Held(disk_id, not upper.layer.keeps_removed)
+        file = File(state.table.free_number(state.numbers.number(*disk_id)), stat.S_IFREG, held)
         file.absent_xattrs = _NEVER_INHERITED
         state.table.add(file)
         return file, FileHandle(file, fd, writable=True)

@@ -20,11 +20,15 @@ from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.listing import found_empty
-from fuseunion.core.tree.lookup import existing, lower_is_positive
+from fuseunion.core.tree.listing import found_empty, listing
+from fuseunion.core.tree.lookup import existing, lower_is_positive, resolve_in
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
+
+_KEPT_OPEN = (b".fuse_hidden", b".nfs")
+"""How names begin that filesystems of paths give to removed files while they are open (libfuse fuse.c hide_node,
+fs/nfs/unlink.c nfs_sillyrename)."""
 
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 """What rmdir(2) answers for a directory that has something in it."""
@@ -98,6 +102,26 @@ def rmdir(state: State, directory: Directory, name: bytes) -> Steps[None]:
         if directory.children.get(name) is not target:
             raise os_error(errno.ENOENT, name)  # somebody else was quicker
         yield from remove_directory(state, target, directory, name)
+
+
+def holds_removed(state: State, directory: Directory, name: bytes) -> Steps[bool]:
+    """Whether nothing is in a directory but what the upper's filesystem keeps of removed files while they are open.
+
+    Raises:
+        OSError: as `rmdir`.
+    """
+    target = existing(state, directory, name)
+    if not isinstance(target, Directory):
+        return False
+    with state.table.held(target):
+        target.stale()  # they come and go by themselves
+        found = False
+        for below in (yield from listing(state, target)):
+            if resolve_in(state, target, below) is not None:
+                if not below.startswith(_KEPT_OPEN):
+                    return False
+                found = True
+        return found
 
 
 def remove_directory(

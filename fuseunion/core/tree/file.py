@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
+from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks.link_index import LinkGroup
@@ -46,6 +47,22 @@ class OpenFile(Protocol):
 
 
 _NONE_OPEN: frozenset[OpenFile] = frozenset()
+
+
+def kept_open(fd: int) -> int:
+    """A descriptor that keeps what an O_PATH descriptor, which is closed, is of: where only that is kept that is open
+    (LayerAccess.keeps_removed).
+
+    Raises:
+        OSError: as open(2).
+    """
+    held = RealObject(fd)
+    if not stat.S_ISREG(held.stat().st_mode):
+        return fd  # nobody needs more of it than what it is
+    try:
+        return as_owner_of(held, lambda: held.open(os.O_RDONLY | os.O_NONBLOCK))
+    finally:
+        os.close(fd)
 
 
 class LowerLinks:
@@ -136,6 +153,9 @@ class File(Inode):
         self.let_go(handle)
         self.handles = self.handles - {handle} or _NONE_OPEN
         if isinstance(self._place, Held) and self._pin < 0 and not self.handles and (self.nlookup or self.is_kept):
+            if self._place.stays_open:
+                self._pin = handle.fd
+                return
             try:
                 self._pin = RealObject(handle.fd).open(os.O_PATH)  # the file is not open any more
             except OSError:
@@ -202,16 +222,25 @@ class File(Inode):
         """The name that leads to the file, or None when only a descriptor does."""
         return self._place.location
 
-    def copied_up(self, location: Location | None, disk_id: DiskId, pin: int, data: InLower | None = None) -> None:
+    def copied_up(
+        self,
+        location: Location | None,
+        disk_id: DiskId,
+        pin: int,
+        data: InLower | None = None,
+        *,
+        stays_open: bool = False,
+    ) -> None:
         """The file is in the upper from now on.
 
         Args:
             location: a name of it there; None when it has none.
             pin: a descriptor of the copy, which belongs to the file from now on; -1 when none is needed.
             data: where the data stayed.
+            stays_open: as of Held.
         """
         self.data = data
-        self._place = Held(disk_id) if location is None else InUpper(*location, *disk_id)
+        self._place = Held(disk_id, stays_open) if location is None else InUpper(*location, *disk_id)
         self._pin = pin
         self.absent_xattrs = NONE_ABSENT
         self.stale()
@@ -246,7 +275,7 @@ class File(Inode):
             others: names that may be links of it.
         """
         assert isinstance(self._place, InUpper)
-        self._place = Held(self._place.disk_id)
+        self._place = Held(self._place.disk_id, not self._place.real.layer.keeps_removed)
         for real, name in others:
             try:
                 st = real.stat(name)
@@ -264,7 +293,7 @@ class File(Inode):
         """
         if isinstance(self._place, InUpper):
             self.hold()
-            self._place = Held(self._place.disk_id)
+            self._place = Held(self._place.disk_id, not self._place.real.layer.keeps_removed)
 
     def holding(self) -> AbstractContextManager[bool]:
         """Hold the file by a descriptor while, in the block, the name that leads to it goes.
@@ -279,7 +308,10 @@ class File(Inode):
             return False  # a descriptor of who has it open serves as well
         if self._place.location is None:
             return False
-        self._pin, _ = self.grasped()
+        fd, _ = self.grasped()
+        if isinstance(self._place, InUpper) and not self._place.real.layer.keeps_removed:
+            fd = kept_open(fd)
+        self._pin = fd
         return True
 
     def unhold(self) -> None:

@@ -51,9 +51,14 @@ class InUpper(_ByName):
 
 
 class Held(NamedTuple):
-    """By a descriptor: that of a user who has it open, else one that the file owns."""
+    """By a descriptor: that of a user who has it open, else one that the file owns.
+
+    Attributes:
+        stays_open: it has to be one that the file was opened with (LayerAccess.keeps_removed).
+    """
 
     disk_id: DiskId
+    stays_open: bool = False
 
     @property
     def location(self) -> None:

@@ -67,6 +67,7 @@ class Upper:
         self.links = LinkIndex(work)
         self.whiteouts = WhiteoutWriter(work)
         self.unshared = Unshared()
+        layer.keeps_removed = work.capabilities.keeps_removed
 
     def close(self) -> None:
         """Leave index and work directory in order."""

@@ -27,7 +27,7 @@ from fuseunion.core.format.link_entries import key_of
 from fuseunion.core.ops.attributes import NO_CHANGE, Change, stat_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory, dress
 from fuseunion.core.ops.copy_up.link_names import covering, try_link_name
-from fuseunion.core.tree.file import File
+from fuseunion.core.tree.file import File, kept_open
 from fuseunion.core.tree.place import InLower, Location
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.real_object import OpenObject, RealObject
@@ -185,12 +185,14 @@ def show(state: State, file: File, temporary: bytes, lower_st: os.stat_result, d
             directory.stale()  # its times are others where they could not be kept
         elif not file.handles:
             pin = tmp.hold(temporary)
+            if not upper.layer.keeps_removed:
+                pin = kept_open(pin)
         undo.pop_all()
     # Everybody sees the copy from here on: nothing may fail any more.
     if location is None:
         upper.work.unlink(temporary)
     file.group = group
-    file.copied_up(location, (st.st_dev, st.st_ino), pin, data)
+    file.copied_up(location, (st.st_dev, st.st_ino), pin, data, stays_open=not upper.layer.keeps_removed)
     if group is not None:
         state.table.note_names(file)
     for directory, name in names[1:]:

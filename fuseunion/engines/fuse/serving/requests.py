@@ -19,6 +19,7 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Protocol, TypeAlias, TypeVar
@@ -42,7 +43,7 @@ from fuseunion.engines.fuse.asking.watching.counts import NONE, Counts
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
-from fuseunion.engines.fuse.serving.pace import Pace, now_or_in_steps
+from fuseunion.engines.fuse.serving.pace import Pace, in_steps, now_or_in_steps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux.os_error import os_error
@@ -61,6 +62,9 @@ _OF_ALL = (LAYER_XATTR, PATH_XATTR)
 OWNER_XATTR = b"user.containers.override_stat"
 
 T = TypeVar("T")
+
+_UNTIL_CLOSED = 1.0
+"""Seconds in which the last user of a removed file has closed it, or has not."""
 
 Preparation: TypeAlias = Generator[Sequence[File] | None, None, None]
 """Steps before a rename, which say what has to be copied up meanwhile (Union.make_movable)."""
@@ -229,8 +233,24 @@ class Requests:
 
     def rmdir(self, parent: int, name: bytes) -> Later[None] | None:
         """Remove an empty directory."""
-        result = now_or_in_steps(self.union.rmdir(self.union.directory(parent), name))
+        directory = self.union.directory(parent)
+        try:
+            result = now_or_in_steps(self.union.rmdir(directory, name))
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or self.union.keeps_removed:
+                raise
+            return self._rmdir_when_closed(directory, name)
         return result if result is None else self._long(result)
+
+    async def _rmdir_when_closed(self, directory: Directory, name: bytes) -> None:
+        """Remove a directory as soon as the files that were in it are closed.
+
+        That their users have closed them is known when the kernel forgets them, a little later.
+        """
+        end = time.monotonic() + _UNTIL_CLOSED
+        while time.monotonic() < end and await in_steps(self.union.waits_for_closing(directory, name)):
+            await trio.sleep(_UNTIL_CLOSED / 100)
+        await in_steps(self.union.rmdir(directory, name))
 
     async def _long(self, operation: Later[None]) -> None:
         with self.workers.long_operation():
