@@ -80,7 +80,11 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
         for opened in prepared.lowers
     ]
     ignored: list[str] = []
-    for lower in lowers:
+    for lower, opened in zip(lowers, prepared.lowers, strict=True):
+        if opened.by_squashfuse:
+            from fuseunion.core.format import squashfuse_xattrs  # most mounts have none
+
+            lower.true_names = squashfuse_xattrs.names
         lower.ownership = _store_of_lower(lower, options, ignored)
     if prepared.upper is None:
         return Layers(lowers, None, None, ignored)

@@ -27,11 +27,13 @@ class Opened(NamedTuple):
         fd: an O_RDONLY descriptor, closed by Prepared unless claimed.
         label: its path, for messages.
         covered: the names that lead from it to the mount point, when that lies strictly inside.
+        by_squashfuse: squashfuse shows it.
     """
 
     fd: int
     label: str
     covered: tuple[bytes, ...] = ()
+    by_squashfuse: bool = False
 
 
 class Prepared:

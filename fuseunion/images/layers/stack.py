@@ -54,10 +54,12 @@ class Layer(NamedTuple):
     Attributes:
         fd: an O_RDONLY descriptor.
         label: for messages.
+        by_squashfuse: squashfuse shows it.
     """
 
     fd: int
     label: str
+    by_squashfuse: bool = False
 
 
 class Upper(NamedTuple):
@@ -263,7 +265,7 @@ class Image:
         root_fd = self._mounted(part, writable=False, as_root=True).root_fd
         label = self.path + part.label
         if part.kind is not Kind.EXT:
-            return Layer(root_fd, label)
+            return Layer(root_fd, label, part.kind is Kind.SQUASHFS)
         try:
             if not _is_overlay(root_fd):
                 return Layer(root_fd, label)

@@ -29,7 +29,8 @@ def add_lowers(prepared: Prepared, place: Place, *, is_upper: bool) -> None:
     """
     image = _opened(prepared, place)
     for layer in image.lowers(but_the_upper=is_upper):
-        prepared.lowers.append(prepared.opened(layer.fd, layer.label))
+        opened = prepared.opened(layer.fd, layer.label)
+        prepared.lowers.append(opened._replace(by_squashfuse=layer.by_squashfuse))
 
 
 def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Opened]:
