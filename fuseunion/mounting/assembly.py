@@ -100,7 +100,7 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
         upper.ownership = _store_of_full_upper(upper, options, ignored)
         return Layers([upper, *lowers], None, None, ignored)
     try:
-        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, prepared.shown_as, ignored)
+        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, prepared, ignored)
     except OSError as error:
         raise UserError(
             f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
@@ -177,12 +177,14 @@ def _store_of_upper(
     work: Layer,
     lowers: list[Layer],
     options: Options,
-    shown_as: os.stat_result | None,
+    prepared: Prepared,
     ignored: list[str],
 ) -> OwnershipStore | None:
     wanted, volatile_ = _STORED_IN[options.xattr_permissions], _never_syncs(options)
+    shown_as, in_image = prepared.shown_as, prepared.has_image_upper
     if not belief.is_needed():
-        return choose(upper.root_fd, wanted, work.root_fd, [lower.root_fd for lower in lowers], volatile=volatile_)
+        roots = [lower.root_fd for lower in lowers]
+        return choose(upper.root_fd, wanted, work.root_fd, roots, volatile=volatile_, in_image=in_image)
     marked = detect(upper.root_fd)
     privileged = (wanted if marked is None else marked.name) is OverrideName.PRIVILEGED
     believed = belief.of_upper(os.fstat(upper.root_fd), asked=_asked(options), privileged=privileged)
@@ -199,6 +201,7 @@ def _store_of_upper(
         [lower.root_fd for lower in lowers if isinstance(lower.ownership, GuardedStore)],
         None if shown_as is None else Facts.of(shown_as),
         volatile=volatile_,
+        in_image=in_image,
     )
     return None if store is None else GuardedStore(store, believed, upper.label)
 

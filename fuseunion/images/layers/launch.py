@@ -99,6 +99,10 @@ def _child(arguments: list[str], image_fd: int, said_fd: int, link: socket.socke
         # An ordinary user may make none; what the user mounts ends by itself.
         with contextlib.suppress(OSError):
             namespaces.enter_mount_namespace()
+    if os.geteuid() != 0 and not namespaces.in_first_user_namespace():
+        # Who may mount in a namespace without being its root lets the program do so: `fuseunion exec --here`.
+        with contextlib.suppress(OSError):
+            syscalls.keep_over_exec(syscalls.CAP_SYS_ADMIN)
     try:
         place = tempfile.mkdtemp(prefix="fuseunion-image-")
         try:

@@ -28,6 +28,9 @@ _AT_MOST = 120.0
 
 _MOST_SAID = 4096
 
+_USUAL = "Writing to the journal is not supported."
+"""fuse2fs, of every ext3 and ext4 that it mounts to write; with a pipe after what it says of errors."""
+
 
 class Mounted:
     """One image, or one partition of one, that is shown to this process.
@@ -89,7 +92,7 @@ class Mounted:
             text = os.read(self._said, _MOST_SAID).decode(errors="replace")
         except OSError:
             return ""  # nothing yet (EAGAIN)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().endswith(_USUAL)]
         return one_line(lines[-1]) if lines else ""
 
     def died(self) -> str:

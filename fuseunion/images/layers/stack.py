@@ -294,11 +294,11 @@ class Image:
     def _says(self, owner: int) -> str | None:
         if os.geteuid() in (0, owner):
             return None  # root of a namespace may write whatever has a number there
-        if owner == 0:
-            return f"what is in '{self.path}' belongs to root, so it is used as root's (fakeroot)"
+        whose = "root" if owner == 0 else f"another user ({owner})"
+        where = "; in fuseunion exec you are root and may change it" if owner == 0 else ""
         return (
-            f"what is in '{self.path}' belongs to another user ({owner}); to make it yours: fuseunion image chown "
-            f"'{self.path}'"
+            f"what is in '{self.path}' belongs to {whose}{where}; to make it yours: fuseunion image chown "
+            f"'{self.path}' --to me"
         )
 
     def _refused(self, part: Part, error: OSError) -> UserError:

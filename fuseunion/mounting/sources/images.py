@@ -11,6 +11,7 @@ from fuseunion.images import recognise
 from fuseunion.images.layers import stack
 from fuseunion.images.layers.mounted import Mounted
 from fuseunion.images.recognise import Kind
+from fuseunion.linux import namespaces
 from fuseunion.mounting import log
 from fuseunion.mounting.checks.placement import Place
 from fuseunion.mounting.options import Form
@@ -51,9 +52,10 @@ def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Ope
     if upper.is_new:
         _adopt(prepared.lowers[0].fd, upper.upper.fd, upper.work.fd)
     elif os.fstat(upper.upper.fd).st_uid == overflow_id("uid"):
+        whom = "root" if _has_root() else "me"
         raise UserError(
-            f"what is in '{place.given}' belongs to a user who has no number here; give it to root with: "
-            f"fuseunion image chown '{place.given}' --to root",
+            f"what is in '{place.given}' belongs to a user who has no number here; give it to {whom} with: "
+            f"fuseunion image chown '{place.given}' --to {whom}",
             ExitCode.LAYERS,
         )
     if has_database(upper.work.fd):
@@ -61,11 +63,28 @@ def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Ope
             f"image '{place.given}' keeps owners in a database, which cannot be reached in an image; use a directory",
             ExitCode.LAYERS,
         )
-    if upper.says is not None:
-        prepared.notes.append(upper.says)
+    says = upper.says
+    if says is None and not upper.is_new and os.geteuid() == 0:
+        says = _of_somebody(place, os.fstat(upper.upper.fd).st_uid, os.fstat(prepared.lowers[0].fd).st_uid)
+    if says is not None:
+        prepared.notes.append(says)
         if form is Form.PLAIN:
-            log.tell(upper.says)
+            log.tell(says)
     return opened
+
+
+def _of_somebody(place: Place, owner: int, below: int) -> str | None:
+    """What root is told of an upper that belongs neither to root nor to whom the lower does; None for any other."""
+    if owner in (0, below):
+        return None
+    return (
+        f"what is in '{place.given}' belongs to user {owner}; to make it root's: "
+        f"fuseunion image chown '{place.given}' --to root"
+    )
+
+
+def _has_root() -> bool:
+    return "0" in namespaces.id_map("uid")[::3]
 
 
 def look_at(place: Place, *, writable: bool, is_upper: bool = False) -> None:
