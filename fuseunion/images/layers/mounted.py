@@ -55,13 +55,13 @@ class Mounted:
             UserError: UNAVAILABLE without the program, or without fusermount3; LAYERS where the program refuses the
                 image.
         """
+        arguments = command(wanted, path)
         self.path = path
         self._wanted = wanted
         self._image_fd = os.dup(image_fd)
         self._said = -1
         self.pidfd = -1
         self.root_fd = -1
-        arguments = command(wanted, path)
         self.program = os.path.basename(arguments[0])
         self._said, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
