@@ -136,6 +136,11 @@ class Prepared:
         if self._lowers is None or self.upper is None or self.full is not None:
             return
         same_lowers.remember(self.upper.fd, self._lowers)
+        if self.has_image_upper and self.work is not None:
+            from fuseunion import __version__
+            from fuseunion.images import used  # most mounts have none
+
+            used.note(self.work.fd, __version__, (lower.label for lower in self.lowers))
         if self.exchanged and self._form is Form.PLAIN:
             log.tell(f"warning: {self.says_exchanged}")
 

@@ -209,6 +209,11 @@ def test_stored_owners_in_an_image(arena: Arena) -> None:
         fsck(image)
     assert succeed("ls", "-l", image, "upper/file").startswith("-rwxr-x---"), "no set-user-ID program of anybody"
     assert names(image, "/work") <= {"work", "links"}
+    succeed("check", image)
+    succeed("chown", image, "--to", "root")
+    assert succeed("ls", "-l", image, "upper/file").split()[2:4] == ["0", "0"], "the real owner too"
+    with arena.mount(lower, upper=image, arguments=["--fakeroot"], tolerated="belongs to") as mount:
+        assert (os.lstat(mount / "file").st_uid, os.lstat(mount / "new").st_uid) == (0, 0)
 
 
 def _owned_by_me(layout: Path) -> Path:

@@ -14,7 +14,7 @@ from fuseunion.images.tools.opened import Access, open_image
 from fuseunion.images.tools.sizes import shown
 from fuseunion.images.tools.trees.listing import listing
 
-_BYTES = frozenset({"size", "allocated", "reserved", "block_size", "free", "offset"})
+_BYTES = frozenset({"size", "allocated", "reserved", "block_size", "free", "used", "offset"})
 _TIMES = frozenset({"created", "modified", "last_mounted", "last_written", "last_checked"})
 
 
@@ -50,12 +50,19 @@ def _text(name: str, value: Any, found: dict[str, Any]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ":".join(map(str, value))
+        return (", " if name == "last_used_with" else ":").join(map(str, value))
     if name in _TIMES:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-    of = {"free": "size", "free_inodes": "inodes"}.get(name)
+        return _time(value)
+    of = {"free": "size", "used": "size", "free_inodes": "inodes", "used_inodes": "inodes"}.get(name)
     share = f" ({100 * value // found[of]}%)" if of and found.get(of) else ""
     return (f"{shown(value)}" if name in _BYTES else str(value)) + share
+
+
+def _time(value: int) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    except (OverflowError, OSError, ValueError):
+        return f"no time that can be ({value})"  # a SIF has room for 64 bits
 
 
 def ls(asked: Arguments) -> int:
