@@ -25,12 +25,21 @@ def note(work_fd: int, version: str, lowers: Iterable[str]) -> None:
         version: of fuseunion.
         lowers: their paths, topmost first.
     """
-    lines = (f"fuseunion {version}", *(os.path.abspath(path) for path in lowers))
+    lines = (f"fuseunion {version}", *lowers)
     value = os.fsencode("\n".join(line.replace("\n", "?") for line in lines))[:_LONGEST]
     # Without space, or on a filesystem without attributes, nobody is told.
     with contextlib.suppress(OSError):
-        if NAME not in os.listxattr(work_fd) or os.getxattr(work_fd, NAME) != value:
+        if not is_noted(work_fd) or os.getxattr(work_fd, NAME) != value:
             os.setxattr(work_fd, NAME, value)
+
+
+def is_noted(work_fd: int) -> bool:
+    """Whether a mount has written one.
+
+    Raises:
+        OSError: EIO and the like.
+    """
+    return NAME in os.listxattr(work_fd)
 
 
 def told(value: bytes) -> list[str]:

@@ -68,6 +68,7 @@ class Prepared:
         self.upper: Opened | None = None
         self.work: Opened | None = None
         self._lowers: bytes | None = None
+        self._paths: list[str] = []
         self._unclaimed = ExitStack()
         self._undo = ExitStack()
         self._until_live = ExitStack()
@@ -140,7 +141,7 @@ class Prepared:
             from fuseunion import __version__
             from fuseunion.images import used  # most mounts have none
 
-            used.note(self.work.fd, __version__, (lower.label for lower in self.lowers))
+            used.note(self.work.fd, __version__, self._paths)
         if self.exchanged and self._form is Form.PLAIN:
             log.tell(f"warning: {self.says_exchanged}")
 
@@ -148,6 +149,8 @@ class Prepared:
         """Compare with the lowers that the upper remembers, and remember these once the mount is live."""
         assert self.upper is not None
         self._lowers = same_lowers.identity(opened.fd for opened in self.lowers)
+        # As they are called here: the daemon works elsewhere.
+        self._paths = [os.path.abspath(opened.label) for opened in self.lowers]
         self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
 
     @property
@@ -166,10 +169,10 @@ class Prepared:
         """
         assert self.upper is not None
         self.work = None
-        self.full = (
-            f"upper '{self.upper.label}' is on a full filesystem ({error.strerror}), so it is mounted read-only; make "
-            "space, unmount, and mount it again"
-        )
+        where, remedy = "is on a full filesystem", "make space, unmount, and mount it again"
+        if self.has_image_upper:
+            where, remedy = "is full", "unmount it and give it more: fuseunion image resize FILE +1G"
+        self.full = f"upper '{self.upper.label}' {where} ({error.strerror}), so it is mounted read-only; {remedy}"
 
     def close(self) -> None:
         """The mount has ended, or never came to be. The locks go last, when nothing is touched any more."""

@@ -147,6 +147,19 @@ def test_whose_the_upper_is_is_said_where_it_matters(stage: Stage) -> None:
     fsck(image)
 
 
+def test_directories_that_were_made_with_the_image_are_roots(stage: Stage) -> None:
+    base, image = _base(stage), stage.arena.root / "my.img"
+    succeed("create", "--size", "16M", "--sparse", "--create-dir", "opt/project/data", image)
+    script = """
+        stat -c %u / /opt/project/data; echo x >/opt/project/data/file
+        mkdir /opt/project/x; chown 7:7 /opt/project/x 2>&1
+    """
+    stage.shell([base, image], script)
+    found = stage.shell([base, image], "stat -c %u / /opt/project/data; stat -c %u /opt/project/x")
+    assert found[:2] == ["0", "0"] and found[2] in ("0", "7")
+    fsck(image)
+
+
 @pytest.mark.actors("user")
 def test_whose_the_upper_is_in_a_mount(arena: Arena) -> None:
     lower = arena.lower({"file": File(b"x")})

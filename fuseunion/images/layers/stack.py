@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.images import ext, locks, recognise
+from fuseunion.images import ext, locks, recognise, used
 from fuseunion.images.layers.mounted import Mounted
 from fuseunion.images.layers.programs import Wanted, command
 from fuseunion.images.recognise import Kind
@@ -148,7 +148,7 @@ class Image:
             raise self._refused(part, error) from None
         finally:
             os.close(mounted.root_fd)
-        is_new = not os.listdir(upper_fd)
+        is_new = _is_unused(upper_fd, work_fd)
         says = self._says(owner) if not is_new else None
         return Upper(Layer(upper_fd, path), Layer(work_fd, f"{path} (work)"), is_new, says)
 
@@ -353,6 +353,20 @@ def _is_overlay(root_fd: int) -> bool:
     return {_UPPER, _WORK} <= names <= _OVERLAY_ROOT and all(
         stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode) for name in (_UPPER, _WORK)
     )
+
+
+def _is_unused(upper_fd: int, work_fd: int) -> bool:
+    """Whether nothing but its maker has written there: there is nothing, or there are the directories of
+    `fuseunion image create --create-dir`, and no mount has left its note."""
+    if not os.listdir(upper_fd):
+        return True
+    if used.is_noted(work_fd) or os.listdir(work_fd):
+        return False
+    owner = os.fstat(upper_fd).st_uid
+    for _, _, others, fd in os.fwalk(".", dir_fd=upper_fd):
+        if others or os.fstat(fd).st_uid != owner or os.listxattr(fd):
+            return False
+    return True
 
 
 def _open_or_make(root_fd: int, name: str) -> int:

@@ -142,6 +142,8 @@ def _adopt(lower_fd: int, upper_fd: int, work_fd: int) -> None:
     gid = st.st_gid if me == 0 and st.st_gid != overflow_id("gid") else mine
     try:
         os.fchown(work_fd, me, mine)
+        for _, _, _, fd in os.fwalk(".", dir_fd=upper_fd):
+            os.fchown(fd, me, mine)  # what --create-dir has made
         os.fchown(upper_fd, uid, gid)
         os.fchmod(upper_fd, stat.S_IMODE(st.st_mode) & 0o1777 | (0 if uid == st.st_uid else 0o700))
     except OSError as error:
