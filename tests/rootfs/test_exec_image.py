@@ -155,6 +155,8 @@ def test_the_life_of_an_overlay(project: Project) -> None:
     assert done.returncode == 3 and "cannot be made smaller" in done.stderr, done.stderr
     project.succeed("image", "resize", "env.img", "150M")
     assert project.script("md5sum -c /data/sum; hello -g hi", *used) == ["/data/more: OK", "hi"]
+    if project.uid == SINGLE:
+        return  # what reaches into an image needs fusermount3, which refuses a user without a name
     assert "is clean" in project.succeed("image", "check", "env.img")
 
     # To its user and back, and to another place.

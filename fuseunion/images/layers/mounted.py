@@ -28,8 +28,8 @@ _AT_MOST = 120.0
 
 _MOST_SAID = 4096
 
-_USUAL = "Writing to the journal is not supported."
-"""fuse2fs, of every ext3 and ext4 that it mounts to write; with a pipe after what it says of errors."""
+_USUAL = ("Writing to the journal is not supported.", "Mounting read-only.")
+"""What fuse2fs says of every ext3 and ext4 that it mounts, after what it says of errors."""
 
 
 class Mounted:
