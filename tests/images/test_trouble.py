@@ -28,6 +28,19 @@ def _refused(arena: Arena, *arguments: str | Path, code: int = 3) -> str:
     return done.stderr
 
 
+def test_an_upper_that_cannot_be_listed(arena: Arena) -> None:
+    """What was opened of it is closed, or the end of its program would be waited for in vain."""
+    lower = arena.lower({"file": File(b"x")})
+    image = ext(arena.root / "image", kind="ext3")
+    with arena.mount(lower, upper=image) as mount:
+        (mount / "new").write_text("x")
+    subprocess.run(
+        ["debugfs", "-w", "-R", "set_inode_field /upper block[0] 4294967", image], check=True, capture_output=True
+    )
+    assert "cannot be used: Input/output error" in _refused(arena, lower, image)
+    assert processes.with_token(arena.place.token) == []
+
+
 # -- locks -------------------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,8 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (LAYERS, "'nowhere/new' cannot be made: No such file", ["import", "file", "nowhere/new"]),
     (COMMAND_LINE, "--limit much: expected a number of bytes", ["import", "--limit", "much", "file", "new"]),
     (COMMAND_LINE, "--max-entries 0: expected a number", ["import", "--max-entries", "0", "file", "new"]),
+    (COMMAND_LINE, "--max-entries 99999", ["import", "--max-entries", "9" * 5000, "file", "new"]),
+    (COMMAND_LINE, "--to 99999", ["chown", "--to", f"{'9' * 5000}:0", "up"]),
     (COMMAND_LINE, "give three directories", ["commit", "base", "up"]),
     (LAYERS, "'base/new' lies in the layer 'base'", ["commit", "base", "up", "base/new"]),
     (LAYERS, "'base' lies in the layer", ["commit", "base", "up", "base"]),

@@ -58,13 +58,13 @@ class Mounted:
         arguments = command(wanted, path)
         self.path = path
         self._wanted = wanted
-        self._image_fd = os.dup(image_fd)
-        self._said = -1
         self.pidfd = -1
         self.root_fd = -1
         self.program = os.path.basename(arguments[0])
         self._said, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._image_fd = -1
         try:
+            self._image_fd = os.dup(image_fd)
             self._pid, self.pidfd, self.root_fd = launch.launch(arguments, self._image_fd, writer)
         except OSError as error:
             said = self.said()

@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
@@ -137,18 +138,18 @@ class Image:
         self._refuse_anybodys()
         self._check(part, writable=True)
         mounted, owner = self._mount_upper(part)
-        try:
-            upper_fd = _open_or_make(mounted.root_fd, _UPPER)
+        with ExitStack() as undo:
             try:
+                upper_fd = _open_or_make(mounted.root_fd, _UPPER)
+                undo.callback(os.close, upper_fd)
                 work_fd = _open_or_make(mounted.root_fd, _WORK)
-            except BaseException:
-                os.close(upper_fd)
-                raise
-        except OSError as error:
-            raise self._refused(part, error) from None
-        finally:
-            os.close(mounted.root_fd)
-        is_new = _is_unused(upper_fd, work_fd)
+                undo.callback(os.close, work_fd)
+                is_new = _is_unused(upper_fd, work_fd)
+            except OSError as error:
+                raise self._refused(part, error) from None
+            finally:
+                os.close(mounted.root_fd)
+            undo.pop_all()
         says = self._says(owner) if not is_new else None
         return Upper(Layer(upper_fd, path), Layer(work_fd, f"{path} (work)"), is_new, says)
 

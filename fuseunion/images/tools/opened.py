@@ -127,7 +127,7 @@ def loop_device_of(fd: int, *, writes: bool) -> str | None:
     wanted = os.fstat(fd)
     for backing in sorted(_BLOCK_DEVICES.glob("loop*/loop/backing_file")):
         try:
-            same = os.path.samestat(os.stat(backing.read_text().rstrip("\n")), wanted)
+            same = os.path.samestat(os.stat(backing.read_bytes().rstrip(b"\n")), wanted)
             if same and not (writes and int((backing.parent.parent / "ro").read_text())):
                 return f"/dev/{backing.parent.parent.name}"
         except OSError:

@@ -12,6 +12,8 @@ from fuseunion.errors import UserError
 from fuseunion.mounting.options.grammar import split_unescaped, unescape
 from fuseunion.mounting.options.records import MAX_ID, IdTriple, XattrPermissions
 
+_MAX_DIGITS = 100
+
 _Choice = TypeVar("_Choice", bound=Enum)
 
 
@@ -114,6 +116,7 @@ def parse_path(text: str, name: str) -> str:
 
 
 def _number(text: str, name: str, whole: str, limit: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > limit:
+    # int(3) refuses what has thousands of digits.
+    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_DIGITS or int(text) > limit:
         raise UserError(f"{name}={whole}: '{text}' is not a number between 0 and {limit}")
     return int(text)

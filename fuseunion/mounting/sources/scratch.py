@@ -111,10 +111,24 @@ def _directory() -> Scratch:
         except OSError as error:
             _log.debug("no directory in %s: %s", parent, error)
             continue
-        fd = owned.open_directory(os.path.realpath(path))
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fd = _locked(path)
+        if fd is None:
+            return _directory()
         return Scratch(fd, path, partial(_remove, path, fd))
     raise UserError("no private tmpfs and no directory in /dev/shm or TMPDIR can be made", ExitCode.FAILURE)
+
+
+def _locked(path: str) -> int | None:
+    """A descriptor of a new directory, with its lock; None where another mount has swept it away before."""
+    try:
+        fd = owned.open_directory(os.path.realpath(path))
+    except FileNotFoundError:
+        return None
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if os.fstat(fd).st_nlink:
+        return fd
+    os.close(fd)
+    return None
 
 
 def _parents() -> list[str]:

@@ -52,17 +52,13 @@ def _text(name: str, value: Any, found: dict[str, Any]) -> str:
     if isinstance(value, list):
         return (", " if name == "last_used_with" else ":").join(map(str, value))
     if name in _TIMES:
-        return _time(value)
+        try:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+        except (OSError, OverflowError, ValueError):
+            return f"{value}, which is no time"
     of = {"free": "size", "used": "size", "free_inodes": "inodes", "used_inodes": "inodes"}.get(name)
     share = f" ({100 * value // found[of]}%)" if of and found.get(of) else ""
     return (f"{shown(value)}" if name in _BYTES else str(value)) + share
-
-
-def _time(value: int) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-    except (OverflowError, OSError, ValueError):
-        return f"no time that can be ({value})"  # a SIF has room for 64 bits
 
 
 def ls(asked: Arguments) -> int:
