@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fuseunion import __version__
+from fuseunion.images import loops
 from fuseunion.images.tools import cloning, opened, programs
 from fuseunion.images.tools.ext import checking
 from fuseunion.images.tools.trees import packing, squashing
@@ -199,7 +200,7 @@ def test_what_the_kernel_has_is_left_alone(arena: Arena, monkeypatch: pytest.Mon
             "sda": Dir(),
         },
     )
-    monkeypatch.setattr(opened, "_BLOCK_DEVICES", devices)
+    monkeypatch.setattr(loops, "_BLOCK_DEVICES", str(devices))
     says = "is in use by /dev/loop7; unmount it, or: losetup -d /dev/loop7"
     refuse(BUSY, says, "check", file)
     succeed("clone", file, copy)

@@ -154,6 +154,7 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (COMMAND_LINE, "--size limits the upper of --ephemeral", ["--size", "1m", "base", "up", "m"]),
     (COMMAND_LINE, "--timeout=abc: expected a number of seconds", ["--timeout", "abc", "base", "up", "m"]),
     (COMMAND_LINE, "--timeout=5,ro: expected a number", ["--timeout", "5,ro", "base", "up", "m"]),
+    (COMMAND_LINE, "images=loop: expected auto, fuse or kernel", ["-o", "images=loop", "base", "up", "m"]),
     (COMMAND_LINE, "spin=2000: expected", ["-o", "spin=2000", "base", "up", "m"]),
     (COMMAND_LINE, "--depth=-1", ["--depth", "-1", "base", "up", "m"]),
     (COMMAND_LINE, "--engine Fuse: expected one of auto", ["--engine", "Fuse", "base", "up", "m"]),

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fuseunion.errors import UserError
 from fuseunion.mounting.options.grammar import split_unescaped, unescape
-from fuseunion.mounting.options.records import MAX_ID, IdTriple, XattrPermissions
+from fuseunion.mounting.options.records import MAX_ID, IdTriple, ImageChoice, XattrPermissions
 
 _MAX_DIGITS = 100
 
@@ -98,6 +98,14 @@ def parse_spin(text: str, name: str) -> int:
         return _number(text, name, text, 1000)
     except UserError:
         raise UserError(f"{name}={text}: expected a number of microseconds, 0 to 1000") from None
+
+
+def parse_images(text: str, name: str) -> ImageChoice:
+    """auto, fuse or kernel."""
+    try:
+        return ImageChoice(text)
+    except ValueError:
+        raise UserError(f"{name}={text}: expected auto, fuse or kernel") from None
 
 
 def parse_xattr_permissions(text: str, name: str) -> XattrPermissions:

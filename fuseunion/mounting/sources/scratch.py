@@ -26,9 +26,6 @@ from fuseunion.linux import namespaces, owned, syscalls
 
 _log = logging.getLogger("fuseunion.scratch")
 
-_MOUNT_ATTR_NOSUID = 0x2
-_MOUNT_ATTR_NODEV = 0x4
-
 
 class Scratch(NamedTuple):
     """A private directory.
@@ -76,7 +73,7 @@ def _tmpfs(size: str | None) -> int:
         if size is not None:
             syscalls.fsconfig_set_string(context, b"size", size.encode())
         syscalls.fsconfig_create(context)
-        return syscalls.fsmount(context, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV)
+        return syscalls.fsmount(context, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
     finally:
         os.close(context)
 
