@@ -89,6 +89,8 @@ def test_one_line_and_nothing_changed(arena: Arena, monkeypatch: pytest.MonkeyPa
     before = tree.snapshot(arena.root)
     needed_by_all = missing != "fusermount3" or os.geteuid() != 0
     for name, (arguments, needed) in COMMANDS.items():
+        if name == "pack" and missing in REACH and os.geteuid() == 0:
+            continue  # what root makes is root's own
         if missing in needed and needed_by_all:
             done = image(*arguments)
             assert (done.code, done.out) == (5, ""), (name, done)
