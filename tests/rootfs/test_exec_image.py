@@ -146,7 +146,10 @@ def test_the_life_of_an_overlay(project: Project) -> None:
     look = "hello -g hi; cat /data/small.3; cmp <(head -c 1000000 /dev/zero) /data/big.3"
     done = project.run("exec", *used, "--", "bash", "-euc", look)
     assert (done.returncode, done.stdout) == (0, "hi\n3\n"), done
-    assert "is full (No space left on device), so it is mounted read-only; unmount it and give it more" in done.stderr
+    if project.uid != 0:  # the kernel keeps enough for a mount to go on
+        assert (
+            "is full (No space left on device), so it is mounted read-only; unmount it and give it more" in done.stderr
+        )
 
     # Larger, and on; smaller again, and on.
     project.succeed("image", "resize", "env.img", "+100M")
