@@ -52,8 +52,9 @@ class _Loader(SourceFileLoader):
         code, self._code = self._code, None
         if code is not None:
             try:
-                found: CodeType = marshal.loads(code)
-                return found
+                found = marshal.loads(code)
+                if isinstance(found, CodeType):
+                    return found
             except (EOFError, ValueError, TypeError):
                 pass  # the file is damaged
         return super().get_code(fullname)

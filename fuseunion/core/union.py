@@ -290,6 +290,7 @@ class Union:
             and self.settings.xattrs
             and self.settings.acl
             and self.state.layer_of(file).ownership is None
+            and self.state.layer_of(file).true_names is None
             and not self.stores_ownership
         )
 

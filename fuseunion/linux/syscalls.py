@@ -73,6 +73,14 @@ _PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+
+CAP_SYS_ADMIN = 21
+
+# <linux/capability.h>: _LINUX_CAPABILITY_VERSION_3, this process; then two words each of effective, permitted,
+# inheritable, the low word of all three first.
+_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)
 _SECCOMP_MODE_FILTER = 2
 
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})
@@ -243,6 +251,26 @@ def drop_from_bounding_set(capability: int) -> None:
         OSError: EINVAL for a capability that this kernel does not know.
     """
     _prctl(_PR_CAPBSET_DROP, capability)
+
+
+def keep_over_exec(capability: int) -> None:
+    """Give a capability to programs that are started from here, also where this process is not root (capabilities(7)).
+
+    Args:
+        capability: below 32.
+
+    Raises:
+        OSError: EPERM where this process does not have it.
+    """
+    header, data = ctypes.create_string_buffer(_CAPABILITIES), ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, data))
+    words = list(struct.unpack("=6I", data.raw))
+    words[2] |= 1 << capability
+    _check(_libc.capset(header, struct.pack("=6I", *words)))
+    unused = ctypes.c_ulong(0)
+    _check(
+        _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), ctypes.c_ulong(capability), unused, unused)
+    )
 
 
 def forbid_new_privileges() -> None:

@@ -80,7 +80,11 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
         for opened in prepared.lowers
     ]
     ignored: list[str] = []
-    for lower in lowers:
+    for lower, opened in zip(lowers, prepared.lowers, strict=True):
+        if opened.by_squashfuse:
+            from fuseunion.core.format import squashfuse_xattrs  # most mounts have none
+
+            lower.true_names = squashfuse_xattrs.names
         lower.ownership = _store_of_lower(lower, options, ignored)
     if prepared.upper is None:
         return Layers(lowers, None, None, ignored)
@@ -96,7 +100,7 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
         upper.ownership = _store_of_full_upper(upper, options, ignored)
         return Layers([upper, *lowers], None, None, ignored)
     try:
-        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, prepared.shown_as, ignored)
+        upper.ownership = _store_of_upper(upper, work.layer, lowers, options, prepared, ignored)
     except OSError as error:
         raise UserError(
             f"owners cannot be stored in upper '{upper.label}' ({error.strerror}); "
@@ -173,12 +177,14 @@ def _store_of_upper(
     work: Layer,
     lowers: list[Layer],
     options: Options,
-    shown_as: os.stat_result | None,
+    prepared: Prepared,
     ignored: list[str],
 ) -> OwnershipStore | None:
     wanted, volatile_ = _STORED_IN[options.xattr_permissions], _never_syncs(options)
+    shown_as, in_image = prepared.shown_as, prepared.has_image_upper
     if not belief.is_needed():
-        return choose(upper.root_fd, wanted, work.root_fd, [lower.root_fd for lower in lowers], volatile=volatile_)
+        roots = [lower.root_fd for lower in lowers]
+        return choose(upper.root_fd, wanted, work.root_fd, roots, volatile=volatile_, in_image=in_image)
     marked = detect(upper.root_fd)
     privileged = (wanted if marked is None else marked.name) is OverrideName.PRIVILEGED
     believed = belief.of_upper(os.fstat(upper.root_fd), asked=_asked(options), privileged=privileged)
@@ -195,6 +201,7 @@ def _store_of_upper(
         [lower.root_fd for lower in lowers if isinstance(lower.ownership, GuardedStore)],
         None if shown_as is None else Facts.of(shown_as),
         volatile=volatile_,
+        in_image=in_image,
     )
     return None if store is None else GuardedStore(store, believed, upper.label)
 

@@ -27,11 +27,13 @@ class Opened(NamedTuple):
         fd: an O_RDONLY descriptor, closed by Prepared unless claimed.
         label: its path, for messages.
         covered: the names that lead from it to the mount point, when that lies strictly inside.
+        by_squashfuse: squashfuse shows it.
     """
 
     fd: int
     label: str
     covered: tuple[bytes, ...] = ()
+    by_squashfuse: bool = False
 
 
 class Prepared:
@@ -66,6 +68,7 @@ class Prepared:
         self.upper: Opened | None = None
         self.work: Opened | None = None
         self._lowers: bytes | None = None
+        self._paths: list[str] = []
         self._unclaimed = ExitStack()
         self._undo = ExitStack()
         self._until_live = ExitStack()
@@ -136,6 +139,11 @@ class Prepared:
         if self._lowers is None or self.upper is None or self.full is not None:
             return
         same_lowers.remember(self.upper.fd, self._lowers)
+        if self.has_image_upper and self.work is not None:
+            from fuseunion import __version__
+            from fuseunion.images import used  # most mounts have none
+
+            used.note(self.work.fd, __version__, self._paths)
         if self.exchanged and self._form is Form.PLAIN:
             log.tell(f"warning: {self.says_exchanged}")
 
@@ -144,6 +152,8 @@ class Prepared:
         assert self.upper is not None
         images = {mounted.device for mounted in self.images}
         self._lowers = same_lowers.identity((opened.fd for opened in self.lowers), images)
+        # As they are called here: the daemon works elsewhere.
+        self._paths = [os.path.abspath(opened.label) for opened in self.lowers]
         self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
 
     @property
@@ -162,10 +172,10 @@ class Prepared:
         """
         assert self.upper is not None
         self.work = None
-        self.full = (
-            f"upper '{self.upper.label}' is on a full filesystem ({error.strerror}), so it is mounted read-only; make "
-            "space, unmount, and mount it again"
-        )
+        where, remedy = "is on a full filesystem", "make space, unmount, and mount it again"
+        if self.has_image_upper:
+            where, remedy = "is full", "unmount it and give it more: fuseunion image resize FILE +1G"
+        self.full = f"upper '{self.upper.label}' {where} ({error.strerror}), so it is mounted read-only; {remedy}"
 
     def close(self) -> None:
         """The mount has ended, or never came to be. The locks go last, when nothing is touched any more."""

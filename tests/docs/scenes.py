@@ -101,6 +101,10 @@ truncate -s 64M changes.img; mkfs.ext4 -q -d empty changes.img""",
     "ci": Scene("mkdir checkout; echo 'echo made >output' >checkout/build.sh"),
     "ci-nothing": Scene("mkdir checkout; echo 'echo made >output' >checkout/build.sh"),
     "hpc": Scene(SOFTWARE, owned=False),
+    "hpc-image": Scene(
+        f"{TREE}\ntree tree; mkdir tree/usr/local; mksquashfs tree base.sqfs -quiet -no-progress -all-root",
+        "test -f changes/usr/local/tool; test -f project.sqfs",
+    ),
     "hpc-ranch": Scene(SOFTWARE, owned=False),
     "id-map": Scene(
         f"{LAYER}; chown 100033:100044 base/tool; mkdir merged",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from tests.exec.stage import SINGLE, Stage, tree
+from tests.images.commands import succeed
 from tests.images.conftest import content, ext, fsck, names, squashfs
+from tests.support.arena import Arena
 from tests.support.interpreter import Interpreter
-from tests.support.layers import File, build
+from tests.support.layers import File, Symlink, build
 
 pytestmark = [pytest.mark.mount, pytest.mark.actors("root", "user", "lone")]
 
@@ -122,4 +125,112 @@ def _owned(layout: Path, owner: int, *files: str) -> Path:
         (layout / name).touch()
     for path in (layout, *layout.rglob("*")):
         os.chown(path, owner, owner)
+    return layout
+
+
+# -- whose it is -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.actors("root", "user")
+def test_whose_the_upper_is_is_said_where_it_matters(stage: Stage) -> None:
+    """In exec one is root: what is root's is used without a word, of somebody else's a line says how to change it."""
+    root = stage.arena.root
+    base, image = _base(stage), ext(root / "my.img", tree=_owned_by_me(root / "layout"))
+    succeed("chown", image, "--to", "root")
+    assert stage.shell([base, image], "echo new > /data/new; stat -c %u / /data/new") == ["0", "0"]
+    succeed("chown", image, "--to", "7:7")
+    code, output, errors = stage.run(base, image, "--", "stat", "-c", "%u", "/data/new")
+    says = f"what is in '{image}' belongs to user 7; to make it root's: fuseunion image chown '{image}' --to root"
+    assert (code, output, errors) == (0, "7\n", f"fuseunion: {says}\n")
+    succeed("chown", image, "--to", "root")
+    assert stage.shell([base, image], "cat /data/new") == ["new"]
+    fsck(image)
+
+
+def test_directories_that_were_made_with_the_image_are_roots(stage: Stage) -> None:
+    base, image = _base(stage), stage.arena.root / "my.img"
+    succeed("create", "--size", "16M", "--sparse", "--create-dir", "opt/project/data", image)
+    script = """
+        stat -c %u / /opt/project/data; echo x >/opt/project/data/file
+        mkdir /opt/project/x; chown 7:7 /opt/project/x 2>&1
+    """
+    stage.shell([base, image], script)
+    found = stage.shell([base, image], "stat -c %u / /opt/project/data; stat -c %u /opt/project/x")
+    assert found[:2] == ["0", "0"] and found[2] in ("0", "7")
+    fsck(image)
+
+
+@pytest.mark.actors("user")
+def test_whose_the_upper_is_in_a_mount(arena: Arena) -> None:
+    lower = arena.lower({"file": File(b"x")})
+    image = ext(arena.root / "my.img", tree=_owned_by_me(arena.root / "layout"))
+    how = f"to make it yours: fuseunion image chown '{image}' --to me\n"
+    said = {"root": "root; in fuseunion exec you are root and may change it; ", "7:7": "another user (7); "}
+    for owner, words in said.items():
+        succeed("chown", image, "--to", owner)
+        with arena.mount(lower, upper=image, tolerated="belongs to") as mount:
+            assert mount.log().endswith(f"what is in '{image}' belongs to {words}{how}")
+            with pytest.raises(PermissionError):
+                (mount / "new").write_text("x")
+    succeed("chown", image, "--to", "me")
+    with arena.mount(lower, upper=image) as mount:
+        (mount / "new").write_text("x")
+
+
+@pytest.mark.actors("user")
+def test_one_is_oneself_in_place(stage: Stage) -> None:
+    """--here: nobody is root, and the programs that show images can mount all the same."""
+    arena = stage.arena
+    lower = arena.lower({"file": File(b"of the lower\n")})
+    below, image = squashfs(lower, arena.root / "base.sqfs"), arena.root / "my.img"
+    succeed("create", "--size", "16M", "--sparse", image)
+    place = arena.directory("place")
+    for words, at in (((lower, image), lower), (("--at", place, below, image), place)):
+        script = f"cat {at}/file; echo kept >>{at}/new; stat -c %u {at}/new; cat {at}/new"
+        done = stage.arena.place.fuseunion("exec", "--here", *words, "--", "sh", "-euc", script)
+        kept = ["kept"] * (1 if at == lower else 2)
+        assert (done.stdout.split("\n")[:-1], done.returncode) == (["of the lower", str(os.geteuid()), *kept], 0), done
+        fsck(image)
+    succeed("chown", image, "--to", "root")
+    done = stage.arena.place.fuseunion("exec", "--here", lower, image, "--", "true")
+    assert done.returncode == 3 and done.stderr == (
+        f"fuseunion: what is in '{image}' belongs to a user who has no number here; give it to me with: "
+        f"fuseunion image chown '{image}' --to me\n"
+    )
+
+
+@pytest.mark.actors("root", "user")
+def test_stored_owners_in_an_image(arena: Arena) -> None:
+    """They are in attributes, and those of links are real: nothing of them is beside the image."""
+    lower = arena.lower({"file": File(b"x"), "link": Symlink("file")})
+    image = arena.root / "my.img"
+    succeed("create", "--size", "16M", "--sparse", image)
+    for number in range(2):
+        with arena.mount(lower, upper=image, arguments=["--fakeroot"]) as mount:
+            if number == 0:
+                (mount / "new").symlink_to("file")
+                (mount / "directory").mkdir(0o1777)
+                if os.geteuid() == 0:
+                    for name in ("file", "new", "link", "directory"):
+                        os.chown(mount / name, 33, 44, follow_symlinks=False)
+                (mount / "file").chmod(0o4750)
+            assert stat.S_IMODE((mount / "file").stat().st_mode) == 0o4750
+            owner = (33, 44) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+            for name in ("file", "new", "link", "directory"):
+                st = os.lstat(mount / name)
+                assert (st.st_uid, st.st_gid) == owner, name
+        fsck(image)
+    assert succeed("ls", "-l", image, "upper/file").startswith("-rwxr-x---"), "no set-user-ID program of anybody"
+    assert names(image, "/work") <= {"work", "links"}
+    succeed("check", image)
+    succeed("chown", image, "--to", "root")
+    assert succeed("ls", "-l", image, "upper/file").split()[2:4] == ["0", "0"], "the real owner too"
+    with arena.mount(lower, upper=image, arguments=["--fakeroot"], tolerated="belongs to") as mount:
+        assert (os.lstat(mount / "file").st_uid, os.lstat(mount / "new").st_uid) == (0, 0)
+
+
+def _owned_by_me(layout: Path) -> Path:
+    for path in ("upper", "work"):
+        (layout / path).mkdir(parents=True)
+    (layout / "upper/used").write_text("x")
     return layout

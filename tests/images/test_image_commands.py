@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseunion import __version__
 from fuseunion.images import loops
 from fuseunion.images.tools import cloning, opened, programs
 from fuseunion.images.tools.ext import checking
@@ -147,7 +148,9 @@ def test_used_filled_resized_and_given_away(arena: Arena) -> None:
     lower = arena.lower({"file": File(b"of the lower"), "gone": File(b"")})
     file = arena.root / "x.img"
     succeed("create", "--size", "24M", "--sparse", file)
+    assert info(file)["filesystems"][0]["last_used_with"] is None
     with arena.mount(lower, upper=file) as mount:
+        assert info(file)["filesystems"][0]["used"] + info(file)["filesystems"][0]["free"] == 24 * MIB
         (mount / "file").write_text("changed")
         (mount / "gone").unlink()
         (mount / "big").write_bytes(os.urandom(12 * MIB))
@@ -157,6 +160,8 @@ def test_used_filled_resized_and_given_away(arena: Arena) -> None:
         refuse(BUSY, "being written by another mount", "clone", file, arena.root / "second")
         refuse(BUSY, f"at '{mount.merged}'", "ls", file)
         assert "being written" in info(file)["in_use"]
+    assert info(file)["filesystems"][0]["last_used_with"] == [f"fuseunion {__version__}", str(lower)]
+    assert f"last used with:    fuseunion {__version__}, {lower}\n" in succeed("info", file)
     assert "is clean" in succeed("check", file)
     refuse(LAYERS, "what its files and tables need", "resize", file, "16M")
     assert succeed("resize", file, "+8M").strip() == f"'{file}' was 24.0M and is 32.0M"

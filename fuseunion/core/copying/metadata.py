@@ -57,7 +57,7 @@ def copy_xattrs(
             that the upper's filesystem does not have is left out.
     """
     chosen: dict[bytes, bytes] = {}
-    for name in source.listxattr():
+    for name in lower.listxattr(source):
         shown = lower.xattr_to_shown(name)
         if lower.ownership is not None and not lower.ownership.believes_xattr(source, name):
             continue
@@ -73,7 +73,7 @@ def copy_xattrs(
         except PermissionError:
             continue  # a stored owner in a layer that has none, or a name that is too long with its prefix
         try:
-            value = source.getxattr(name)
+            value = lower.getxattr(source, name)
         except OSError as error:
             if error.errno in _UNREADABLE:
                 continue

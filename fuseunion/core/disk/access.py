@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership.store import OwnershipStore
+from fuseunion.linux.os_error import os_error
+from fuseunion.linux.real_object import RealObject
 
 _SEARCHED_BY_ALL = 0o111
+
+TrueNames = Callable[[Sequence[bytes]], Mapping[bytes, Sequence[bytes]]]
+"""squashfuse_xattrs.names, which most layers do not need."""
 
 
 class LayerAccess:
@@ -26,6 +33,8 @@ class LayerAccess:
 
     Attributes:
         ownership: where owners and modes are stored, or None where they are what stat(2) says.
+        true_names: tells of what is listed of an object which attributes it has, and by which names each is to be asked
+            for; None where they are what they are called.
         noatime: it can be read without touching access times.
         covered_stat: lstat of the place where the union is mounted, from before the mount.
         keeps_removed: what was removed can be used by an O_PATH descriptor. Filesystems of paths (fuse2fs, NFS) keep
@@ -47,6 +56,7 @@ class LayerAccess:
         self.writable = writable
         self.label = label
         self.ownership: OwnershipStore | None = None
+        self.true_names: TrueNames | None = None
         self.keeps_removed = True
         self.st_dev = os.fstat(root_fd).st_dev
         self.descriptors = descriptors
@@ -67,6 +77,31 @@ class LayerAccess:
         if not self.closed_is_empty or st.st_mode & _SEARCHED_BY_ALL == _SEARCHED_BY_ALL:
             return False
         return not os.access(f"/proc/self/fd/{fd}", os.X_OK)
+
+    def listxattr(self, held: RealObject) -> Collection[bytes]:
+        """The names of the attributes of an object, as they are on disk; none where the filesystem has no attributes.
+
+        Raises:
+            OSError: of listxattr(2).
+        """
+        names = held.listxattr()
+        return names if self.true_names is None or not names else self.true_names(names).keys()
+
+    def getxattr(self, held: RealObject, name: bytes) -> bytes:
+        """The value of an attribute.
+
+        Raises:
+            OSError: of getxattr(2): ENODATA for one that is not there.
+        """
+        if self.true_names is None:
+            return held.getxattr(name)
+        for word in self.true_names(held.listxattr()).get(name, ()):
+            try:
+                return held.getxattr(word)
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    raise
+        raise os_error(errno.ENODATA)
 
     def xattr_to_disk(self, name: bytes) -> bytes:
         """The name under which a user's attribute is kept in this layer.

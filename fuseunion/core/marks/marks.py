@@ -13,6 +13,7 @@ import logging
 import stat
 from os import stat_result
 
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
@@ -33,10 +34,6 @@ _MEANT = (
 _KNOWN = {prefix + suffix: suffix for prefix in xattr_names.MARK_PREFIXES for suffix in _MEANT}
 """The attributes that mean something here, the prefix that counts most first. No other is read, however many lie on an
 object: what a layer holds does not decide how much memory a lookup takes."""
-
-_MISNAMED = {b"security.overlay." + suffix: b"trusted.overlay." + suffix for suffix in _MEANT}
-"""How squashfuse 0.1 lists what it answers under the right name (its xattr.c has security and trusted the wrong way
-round). No filesystem has such attributes of its own."""
 
 _RANK = {name: rank for rank, name in enumerate(_KNOWN)}
 
@@ -75,15 +72,15 @@ def marks_of(real: RealDir, name: bytes, st: stat_result) -> dict[bytes, bytes]:
     if real.is_covered(name) or real.is_mount_point(name, st):
         return {}
     try:
-        return _read(real.object(name))
+        return _read(real.layer, real.object(name))
     except PermissionError:
         if not real.layer.writable:
             return {}
     with real.held(name) as held:
-        return as_owner_of(held, lambda: _read(held))
+        return as_owner_of(held, lambda: _read(real.layer, held))
 
 
-def _read(where: RealObject) -> dict[bytes, bytes]:
+def _read(layer: LayerAccess, where: RealObject) -> dict[bytes, bytes]:
     """As `marks_of`; trusted.overlay. wins over user.overlay., that one over user.fuseoverlayfs., as in fuse-overlayfs.
 
     Raises:
@@ -92,17 +89,15 @@ def _read(where: RealObject) -> dict[bytes, bytes]:
         MalformedError: EINVAL for a mark that is longer than any mark.
     """
     found: dict[bytes, bytes] = {}
-    names = where.listxattr()
+    names = layer.listxattr(where)
     if not names:
         return found
-    if misnamed := _MISNAMED.keys() & names:
-        names = [*names, *map(_MISNAMED.__getitem__, misnamed)]
     for name in sorted(_KNOWN.keys() & names, key=_RANK.__getitem__):
         suffix = _KNOWN[name]
         if suffix in found:
             continue
         try:
-            value = where.getxattr(name)
+            value = layer.getxattr(where, name)
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.EPERM):
                 raise

@@ -45,7 +45,7 @@ def redirect_of(held: RealObject, layer: LayerAccess, *, asked: bool) -> bytes |
     if prefix is None:
         raise xattr_names.malformed(errno.EPERM)
     try:
-        return as_owner_of(held, lambda: held.getxattr(prefix + xattr_names.REDIRECT))
+        return as_owner_of(held, lambda: layer.getxattr(held, prefix + xattr_names.REDIRECT))
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise
@@ -54,7 +54,7 @@ def redirect_of(held: RealObject, layer: LayerAccess, *, asked: bool) -> bytes |
 
 def _believed(held: RealObject, layer: LayerAccess, *, asked: bool) -> bytes | None:
     """The prefix of the mark that is believed."""
-    names, st = held.listxattr(), held.stat()
+    names, st = layer.listxattr(held), held.stat()
     if not stat.S_ISREG(st.st_mode):
         return None
     if _TRUSTED + xattr_names.METACOPY in names:

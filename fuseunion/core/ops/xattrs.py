@@ -76,11 +76,11 @@ def _read(layer: LayerAccess, held: RealObject, name: bytes) -> bytes:
         if not _is_believed(layer, held, disk_name):
             continue
         try:
-            return held.getxattr(disk_name)
+            return layer.getxattr(held, disk_name)
         except OSError as error:
             if error.errno != errno.ENODATA:
                 raise
-    return held.getxattr(last)
+    return layer.getxattr(held, last)
 
 
 def _is_believed(layer: LayerAccess, held: RealObject, disk_name: bytes) -> bool:
@@ -111,7 +111,7 @@ def listxattr(state: State, inode: Inode) -> list[bytes]:
         return []
     layer = state.layer_of(inode)
     with inode.grasp() as held:
-        names = [name for name in held.listxattr() if _is_believed(layer, held, name)]
+        names = [name for name in layer.listxattr(held) if _is_believed(layer, held, name)]
     shown = map(layer.xattr_to_shown, names)
     visible = (name for name in shown if name is not None and (state.settings.acl or name not in _ACLS))
     return list(dict.fromkeys(visible))

@@ -48,6 +48,7 @@ def choose(
     root: Facts | None = None,
     *,
     volatile: bool = False,
+    in_image: bool = False,
 ) -> OwnershipStore | None:
     """The store of an upper, made ready for use; None where real owners are written.
 
@@ -59,6 +60,7 @@ def choose(
             facts of the root directory.
         root: else these are its facts; None takes the real ones.
         volatile: never wait for the disk.
+        in_image: the upper lies in an image, which no path leads to, as a database needs it; owners there can be real.
 
     Raises:
         OSError: EPERM where security.* may not be set, else as setxattr(2) and the database.
@@ -66,7 +68,7 @@ def choose(
     marked = _marked(root_fd)
     store: OwnershipStore | None = None
     if marked is not None:
-        store = _with_xattr(marked[0], work_fd, volatile=volatile)
+        store = _with_xattr(marked[0], work_fd, volatile=volatile, in_image=in_image)
     elif wanted is None:
         if work_fd is not None and has_database(work_fd):
             store = _database(work_fd, volatile=volatile)
@@ -75,14 +77,15 @@ def choose(
         try:
             RealObject(root_fd).setxattr(wanted, value)
         except OSError as error:
-            store = _database(work_fd, volatile=volatile) if error.errno == errno.EOPNOTSUPP else None
+            may = error.errno == errno.EOPNOTSUPP and not in_image
+            store = _database(work_fd, volatile=volatile) if may else None
             if store is None:
                 raise
             st = os.fstat(root_fd)
             if store.find(RealObject(root_fd), st) is None:
                 store.store(RealObject(root_fd), st, codec.parse(value))
         else:
-            store = _with_xattr(wanted, work_fd, volatile=volatile)
+            store = _with_xattr(wanted, work_fd, volatile=volatile, in_image=in_image)
     return store
 
 
@@ -117,7 +120,11 @@ def _root_facts(lower_fds: Iterable[int], otherwise: Facts) -> bytes:
     return codec.unparse(otherwise)
 
 
-def _with_xattr(name: OverrideName, work_fd: int | None, *, volatile: bool) -> XattrStore:
+def _with_xattr(name: OverrideName, work_fd: int | None, *, volatile: bool, in_image: bool) -> XattrStore:
+    if in_image and name is not OverrideName.PRIVILEGED:
+        from fuseunion.core.ownership.link_owners import LinkOwners  # most mounts have none
+
+        return XattrStore(name, LinkOwners())
     return XattrStore(name, None if name is OverrideName.PRIVILEGED else _database(work_fd, volatile=volatile))
 
 

@@ -17,6 +17,9 @@ _log = logging.getLogger("fuseunion.images")
 
 _MOST_SAID = 4096
 
+_USUAL = ("Writing to the journal is not supported.", "Mounting read-only.")
+"""What fuse2fs says of every ext3 and ext4 that it mounts, after what it says of errors."""
+
 
 class ByProgram(Mounted):
     """An image in a FUSE mount.
@@ -64,7 +67,7 @@ class ByProgram(Mounted):
             text = os.read(self._said, _MOST_SAID).decode(errors="replace")
         except OSError:
             return ""  # nothing yet (EAGAIN)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().endswith(_USUAL)]
         return one_line(lines[-1]) if lines else ""
 
     def died(self) -> str:

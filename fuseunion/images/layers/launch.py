@@ -100,6 +100,8 @@ def _child(arguments: list[str], image_fd: int, said_fd: int, link: socket.socke
         with contextlib.suppress(OSError):
             namespaces.enter_mount_namespace()
     try:
+        if os.geteuid() != 0:
+            _prepare_user()
         place = tempfile.mkdtemp(prefix="fuseunion-image-")
         try:
             launched = _mounted(arguments, image_fd, said_fd, place)
@@ -111,6 +113,16 @@ def _child(arguments: list[str], image_fd: int, said_fd: int, link: socket.socke
         link.sendall(b"refused %d %s" % (error.exit_code, error.message.encode(errors="surrogateescape")))
     except OSError as error:
         link.sendall(b"failed %d %s" % (error.errno or errno.EIO, (error.strerror or "").encode()))
+
+
+def _prepare_user() -> None:
+    """What it takes that somebody who is not root mounts and unmounts."""
+    if namespaces.in_first_user_namespace():
+        _fusermount()  # before a program writes to the image that it is mounted
+        return
+    # Who may mount in a namespace without being its root lets the program do so: `fuseunion exec --here`.
+    with contextlib.suppress(OSError):
+        syscalls.keep_over_exec(syscalls.CAP_SYS_ADMIN)
 
 
 def _mounted(arguments: list[str], image_fd: int, said_fd: int, place: str) -> Launched:
@@ -179,8 +191,17 @@ def _detach(place: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES):
             raise
-    import shutil
     import subprocess  # only users who are not root need it
+
+    done = subprocess.run(
+        [_fusermount(), "-u", "-z", "--", place], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"cannot unmount '{place}': {one_line(done.stderr.decode(errors='replace'))}", ExitCode.FAILURE)
+
+
+def _fusermount() -> str:
+    import shutil
 
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
@@ -188,8 +209,4 @@ def _detach(place: str) -> None:
             "an ordinary user needs fusermount3, which is not installed; install the package fuse3",
             ExitCode.UNAVAILABLE,
         )
-    done = subprocess.run(
-        [program, "-u", "-z", "--", place], stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"cannot unmount '{place}': {one_line(done.stderr.decode(errors='replace'))}", ExitCode.FAILURE)
+    return program

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.images import ext, locks, recognise
+from fuseunion.images import ext, locks, recognise, used
 from fuseunion.images.layers import showing
 from fuseunion.images.layers.mounted import Mounted
 from fuseunion.images.layers.programs import Wanted
@@ -58,10 +58,12 @@ class Layer(NamedTuple):
     Attributes:
         fd: an O_RDONLY descriptor.
         label: for messages.
+        by_squashfuse: squashfuse shows it.
     """
 
     fd: int
     label: str
+    by_squashfuse: bool = False
 
 
 class Upper(NamedTuple):
@@ -157,7 +159,7 @@ class Image:
                 undo.callback(os.close, upper_fd)
                 work_fd = _open_or_make(mounted.root_fd, _WORK)
                 undo.callback(os.close, work_fd)
-                is_new = not os.listdir(upper_fd)
+                is_new = _is_unused(upper_fd, work_fd)
             except OSError as error:
                 raise self._refused(part, error) from None
             finally:
@@ -278,10 +280,12 @@ class Image:
 
     def _lower(self, part: Part) -> Layer:
         self._check(part, writable=False)
-        root_fd = self._mounted(part, writable=False, as_root=True).root_fd
+        mounted = self._mounted(part, writable=False, as_root=True)
+        root_fd = mounted.root_fd
         label = self.path + part.label
         if part.kind is not Kind.EXT:
-            return Layer(root_fd, label)
+            # The kernel's own squashfs has no program.
+            return Layer(root_fd, label, part.kind is Kind.SQUASHFS and mounted.pidfd is not None)
         try:
             if not _is_overlay(root_fd):
                 return Layer(root_fd, label)
@@ -310,11 +314,11 @@ class Image:
     def _says(self, owner: int) -> str | None:
         if os.geteuid() in (0, owner):
             return None  # root of a namespace may write whatever has a number there
-        if owner == 0:
-            return f"what is in '{self.path}' belongs to root, so it is used as root's (fakeroot)"
+        whose = "root" if owner == 0 else f"another user ({owner})"
+        where = "; in fuseunion exec you are root and may change it" if owner == 0 else ""
         return (
-            f"what is in '{self.path}' belongs to another user ({owner}); to make it yours: fuseunion image chown "
-            f"'{self.path}'"
+            f"what is in '{self.path}' belongs to {whose}{where}; to make it yours: fuseunion image chown "
+            f"'{self.path}' --to me"
         )
 
     def _refused(self, part: Part, error: OSError) -> UserError:
@@ -389,6 +393,20 @@ def _is_overlay(root_fd: int) -> bool:
     return {_UPPER, _WORK} <= names <= _OVERLAY_ROOT and all(
         stat.S_ISDIR(os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode) for name in (_UPPER, _WORK)
     )
+
+
+def _is_unused(upper_fd: int, work_fd: int) -> bool:
+    """Whether nothing but its maker has written there: there is nothing, or there are the directories of
+    `fuseunion image create --create-dir`, and no mount has left its note."""
+    if not os.listdir(upper_fd):
+        return True
+    if used.is_noted(work_fd) or os.listdir(work_fd):
+        return False
+    owner = os.fstat(upper_fd).st_uid
+    for _, _, others, fd in os.fwalk(".", dir_fd=upper_fd):
+        if others or os.fstat(fd).st_uid != owner or os.listxattr(fd):
+            return False
+    return True
 
 
 def _open_or_make(root_fd: int, name: str) -> int:

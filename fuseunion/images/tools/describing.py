@@ -8,7 +8,7 @@ import struct
 from typing import Any
 
 from fuseunion.errors import UserError
-from fuseunion.images import recognise
+from fuseunion.images import recognise, used
 from fuseunion.images.recognise import Kind
 from fuseunion.images.sif.layout import ARCHITECTURES, DataType, FsType, Sif, Use
 from fuseunion.images.tools import programs
@@ -25,6 +25,9 @@ _FILESYSTEMS: dict[int, str] = {
 }
 _COMPRESSIONS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 """fs/squashfs/squashfs_fs.h"""
+
+_LOOK = 5.0
+"""Seconds that debugfs may take to look at one directory: an image may be anybody's."""
 
 Description = dict[str, Any]
 """For programs: names and plain values; fuseunion/cli shows them to people, in this order."""
@@ -128,12 +131,16 @@ def _ext(image: Opened, offset: int) -> Description:
         "type": found.kind,
         "state": "needs recovery" if found.needs_recovery else state,
         "size": found.size,
+        "used": found.size - found.free_blocks * found.block,
         "free": found.free_blocks * found.block,
         "inodes": found.inodes,
+        "used_inodes": found.inodes - found.free_inodes,
         "free_inodes": found.free_inodes,
         "block_size": found.block,
         "reserved": found.reserved * found.block,
         "owner_of_upper": _owner(image, offset, "upper"),
+        "last_used_with": _used(image, offset),
+        "created": found.created or None,
         "last_mounted": found.mounted or None,
         "last_mounted_at": found.where or None,
         "last_written": found.written or None,
@@ -149,9 +156,24 @@ def _owner(image: Opened, offset: int, name: str) -> list[int] | None:
             f"look into '{image.path}'",
             ["debugfs", "-R", f"stat /{name}", programs.by_descriptor(image.fd, offset)],
             fds=(image.fd,),
+            limit=_LOOK,
         )
     except UserError:
         return None
     found = re.search(r"^User: +(-?[0-9]+) +Group: +(-?[0-9]+)", printed, re.MULTILINE)
     # It shows ids as signed numbers.
     return [int(number) & 0xFFFFFFFF for number in found.groups()] if found else None
+
+
+def _used(image: Opened, offset: int) -> list[str] | None:
+    """What mounted it last, and over what; None where that was not noted, or there is no debugfs."""
+    try:
+        _, printed = programs.run(
+            f"look into '{image.path}'",
+            ["debugfs", "-R", f"ea_get -x -V /work {used.NAME}", programs.by_descriptor(image.fd, offset)],
+            fds=(image.fd,),
+            limit=_LOOK,
+        )
+        return used.told(bytes.fromhex(printed)) or None
+    except (UserError, ValueError):
+        return None

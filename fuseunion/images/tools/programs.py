@@ -62,6 +62,7 @@ def run(
     silent: bool = False,
     seen: Callable[[str], None] | None = None,
     cwd: str | None = None,
+    limit: float | None = None,
 ) -> tuple[int, str]:
     """Run a program to its end.
 
@@ -74,6 +75,7 @@ def run(
         silent: it says something on stderr only when it fails, whatever its exit status, as debugfs does.
         seen: told every piece that it prints, for progress.
         cwd: where it runs.
+        limit: seconds that it may take, where only a little is to be looked at.
 
     Returns:
         Its exit status, and what it printed on stdout.
@@ -94,9 +96,14 @@ def run(
     ) as process:
         try:
             if seen is None:
-                printed, said = process.communicate(os.fsencode(commands))
+                printed, said = process.communicate(os.fsencode(commands), limit)
             else:
                 printed = said = _watched(process, seen)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise UserError(
+                f"cannot {doing}: {arguments[0]} did not finish in {limit:g} seconds", ExitCode.FAILURE
+            ) from None
         except BaseException:
             process.kill()
             raise

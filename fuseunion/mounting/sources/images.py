@@ -12,6 +12,7 @@ from fuseunion.images.layers import stack
 from fuseunion.images.layers.mounted import Mounted
 from fuseunion.images.layers.showing import Way
 from fuseunion.images.recognise import Kind
+from fuseunion.linux import namespaces
 from fuseunion.mounting import log
 from fuseunion.mounting.checks.placement import Place
 from fuseunion.mounting.options import Form, ImageChoice, Options
@@ -31,7 +32,8 @@ def add_lowers(prepared: Prepared, place: Place, choice: ImageChoice, *, is_uppe
     """
     image = _opened(prepared, place, choice)
     for layer in image.lowers(but_the_upper=is_upper):
-        prepared.lowers.append(prepared.opened(layer.fd, layer.label))
+        opened = prepared.opened(layer.fd, layer.label)
+        prepared.lowers.append(opened._replace(by_squashfuse=layer.by_squashfuse))
 
 
 def add_upper(prepared: Prepared, place: Place, options: Options) -> tuple[Opened, Opened]:
@@ -52,9 +54,10 @@ def add_upper(prepared: Prepared, place: Place, options: Options) -> tuple[Opene
     if upper.is_new:
         _adopt(prepared.lowers[0].fd, upper.upper.fd, upper.work.fd)
     elif os.fstat(upper.upper.fd).st_uid == overflow_id("uid"):
+        whom = "root" if _has_root() else "me"
         raise UserError(
-            f"what is in '{place.given}' belongs to a user who has no number here; give it to root with: "
-            f"fuseunion image chown '{place.given}' --to root",
+            f"what is in '{place.given}' belongs to a user who has no number here; give it to {whom} with: "
+            f"fuseunion image chown '{place.given}' --to {whom}",
             ExitCode.LAYERS,
         )
     if has_database(upper.work.fd):
@@ -62,11 +65,28 @@ def add_upper(prepared: Prepared, place: Place, options: Options) -> tuple[Opene
             f"image '{place.given}' keeps owners in a database, which cannot be reached in an image; use a directory",
             ExitCode.LAYERS,
         )
-    if upper.says is not None:
-        prepared.notes.append(upper.says)
+    says = upper.says
+    if says is None and not upper.is_new and os.geteuid() == 0:
+        says = _of_somebody(place, os.fstat(upper.upper.fd).st_uid, os.fstat(prepared.lowers[0].fd).st_uid)
+    if says is not None:
+        prepared.notes.append(says)
         if options.form is Form.PLAIN:
-            log.tell(upper.says)
+            log.tell(says)
     return opened
+
+
+def _of_somebody(place: Place, owner: int, below: int) -> str | None:
+    """What root is told of an upper that belongs neither to root nor to whom the lower does; None for any other."""
+    if owner in (0, below):
+        return None
+    return (
+        f"what is in '{place.given}' belongs to user {owner}; to make it root's: "
+        f"fuseunion image chown '{place.given}' --to root"
+    )
+
+
+def _has_root() -> bool:
+    return "0" in namespaces.id_map("uid")[::3]
 
 
 def look_at(place: Place, choice: ImageChoice, *, writable: bool, is_upper: bool = False) -> None:
@@ -127,6 +147,8 @@ def _adopt(lower_fd: int, upper_fd: int, work_fd: int) -> None:
     gid = st.st_gid if me == 0 and st.st_gid != overflow_id("gid") else mine
     try:
         os.fchown(work_fd, me, mine)
+        for _, _, _, fd in os.fwalk(".", dir_fd=upper_fd):
+            os.fchown(fd, me, mine)  # what --create-dir has made
         os.fchown(upper_fd, uid, gid)
         os.fchmod(upper_fd, stat.S_IMODE(st.st_mode) & 0o1777 | (0 if uid == st.st_uid else 0o700))
     except OSError as error:

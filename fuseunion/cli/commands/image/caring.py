@@ -82,7 +82,7 @@ def chown(asked: Arguments) -> int:
             work_fd, upper_fd = _directory(trees, root_fd, "work"), _directory(trees, root_fd, "upper")
             if upper_fd is None:
                 raise UserError(f"'{path}' has no directory upper/, so it is no upper", ExitCode.LAYERS)
-            store = choose(upper_fd, None, work_fd)
+            store = choose(upper_fd, None, work_fd, in_image=True)
             if store is not None:
                 trees.callback(store.close)
             found = [owners.Tree(upper_fd, f"{path}: upper", store)]
@@ -95,6 +95,10 @@ def chown(asked: Arguments) -> int:
                 return ExitCode.OK
             for tree, (count, _, _) in zip(found, surveys, strict=True):
                 owners.change(tree, rule, count)
+            if store is not None:
+                # The real ones too: they decide who may use the image.
+                real = owners.Tree(upper_fd, f"{path}: upper", None)
+                owners.change(real, rule, owners.survey(real, rule, show=False)[0])
     note = f", {cleared} lost set-id bits or capabilities" if cleared else ""
     print(f"changed {changes} of {total} objects{note}")
     return ExitCode.OK

@@ -14,7 +14,7 @@ from fuseunion.images.tools.opened import Access, open_image
 from fuseunion.images.tools.sizes import shown
 from fuseunion.images.tools.trees.listing import listing
 
-_BYTES = frozenset({"size", "allocated", "reserved", "block_size", "free", "offset"})
+_BYTES = frozenset({"size", "allocated", "reserved", "block_size", "free", "used", "offset"})
 _TIMES = frozenset({"created", "modified", "last_mounted", "last_written", "last_checked"})
 
 
@@ -50,13 +50,13 @@ def _text(name: str, value: Any, found: dict[str, Any]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ":".join(map(str, value))
+        return (", " if name == "last_used_with" else ":").join(map(str, value))
     if name in _TIMES:
         try:
             return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
         except (OSError, OverflowError, ValueError):
             return f"{value}, which is no time"
-    of = {"free": "size", "free_inodes": "inodes"}.get(name)
+    of = {"free": "size", "used": "size", "free_inodes": "inodes", "used_inodes": "inodes"}.get(name)
     share = f" ({100 * value // found[of]}%)" if of and found.get(of) else ""
     return (f"{shown(value)}" if name in _BYTES else str(value)) + share
 

@@ -61,7 +61,7 @@ def needs_no_data(state: State, file: File, change: Change | None) -> bool:
     if not shown.st_size or facts_after(Facts.of(shown), change).mode & _SET_ID:
         return False
     with file.grasp() as held:
-        return xattr_names.CAPABILITY not in held.listxattr()
+        return xattr_names.CAPABILITY not in state.layer_of(file).listxattr(held)
 
 
 def change_without_data(state: State, file: File, change: Change) -> None:

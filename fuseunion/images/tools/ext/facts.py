@@ -38,7 +38,8 @@ class ExtFacts:
         blocks, free_blocks: in blocks.
         inodes, free_inodes: how many.
         reserved: blocks that only root may use.
-        mounted: when it was last mounted, Unix time; 0 for never.
+        created: when it was made, Unix time; 0 where that is not noted.
+        mounted: when it was last mounted; 0 for never.
         written: when it was last written.
         checked: when e2fsck looked at all of it last.
         errors: how many the kernel has met.
@@ -54,6 +55,7 @@ class ExtFacts:
     inodes: int
     free_inodes: int
     reserved: int
+    created: int
     mounted: int
     written: int
     checked: int
@@ -119,6 +121,7 @@ def read(fd: int, path: str, offset: int = 0) -> ExtFacts:
         inodes=inodes,
         free_inodes=min(free_inodes, inodes),
         reserved=min(reserved, blocks),
+        created=struct.unpack_from("<I", raw, 264)[0],
         mounted=mounted,
         written=written,
         checked=checked,
