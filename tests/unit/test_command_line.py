@@ -14,6 +14,7 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
+    "add-lower": [],
     "apply": ["--dry-run"],
     "commit": ["--fakeroot"],
     "diff": ["--stat"],

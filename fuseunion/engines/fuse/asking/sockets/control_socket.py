@@ -9,6 +9,7 @@ mount.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
@@ -26,15 +27,18 @@ _PAUSE = 0.01
 """Seconds between two connections."""
 
 _MOST = 16
+_MOST_GIVEN = 1
+"""Descriptors with one order."""
+
 _QUIET = 60.0
 """Seconds that a connection may stay without an order."""
 
 Said: TypeAlias = Iterable[Iterable[tuple[str, str | bytes | float]]]
 """The records of one message."""
 
-Order: TypeAlias = Callable[[Record], AsyncGenerator[Said, None]]
-"""Does what a record asks for, and says one message after another. Raises OSError, or ValueError for what it does not
-understand."""
+Order: TypeAlias = Callable[[Record, list[int]], AsyncGenerator[Said, None]]
+"""Does what a record asks for, and says one message after another. The list has the descriptors that came along; who
+takes one out closes it. Raises OSError, or ValueError for what it does not understand."""
 
 
 class ControlSocket:
@@ -80,8 +84,13 @@ class ControlSocket:
     async def _converse(self, connection: socket.socket) -> None:
         try:
             with connection:
-                while (order := await _received(connection)) is not None:
-                    await self._obey(connection, order)
+                given: list[int] = []
+                try:
+                    while (order := await _received(connection, given)) is not None:
+                        await self._obey(connection, order, given)
+                        _close(given)
+                finally:
+                    _close(given)
         except OSError as error:
             _log.debug("a conversation ended: %s", error)
         except Exception:  # noqa: BLE001 - whatever it is, it is not worth a mount
@@ -89,7 +98,7 @@ class ControlSocket:
         finally:
             self._count -= 1
 
-    async def _obey(self, connection: socket.socket, order: Record) -> None:
+    async def _obey(self, connection: socket.socket, order: Record, given: list[int]) -> None:
         name = frames.first(order, "order")
         obey = self._orders.get(name)
         if obey is None:
@@ -100,7 +109,7 @@ class ControlSocket:
             # Who has gone is noticed, also while there is nothing to be said.
             nursery.start_soon(_until_gone, connection, nursery.cancel_scope)
             try:
-                async with aclosing(obey(order)) as messages:
+                async with aclosing(obey(order, given)) as messages:
                     async for message in messages:
                         await _send(connection, message)
             except OSError as error:
@@ -122,26 +131,38 @@ async def _until_gone(connection: socket.socket, scope: trio.CancelScope) -> Non
         scope.cancel()
 
 
-async def _received(connection: socket.socket) -> Record | None:
-    """The next order; None when there is no more, or none comes in time."""
+def _close(given: list[int]) -> None:
+    while given:
+        os.close(given.pop())
+
+
+async def _received(connection: socket.socket, given: list[int]) -> Record | None:
+    """The next order; None when there is no more, or none comes in time.
+
+    Args:
+        given: gets the descriptors that come along.
+    """
     with trio.move_on_after(_QUIET):
-        head = await _exactly(connection, frames.LENGTH.size)
+        head = await _exactly(connection, frames.LENGTH.size, given)
         if head is None:
             return None
         (length,) = frames.LENGTH.unpack(head)
         if not 0 < length <= frames.LARGEST_ORDER:
             return None
-        body = await _exactly(connection, length)
+        body = await _exactly(connection, length, given)
         records = frames.records(body or b"")
         return records[0] if records else None
     return None
 
 
-async def _exactly(connection: socket.socket, size: int) -> bytes | None:
+async def _exactly(connection: socket.socket, size: int, given: list[int]) -> bytes | None:
     data = b""
     while len(data) < size:
         await trio.lowlevel.wait_readable(connection)
-        piece = connection.recv(size - len(data))
+        piece, fds, _, _ = socket.recv_fds(connection, size - len(data), _MOST_GIVEN, socket.MSG_CMSG_CLOEXEC)
+        given += fds
+        if len(given) > _MOST_GIVEN:
+            return None  # nobody asks like that
         if not piece:
             return None
         data += piece
