@@ -101,7 +101,11 @@ def answer(union: InProcess, operation: Callable[[InProcess], object]) -> object
 
 
 def seen(union: InProcess, since: int, *, numbers: bool = False) -> dict[str, tuple[object, ...]]:
-    """The tree, in which whatever happened since a moment happened at one moment."""
+    """The tree, in which whatever happened since a moment happened at one moment.
+
+    It is looked at twice: names that are met complete what is known of a file with several names (link_names.py).
+    """
+    union.tree()
     return {
         path: tuple("now" if isinstance(fact, int) and fact >= since else fact for fact in facts)
         if not numbers
@@ -197,7 +201,6 @@ def test_as_a_new_union(tmp_path: Path, seed: int) -> None:
         ]
         for listing in listings:
             in_one_piece(live.union.names(listing, again=False))
-        written: list[Path] = []
         before = live.tree()
         numbers = {path: (inode, inode.ino) for path, inode in known(live.union.root) if isinstance(inode, Directory)}
         moves = rng.random() < 0.3
@@ -224,7 +227,8 @@ def test_as_a_new_union(tmp_path: Path, seed: int) -> None:
                 assert inode.ino == number, path
         with stage.union(with_new=True, copied=True):
             fresh = stage.last
-            check_forgotten(live, forgotten, before)
+            if not moves:
+                check_forgotten(live, forgotten, before)
             for path, handle, data in opened:
                 if not moves:
                     assert os.pread(handle.fd, 100, 0) == data, path
@@ -246,7 +250,6 @@ def test_as_a_new_union(tmp_path: Path, seed: int) -> None:
         live.forget()
         assert live.union.known == 1, "nothing is left in the table"
         after = live.tree(numbers=True)
-        assert not written
     with stage.union(with_new=True):
         assert stage.last.tree(numbers=True) == after, "mounted again"
 

@@ -251,9 +251,11 @@ class Addition:
             with opened(directory.upper):
                 found = resolve(self._shown, whole, name)
         except MalformedError as error:
-            if isinstance(child, Directory) or child_has_upper(child):
-                raise _refusal(directory, name, error) from error
-            return _GONE  # who looks it up is told why
+            if isinstance(child, File):
+                if child.has_upper:
+                    raise _refusal(directory, name, _other_data()) from error
+                return _GONE  # who looks it up is told why
+            raise _refusal(directory, name, error) from error
         except OSError as error:
             raise _refusal(directory, name, error) from error
         if isinstance(child, Directory):
@@ -281,7 +283,7 @@ class Addition:
         same_data = _id_of(found.data) == _id_of(file.data)
         if found.real.layer.writable:
             if file.has_upper and not same_data:
-                raise _refusal(parent, name, OSError(errno.EBUSY, "would have other data (metacopy)"))
+                raise _refusal(parent, name, _other_data())
             return None
         if file.lower_links is not None:
             same = file.lower_links.lower_id == id_of(found.st)
@@ -325,11 +327,6 @@ def _may_lead_away(child: Inode) -> bool:
     return isinstance(child, File) and child.has_upper and child.data is not None
 
 
-def child_has_upper(child: Inode) -> bool:
-    """Whether the upper gives an inode its attributes."""
-    return child.upper is not None if isinstance(child, Directory) else isinstance(child, File) and child.has_upper
-
-
 def _where(real: RealDir) -> tuple[object, ...]:
     """What is the same for two that name one directory of a layer."""
     names: list[object] = []
@@ -369,6 +366,10 @@ def _lose(directory: Directory, name: bytes, inode: Inode) -> list[Inode]:
             inode.mark_removed()
         lost.append(inode)
     return lost
+
+
+def _other_data() -> OSError:
+    return OSError(errno.EBUSY, "its data, which is in a lower (metacopy), would be other data, or none")
 
 
 def _refusal(directory: Directory, name: bytes, error: OSError) -> OSError:
