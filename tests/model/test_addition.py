@@ -148,9 +148,7 @@ class Stage:
 
 
 def add(union: Union, path: Path, between: Callable[[], object]) -> list[Forgotten]:
-    layer = Layer(
-        os.open(path, os.O_RDONLY), writable=False, label=str(path), descriptors=union.lowers[0].descriptors
-    )
+    layer = Layer(os.open(path, os.O_RDONLY), writable=False, label=str(path), descriptors=union.lowers[0].descriptors)
     addition = union.addition(layer)
     try:
         for _ in addition.look():
