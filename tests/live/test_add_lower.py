@@ -507,7 +507,7 @@ def test_as_the_kernel_and_a_new_mount(arena: Arena, seed: int, monkeypatch: pyt
     with mounted("store", above, *lowers) as mount:
         again = snapshot(mount.merged)
         assert_same(now, again, f"seed {seed}: mounted again")
-        # A copy whose original is hidden by an opaque directory of the new lower has nothing that vouches for its number.
+        # A copy whose original the new lower hides (an opaque directory) has nothing that vouches for its number.
         changed = [path for path, entry in again.items() if entry.kind != "dir" and entry.ino != now[path].ino]
         own = [os.lstat(os.fsencode(store / "upper") + b"/" + path).st_ino for path in changed]
         assert [again[path].ino for path in changed] == own, f"seed {seed}: numbers of {changed}"

@@ -70,7 +70,7 @@ class Conversation:
         data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return int(_CREDENTIALS.unpack(data)[1])
 
-    def send(self, order: str, *, descriptor: int | None = None, **fields: str | bytes | float | list[str]) -> None:
+    def send(self, order: str, descriptor: int | None = None, /, **fields: str | bytes | float | list[str]) -> None:
         """Ask for something.
 
         Args:

@@ -6,13 +6,14 @@ stacks, and compared with what they show:
 
     a directory that is still one     keeps its inode, and is made of what it is made of then
     a file that is the same object    keeps its inode
-    anything else                     loses the name, as by an unlink or a rename over it: who has it open keeps it. Of a
-                                      directory, all that is known beneath it does, and it stays an empty directory
-                                      without a name
+    anything else                     loses the name, as by an unlink or a rename over it, and who has it open keeps it.
+                                      All that is known beneath a directory loses its names too; who is in there is in
+                                      an empty directory without a name
 
-The table is gone through twice by the same function. First in steps, which fills `_meanings`: nothing is changed by
-that, and others go on. Then in one piece, which takes from there what is still true and looks up only the rest. All that
-can fail is done before the first change; the changes are made in memory alone, and cannot fail. On disk nothing changes.
+The table is gone through several times by the same function. First in steps, which fills `_meanings`: nothing is
+changed by that, and others go on. Then in one piece, which takes from there what is still true and looks up only the
+rest. All that can fail is done before the first change; the changes are made in memory alone, and cannot fail. On disk
+nothing changes.
 
 Gone through are the directories whose stack is another, and, of the others, those of the upper: in them there may be
 absolute redirects, which lead to places in the new lower. No such mark in a lower leads to a layer above it.
@@ -24,7 +25,7 @@ import copy
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import NamedTuple, TypeAlias
 
 from fuseunion.core.disk.layer import Layer
@@ -121,11 +122,35 @@ class Addition:
         """
         yield from self._plan()
 
-    def finish(self) -> list[Forgotten]:
-        """Add the layer. Precondition: no operation is in the middle of several steps.
+    def names(self, renewed: Set[tuple[int, bytes]]) -> tuple[list[Forgotten], int]:
+        """Which names will show something else, or may, and are still remembered by the kernel as what they show now.
+
+        Args:
+            renewed: the numbers of directories and the names in them that it does not remember any more.
 
         Returns:
-            What the kernel may still remember.
+            What it should be asked to forget; and how many of these names go from what they lead to. While there are
+            such, somebody could write to a file by a name that leads to another: the layer is not to be added then.
+
+        Raises:
+            OSError: as `look`.
+        """
+        found: list[Forgotten] = []
+        count = 0
+        for switch in in_one_piece(self._plan()):
+            number = switch.directory.ino
+            lost = [name for name, _ in switch.gone if (number, name) not in renewed]
+            count += len(lost)
+            names = lost + [name for name in switch.names if (number, name) not in renewed]
+            for start in range(0, len(names), _TOLD_AT_ONCE):
+                found.append(Forgotten(switch.directory, names[start : start + _TOLD_AT_ONCE]))
+        return found, count
+
+    def finish(self) -> list[Forgotten]:
+        """Add the layer. Precondition: no operation is in the middle of several steps, and none of `names` goes.
+
+        Returns:
+            The directories that are made of other parts, and what has another count of names.
 
         Raises:
             OSError: as `look`; nothing has changed.
@@ -145,11 +170,11 @@ class Addition:
             for name, inode in switch.gone:
                 lost += _lose(switch.directory, name, inode)
             gone += lost
-            names = [*switch.names, *(name for name, _ in switch.gone)]
-            inodes = [switch.directory.ino, *(inode.ino for inode in lost)]
-            forgotten.append(Forgotten(switch.directory, names[:_TOLD_AT_ONCE], inodes))
-            for start in range(_TOLD_AT_ONCE, len(names), _TOLD_AT_ONCE):
-                forgotten.append(Forgotten(switch.directory, names[start : start + _TOLD_AT_ONCE]))
+            forgotten.append(Forgotten(switch.directory, inodes=[switch.directory.ino]))
+            for inode in lost:
+                forgotten.append(
+                    Forgotten(inode if isinstance(inode, Directory) else switch.directory, inodes=[inode.ino])
+                )
         for inode in gone:
             if state.table.find(inode.ino) is inode:
                 state.table.drop_if_unused(inode)
@@ -169,6 +194,8 @@ class Addition:
 
     def _plan(self) -> Steps[list[_Switch]]:
         root = self._state.root
+        if self._shown.lowers[1:] != self._state.lowers:
+            raise OSError(errno.EBUSY, "another lower was added meanwhile; try again")
         plan: list[_Switch] = []
         waiting: list[tuple[Directory, Stack]] = [(root, self._shown.root.lowers)]
         while waiting:
@@ -294,7 +321,7 @@ class Addition:
         return None if same and stat.S_IFMT(found.real.shown(name, found.st).st_mode) == file.kind else _GONE
 
     def _is_of_group(self, file: File, found: FoundFile) -> bool:
-        """Whether a copy, which was met under a name in the upper, is that of a lower file (lookup._known_lower_file)."""
+        """Whether a copy that was met under a name in the upper is that of a lower file (_known_lower_file)."""
         state, st = self._state, found.st
         if state.upper is None or file.group is None or st.st_nlink < 2 or not state.numbers.knows(st.st_dev):
             return False

@@ -88,6 +88,9 @@ class Requests:
     Attributes:
         device: the /dev/fuse descriptor that the requests come from, once there are any.
         busiest: which inodes are asked for most.
+        renewed: while names are about to mean something else (asking/sockets/adding.py): the number of the directory
+            and the name of each that the kernel was told of since then, and may not remember. None else, when it may.
+        listings: those under way; who lists goes by what `renewed` was at the beginning.
         forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
         count_open: how many files and directories are open; set by the adapter.
         counts: how many requests there were, and how they were answered; set by the adapter.
@@ -105,6 +108,8 @@ class Requests:
         self._retyped: dict[int, Inode] = {}
         self.device = -1
         self.busiest = Busiest()
+        self.renewed: set[tuple[int, bytes]] | None = None
+        self.listings: set[object] = set()
         self.forget_layers: Callable[[], None] = lambda: None
         self.count_open: Callable[[], int] = lambda: 0
         self.counts: Callable[[], Counts] = lambda: NONE

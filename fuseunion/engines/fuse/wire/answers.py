@@ -34,7 +34,7 @@ from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.absent_names import AbsentNames
-from fuseunion.engines.fuse.wire.entries import Entries
+from fuseunion.engines.fuse.wire.entries import Entries, unkept, unkept_listing
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.native.device import device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
@@ -194,6 +194,9 @@ class Answers:
 
     def _lookup(self, parent: int, name: bytes) -> bytes:
         inode = self._requests.lookup(parent, name)
+        if self._requests.renewed is not None:
+            self._requests.renewed.add((parent, name))
+            return unkept(self._entries.negative if inode is None else self._told(inode))
         if inode is not None:
             return self._told(inode)
         self._absent_names.found_in(parent)
@@ -385,6 +388,15 @@ class Answers:
             raise
 
     def _list(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
+        renewed, listing = self._requests.renewed, object()
+        self._requests.listings.add(listing)
+        try:
+            entries = yield from self._listed(directory, position, size)
+        finally:
+            self._requests.listings.discard(listing)
+        return entries if renewed is None else unkept_listing(entries, directory.ino, renewed)
+
+    def _listed(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
         listing = yield from self._listings.of(directory, again=position == 0)
         parts: list[bytes] = []
         left = size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from fuseunion.cli.commands.live.lowers.looked_up import look_again, root_of
+from fuseunion.cli.commands.live.lowers.looked_up import look_again, refuse_closed, root_of
 from fuseunion.cli.commands.live.reaching import reach
 from fuseunion.cli.parser import CommandParser
 from fuseunion.engines.status import Status
@@ -57,14 +57,20 @@ def main(arguments: list[str]) -> int:
             place = _place(status, added)
             fd = placement.open_directory(place)
             try:
-                conversation.send("add-lower", descriptor=fd, path=place.path)
+                conversation.send("add-lower", fd, path=place.path)
             finally:
                 os.close(fd)
-            look_again(root, conversation, given)
+            word, allowed = look_again(root, conversation)
+            while word == "ready":
+                conversation.send("add-lower-now")
+                word, now = look_again(root, conversation)
+                allowed &= now
         except RefusedError as refusal:
             raise UserError(f"'{added}' cannot be added to '{given}': {refusal.message}", ExitCode.LAYERS) from None
         finally:
             os.close(root)
+    if not allowed:
+        raise refuse_closed(given)
     return ExitCode.OK
 
 

@@ -1,4 +1,4 @@
-"""Having the kernel forget what it remembers of the names and files of a mount.
+"""Having the kernel look up names of a mount again, and drop pages of its files.
 
 A daemon must not have the kernel do this, because the kernel would wait for locks that a request to the same daemon may
 hold (fs/fuse/dir.c fuse_reverse_inval_entry, mm/truncate.c invalidate_inode_pages2_range): so it is done from here,
@@ -56,26 +56,39 @@ def root_of(status: Status, given: str) -> int:
         ) from None
 
 
-def look_again(root: int, conversation: Conversation, given: str) -> None:
-    """Do what the daemon says, until it is done.
+def look_again(root: int, conversation: Conversation) -> tuple[str, bool]:
+    """Do what the daemon says, until it is done, or waits for the next order.
 
     Args:
         root: of the mount.
-        given: its path as the user wrote it.
+
+    Returns:
+        `done` or `ready`; and False where names are in directories that this user may not enter.
 
     Raises:
         RefusedError: as Conversation.receive; when the daemon has ended.
-        UserError: FAILURE for directories that this user may not enter.
     """
-    closed = 0
-    while "done" not in (record := _next(conversation)):
-        closed += "going" not in record and not _look_again(root, record)
-    if closed:
-        raise UserError(
-            f"names in directories of '{given}' that this user may not enter are not looked up again; run "
-            f"'fuseunion refresh' as root",
-            ExitCode.FAILURE,
-        )
+    allowed = True
+    while True:
+        record = _next(conversation)
+        for word in ("done", "ready"):
+            if word in record:
+                return word, allowed
+        if "going" not in record:
+            allowed &= _look_again(root, record)
+
+
+def refuse_closed(given: str) -> UserError:
+    """What is said when `look_again` could not look everywhere.
+
+    Args:
+        given: the path of the mount as the user wrote it.
+    """
+    return UserError(
+        f"names in directories of '{given}' that this user may not enter are not looked up again; run "
+        f"'fuseunion refresh' as root",
+        ExitCode.FAILURE,
+    )
 
 
 def _next(conversation: Conversation) -> Record:

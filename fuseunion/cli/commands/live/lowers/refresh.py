@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from fuseunion.cli.commands.live.inside import path_in
-from fuseunion.cli.commands.live.lowers.looked_up import look_again, root_of
+from fuseunion.cli.commands.live.lowers.looked_up import look_again, refuse_closed, root_of
 from fuseunion.cli.commands.live.reaching import reach
 from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
@@ -52,9 +52,11 @@ def main(arguments: list[str]) -> int:
         root = root_of(status, given)
         try:
             conversation.send("refresh", path=[path_in(status, path) for path in paths] or [""])
-            look_again(root, conversation, given)
+            _, allowed = look_again(root, conversation)
         except RefusedError as refusal:
             raise UserError(f"'{given}' cannot be refreshed: {refusal.message}", ExitCode.FAILURE) from None
         finally:
             os.close(root)
+    if not allowed:
+        raise refuse_closed(given)
     return ExitCode.OK

@@ -1,24 +1,36 @@
-"""A lower is added to a mount that is in use, and what the kernel remembers of other names is told.
+"""A lower is added to a mount that is in use.
 
-The new stacks come into force in one piece (core/ops/live/addition.py): between two requests. What is remembered by the
-adapter, and shared with the extension, is taken back in the same piece. The kernel learns of it after that: attributes
-and listings from here, names from the command, as it ends.
+The new stacks come into force in one piece (core/ops/live/addition.py), between two requests. For programs that is one
+moment too, if the kernel remembers nothing then that is not true after it. Attributes and listings it drops when it is
+told to, which waits for nobody. Names it does not (docs/decisions.md), so it is brought to remember none that changes
+before that:
+
+    begin     from now on the kernel may not remember what it is told of names, and which these are is written down
+              (Requests.renewed); then the command is told which names may change, and looks them up again
+    finish    if every name that will lead to something else was told of since then: the new stacks, and the kernel is
+              told of attributes and listings; else the command is told which were not
+
+So what is remembered when it is done was told after it, or is looked up again before it is used. Who is killed in
+between leaves the mount as it was. A name that was not there before, and is afterwards, does not have to be looked up
+again by all means: who does not see it yet makes nothing in its place (EEXIST), and loses nothing.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import closing, suppress
+from typing import NamedTuple
 
 import pyfuse3
 import trio
 
+from fuseunion.core.disk.layer import Layer
+from fuseunion.core.ops.live.addition import Addition
 from fuseunion.core.ops.live.refresh import Forgotten
 from fuseunion.engines.fuse.asking.facts import Facts
-from fuseunion.engines.fuse.asking.sockets.control_socket import Said
+from fuseunion.engines.fuse.asking.sockets.control_socket import Asker, Said
 from fuseunion.engines.fuse.asking.watching.copy_up_log import path_of
 from fuseunion.engines.fuse.serving.pace import Pace
 from fuseunion.engines.fuse.serving.requests import Requests
@@ -39,6 +51,18 @@ ALIVE = 1.0
 BUSY = 0.01
 """Seconds between two looks whether a long operation has ended."""
 
+_ROUNDS = 8
+"""So many times the command is asked to look up names again."""
+
+
+class _Begun(NamedTuple):
+    """What is being added, and for whom."""
+
+    asker: Asker
+    layer: Layer
+    addition: Addition
+    rounds: list[None]
+
 
 class Adding:
     """What adds lowers to one mount.
@@ -54,17 +78,20 @@ class Adding:
         self._facts = facts
         self._prepared = prepared
         self._options = options
+        self._begun: _Begun | None = None
 
-    async def add(self, order: Record, given: list[int]) -> AsyncGenerator[Said, None]:
-        """Add one (orders.py)."""
+    async def begin(self, order: Record, asker: Asker) -> AsyncGenerator[Said, None]:
+        """Get ready to add one (orders.py)."""
         path = frames.first(order, "path")
-        if not given or not path:
+        if not asker.given or not path:
             raise ValueError("a directory has to come along")
         requests, union = self._requests, self._requests.union
         # Its filesystem may answer late, or be one that asks for something here.
-        found = await requests.workers.read(added.Found, given[-1])
+        found = await requests.workers.read(added.Found, asker.given[-1])
+        if requests.renewed is not None:
+            raise ValueError("another lower is being added; try again")
         try:
-            given.pop()
+            asker.given.pop()
             layer = added.open_layer(found, path, union, self._prepared, self._options)
         except UserError as refusal:
             raise ValueError(refusal.message) from None
@@ -73,31 +100,73 @@ class Adding:
         except BaseException:
             layer.close()
             raise
-        with closing(addition):
-            pace, said = Pace(), time.monotonic()
-            while True:
-                with closing(addition.look()) as steps:
-                    for _ in steps:
-                        await pace.pause()
-                        if time.monotonic() - said > ALIVE:
-                            yield GOING
-                            said = time.monotonic()
-                if not requests.workers.in_long_operation:
-                    break
-                await trio.sleep(BUSY)
-            # From here on in one piece.
-            requests.forget_layers()
-            changed = addition.finish()
-            for forgotten in changed:
-                tell_kernel(forgotten)
-            self._prepared.add_lower(Opened(layer.root_fd, path), [lower.root_fd for lower in union.lowers])
-            self._facts.lowers_changed()
-            _log.info("lower '%s' was added on top of the others", path)
-        for forgotten in changed:
-            if forgotten.names:
+        begun = self._begun = _Begun(asker, layer, addition, [])
+        asker.at_end.callback(self._end, begun)
+        requests.renewed = set()
+        requests.forget_layers()
+        before = set(requests.listings)
+        async for message in self._looked(begun):
+            yield message
+        while before & requests.listings:
+            await trio.sleep(BUSY)
+        for forgotten in addition.names(requests.renewed)[0]:
+            yield [forgotten_fields(forgotten)]
+            await trio.lowlevel.checkpoint()
+        yield [[("ready", "")]]
+
+    async def finish(self, _order: Record, asker: Asker) -> AsyncGenerator[Said, None]:
+        """Add it (orders.py)."""
+        begun, requests, said = self._begun, self._requests, time.monotonic()
+        if begun is None or begun.asker is not asker or requests.renewed is None:
+            raise ValueError("nothing is being added")
+        while True:
+            async for message in self._looked(begun):
+                yield message
+            if not requests.workers.in_long_operation:
+                break
+            if time.monotonic() - said > ALIVE:
+                yield GOING
+                said = time.monotonic()
+            await trio.sleep(BUSY)
+        # From here on in one piece.
+        names, going = begun.addition.names(requests.renewed)
+        if going:
+            begun.rounds.append(None)
+            if len(begun.rounds) > _ROUNDS:
+                directory, name = path_of(names[0].directory), names[0].names[0]
+                path = (name if directory in (b"", b".") else directory + b"/" + name).decode(errors="surrogateescape")
+                raise ValueError(f"'{path}' is in use all the time, or in a directory that this user may not enter")
+            for forgotten in names:
                 yield [forgotten_fields(forgotten)]
-                await trio.lowlevel.checkpoint()
+            yield [[("ready", "")]]
+            return
+        requests.forget_layers()
+        changed = begun.addition.finish()
+        for forgotten in changed:
+            tell_kernel(forgotten)
+        lowers = requests.union.lowers
+        label = begun.layer.label
+        self._prepared.add_lower(Opened(begun.layer.root_fd, label), [lower.root_fd for lower in lowers])
+        self._facts.lowers_changed()
+        self._end(begun)
+        _log.info("lower '%s' was added on top of the others", label)
         yield [[("done", len(changed))]]
+
+    def _end(self, begun: _Begun) -> None:
+        """It was added, or will not be: the kernel may remember names again."""
+        if self._begun is begun:
+            self._begun = None
+            self._requests.renewed = None
+            begun.addition.close()
+
+    async def _looked(self, begun: _Begun) -> AsyncGenerator[Said, None]:
+        pace, said = Pace(), time.monotonic()
+        with closing(begun.addition.look()) as steps:
+            for _ in steps:
+                await pace.pause()
+                if time.monotonic() - said > ALIVE:
+                    yield GOING
+                    said = time.monotonic()
 
 
 def tell_kernel(forgotten: Forgotten) -> None:

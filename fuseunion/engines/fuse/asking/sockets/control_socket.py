@@ -12,8 +12,8 @@ import logging
 import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing
-from typing import TypeAlias
+from contextlib import ExitStack, aclosing
+from typing import Self, TypeAlias
 
 import trio
 
@@ -36,9 +36,37 @@ _QUIET = 60.0
 Said: TypeAlias = Iterable[Iterable[tuple[str, str | bytes | float]]]
 """The records of one message."""
 
-Order: TypeAlias = Callable[[Record, list[int]], AsyncGenerator[Said, None]]
-"""Does what a record asks for, and says one message after another. The list has the descriptors that came along; who
-takes one out closes it. Raises OSError, or ValueError for what it does not understand."""
+
+class Asker:
+    """Who asks, as long as the conversation goes on.
+
+    Attributes:
+        given: the descriptors that came along with the order; who takes one out closes it.
+        at_end: what is called when the conversation has ended.
+    """
+
+    __slots__ = ("at_end", "given")
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+        self.at_end = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.at_end:
+            self.close_given()
+
+    def close_given(self) -> None:
+        """Close what nobody took."""
+        while self.given:
+            os.close(self.given.pop())
+
+
+Order: TypeAlias = Callable[[Record, Asker], AsyncGenerator[Said, None]]
+"""Does what a record asks for, and says one message after another. Raises OSError, or ValueError for what it does not
+understand."""
 
 
 class ControlSocket:
@@ -83,14 +111,10 @@ class ControlSocket:
 
     async def _converse(self, connection: socket.socket) -> None:
         try:
-            with connection:
-                given: list[int] = []
-                try:
-                    while (order := await _received(connection, given)) is not None:
-                        await self._obey(connection, order, given)
-                        _close(given)
-                finally:
-                    _close(given)
+            with connection, Asker() as asker:
+                while (order := await _received(connection, asker.given)) is not None:
+                    await self._obey(connection, order, asker)
+                    asker.close_given()
         except OSError as error:
             _log.debug("a conversation ended: %s", error)
         except Exception:  # noqa: BLE001 - whatever it is, it is not worth a mount
@@ -98,7 +122,7 @@ class ControlSocket:
         finally:
             self._count -= 1
 
-    async def _obey(self, connection: socket.socket, order: Record, given: list[int]) -> None:
+    async def _obey(self, connection: socket.socket, order: Record, asker: Asker) -> None:
         name = frames.first(order, "order")
         obey = self._orders.get(name)
         if obey is None:
@@ -109,7 +133,7 @@ class ControlSocket:
             # Who has gone is noticed, also while there is nothing to be said.
             nursery.start_soon(_until_gone, connection, nursery.cancel_scope)
             try:
-                async with aclosing(obey(order, given)) as messages:
+                async with aclosing(obey(order, asker)) as messages:
                     async for message in messages:
                         await _send(connection, message)
             except OSError as error:
@@ -129,11 +153,6 @@ async def _until_gone(connection: socket.socket, scope: trio.CancelScope) -> Non
         gone = True
     if gone:
         scope.cancel()
-
-
-def _close(given: list[int]) -> None:
-    while given:
-        os.close(given.pop())
 
 
 async def _received(connection: socket.socket, given: list[int]) -> Record | None:

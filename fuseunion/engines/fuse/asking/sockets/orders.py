@@ -1,14 +1,16 @@
 """What the daemon of a mount can be asked for at its control socket, each with the fields of the order.
 
-    add-lower path=PATH               one more lower on top of the others; its descriptor comes along
+    add-lower path=PATH               get ready for one more lower on top of the others; its descriptor comes along
+    add-lower-now                     add it
     log     since=NUMBER [follow=1]   the copy-ups after that one; with `follow` also those that come
     refresh path=PATH ...             forget what is remembered of the lowers there and beneath
     top     milliseconds=NUMBER       all numbers again and again, the busiest inodes and the copy-ups in between
     which   path=PATH ...             where each path from the root of the mount comes from
 
-`refresh` and `add-lower` say of directories (`directory`, its path) what the kernel may remember of them and cannot be told from
-here: the names (`name`) that it has to look up again, and the files (`file`) whose pages it has to drop. What takes long
-says now and then that it is `going` on. It ends with `done`.
+`refresh`, and what adds a lower, say of directories (`directory`, its path) what the kernel may remember of them and
+cannot be told from here: the names (`name`) that it has to look up again, and the files (`file`) whose pages it has to
+drop. What takes long says now and then that it is `going` on. It ends with `done`, or with `ready` for `add-lower-now`,
+once the names were looked up; that may have to be said again.
 
 A number of a copy-up counts from the first of the mount. An answer to `log` begins with a record of how many are
 `missed`, because they are kept no more.
@@ -28,7 +30,7 @@ import trio
 from fuseunion.core.ops.live.whereabouts import Part
 from fuseunion.engines.fuse.asking.facts import Facts
 from fuseunion.engines.fuse.asking.sockets.adding import ALIVE, BUSY, GOING, Adding, forgotten_fields, tell_kernel
-from fuseunion.engines.fuse.asking.sockets.control_socket import Order, Said
+from fuseunion.engines.fuse.asking.sockets.control_socket import Asker, Order, Said
 from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp, path_of
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
@@ -64,14 +66,15 @@ class Orders:
     def by_name(self) -> Mapping[str, Order]:
         """What does each."""
         return {
-            "add-lower": self._adding.add,
+            "add-lower": self._adding.begin,
+            "add-lower-now": self._adding.finish,
             "log": self._tell_log,
             "refresh": self._refresh,
             "top": self._watch,
             "which": self._tell_where,
         }
 
-    async def _watch(self, order: Record, _given: list[int]) -> AsyncGenerator[Said, None]:
+    async def _watch(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         interval = min(max(_number(order, "milliseconds"), _SHORTEST), _LONGEST) / 1000
         number = max(self._log.count - _SHOWN, 0)
         with self._requests.busiest.watched() as most:
@@ -92,7 +95,7 @@ class Orders:
             path = b""  # it has gone, or is one that nobody understands
         return [("busy", count), ("inode", number), ("path", path)]
 
-    async def _refresh(self, order: Record, _given: list[int]) -> AsyncGenerator[Said, None]:
+    async def _refresh(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         requests, directories = self._requests, 0
         pace, said = Pace(), time.monotonic()
         for path in order.get("path", ()):
@@ -115,7 +118,7 @@ class Orders:
                         await trio.sleep(BUSY)
         yield [[("done", directories)]]
 
-    async def _tell_where(self, order: Record, _given: list[int]) -> AsyncGenerator[Said, None]:
+    async def _tell_where(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         for path in order.get("path", ()):
             try:
                 found = await in_steps(self._requests.union.whereabouts(os.fsencode(path)))
@@ -130,7 +133,7 @@ class Orders:
                 *([copy_up_fields(copy_up)] if copy_up is not None else ()),
             ]
 
-    async def _tell_log(self, order: Record, _given: list[int]) -> AsyncGenerator[Said, None]:
+    async def _tell_log(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         number = _number(order, "since")
         follows = "follow" in order
         while True:
