@@ -16,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from fuseunion.cli.commands.live.lowers import add_lower
+from fuseunion.engines.fuse.asking.reaching import reach
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux.runtime.conversation import RefusedError
 from tests.differential import recipes
 from tests.differential.generator import Generator
 from tests.differential.operations import Call, Operation, World
@@ -316,27 +320,104 @@ def test_while_it_is_used(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPat
         assert look(mount.merged) == now
 
 
+class Asked:
+    """A conversation in which a lower is added by hand."""
+
+    def __init__(self, mount: FuseunionMount) -> None:
+        found = reach(str(mount.merged))
+        assert found is not None and found[1] is not None
+        self.conversation = found[1]
+
+    def begin(self, lower: Path) -> dict[str, set[str]]:
+        """Get ready; returns the names that are to be looked up again, by directory."""
+        fd = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
+        self.conversation.send("add-lower", fd, path=str(lower))
+        os.close(fd)
+        return self.names()
+
+    def names(self) -> dict[str, set[str]]:
+        """The names, until there are no more."""
+        found: dict[str, set[str]] = {}
+        while True:
+            (record,) = self.conversation.receive() or ({},)
+            if not {"ready", "done"}.isdisjoint(record):
+                return found
+            for name in record.get("name", ()):
+                found.setdefault(record["directory"][0], set()).add(name)
+
+    def go_on(self) -> dict[str, set[str]]:
+        """Add it; returns the names that are still to be looked up again."""
+        self.conversation.send("add-lower-now")
+        return self.names()
+
+    def close(self) -> None:
+        """Stop, wherever it is."""
+        self.conversation.__exit__(None, None, None)
+
+
+def look_up(*paths: Path) -> None:
+    """Have names looked up, whatever the kernel remembers of them."""
+    for path in paths:
+        with pytest.raises(OSError) as failure:
+            os.link("/proc/self/status", path)
+        assert failure.value.errno in (errno.EXDEV, errno.EEXIST)
+
+
+@WIRE
+@pytest.mark.actors("root", "user")
+def test_step_by_step(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops half-way leaves the mount as it was; a name that is remembered is not made to lead elsewhere."""
+    monkeypatch.setenv("FUSEUNION_WIRE", wire)
+    old = arena.lower({"f": File(b"old"), "g": File(b"g"), "d/f": File(b"f"), "d/e/f": File(b"e"), "same": File()})
+    above = arena.lower({"f": File(b"new"), "g": Whiteout(), "d": File(b"a file"), "added": File(b"+")})
+    with arena.mount(old) as mount, ExitStack() as stack:
+        before = look(mount.merged)
+        assert not (mount / "added").exists()
+        for _ in range(2):
+            asked = Asked(mount)
+            assert asked.begin(above) == {"": {"f", "g", "d", "added"}}
+            asked.close()
+            assert look(mount.merged) == before and not (mount / "added").exists()
+        asked = Asked(mount)
+        stack.callback(asked.close)
+        asked.begin(above)
+        other = Asked(mount)
+        stack.callback(other.close)
+        with pytest.raises(RefusedError, match="another lower is being added"):
+            other.begin(above)
+        assert asked.go_on() == {"": {"f", "g", "d", "added"}}, "the kernel remembers them"
+        look_up(mount / "f", mount / "g", mount / "added")
+        assert asked.go_on() == {"": {"d"}}
+        assert (mount / "f").read_bytes() == b"old" and (mount / "d/f").read_bytes() == b"f"
+        look_up(mount / "d")
+        assert asked.go_on() == {}, "it is done"
+        assert look(mount.merged) == {"f": b"new", "d": b"a file", "added": b"+", "same": b""}
+        with pytest.raises(RefusedError, match="nothing is being added"):
+            asked.go_on()
+
+
 @pytest.mark.actors("root", "user")
 def test_killed_while_adding(arena: Arena) -> None:
     """Whatever the moment, the upper is as it was, and mounts with and without the new lower."""
-    old = arena.lower({f"d{n}/{m}": File(b"x") for n in range(30) for m in range(30)})
-    above = arena.lower({f"d{n}/{m}": File(b"y") for n in range(30) for m in range(0, 60, 2)})
-    mount = arena.mount(old, arguments=["--volatile"], tolerated="volatile")
-    mount.start()
-    look(mount.merged)
-    (mount / "d3/4").write_bytes(b"mine")
-    upper = on_disk(arena.upper)
-    adding = threading.Thread(target=arena.place.fuseunion, args=("add-lower", mount.merged, above))
-    adding.start()
-    time.sleep(0)
-    mount.kill()
-    adding.join(30)
-    assert not adding.is_alive()
-    assert on_disk(arena.upper) == upper
-    for lowers in ((old,), (above, old)):
-        with arena.mount(*lowers, arguments=["--volatile"], tolerated="volatile|last mounted") as mount:
-            now = look(mount.merged)
-            assert now["d3/4"] == b"mine" and now["d4/4"] == (b"x" if lowers == (old,) else b"y")
+    old, above = arena.lower({"f": File(b"x"), "d/f": File(b"x")}), arena.lower({"f": File(b"y"), "d/f": File(b"y")})
+
+    def begun(mount: FuseunionMount) -> None:
+        asked = Asked(mount)
+        asked.begin(above)
+        asked.close()
+
+    for kill_after in (begun, lambda mount: add(arena, mount, above)):
+        mount = arena.mount(old, arguments=["--volatile"])
+        mount.start()
+        (mount / "d/mine").write_bytes(b"mine")
+        look(mount.merged)
+        upper = on_disk(arena.upper)
+        kill_after(mount)
+        mount.kill()
+        assert on_disk(arena.upper) == upper
+        for lowers, shown in (((old,), b"x"), ((above, old), b"y")):
+            with arena.mount(*lowers, arguments=["--volatile"], tolerated="last mounted") as mount:
+                assert look(mount.merged) == {"f": shown, "d": b"/", "d/f": shown, "d/mine": b"mine"}
 
 
 @pytest.mark.actors("root", "user")
@@ -416,22 +497,27 @@ def test_other_filesystems(arena: Arena) -> None:
         libc.umount(str(third), libc.MNT_DETACH)
 
 
-@pytest.mark.actors("user")
-def test_only_who_mounted(arena: Arena) -> None:
-    """A command of another user gives the daemon nothing (here: it is asked as if it were another's)."""
+def test_only_who_mounted() -> None:
+    """Nobody's command gives a daemon of another user a directory."""
+
+    class Another:
+        daemon_uid = os.geteuid() + 1
+
+    with pytest.raises(UserError, match="mounted by another user") as refusal:
+        add_lower.refuse_another_user(Another(), "merged")
+    assert refusal.value.exit_code is ExitCode.UNAVAILABLE
+
+
+@pytest.mark.actors("root")
+@pytest.mark.parametrize("engine", ["kernel", "ranch"])
+def test_other_engines(arena: Arena, engine: str) -> None:
+    """One line says that they cannot, and what to do."""
     old, above = arena.lower({"f": File(b"old")}), arena.lower({"f": File(b"new")})
-    with arena.mount(old) as mount:
-        program = (
-            "import sys, os; os.geteuid = lambda: 0; from fuseunion.cli.main import run; "
-            "sys.exit(run(['fuseunion', *sys.argv[1:]]))"
-        )
-        done = subprocess.run(
-            [*arena.place.interpreter.command("x")[:1], "-c", program, "add-lower", mount.merged, above],
-            env=arena.place.environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode != 0 and (mount / "f").read_bytes() == b"old"
+    merged = arena.directory("merged")
+    assert arena.place.fuseunion("--engine", engine, old, arena.upper, merged).returncode == 0
+    code, line = refused(arena, merged, above)
+    assert code == 5 and f"the {engine} engine" in line and "unmount, and mount again with it" in line
+    assert arena.place.fuseunion("umount", merged).returncode == 0
 
 
 DRAWN_BEFORE, DRAWN_AFTER = 40, 40

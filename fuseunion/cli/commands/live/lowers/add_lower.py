@@ -7,6 +7,7 @@ nothing up by a path. Where DIR lies is judged here, where the paths are seen.
 from __future__ import annotations
 
 import os
+from typing import Protocol
 
 from fuseunion.cli.commands.live.lowers.looked_up import look_again, refuse_closed, root_of
 from fuseunion.cli.commands.live.reaching import reach
@@ -14,7 +15,7 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.engines.status import Status
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo
-from fuseunion.linux.runtime.conversation import Conversation, RefusedError
+from fuseunion.linux.runtime.conversation import RefusedError
 from fuseunion.mounting.checks import placement
 from fuseunion.mounting.checks.placement import Part, Place, Survey
 
@@ -48,11 +49,11 @@ def main(arguments: list[str]) -> int:
     if len(asked.operands) != 2:
         raise UserError("give a mounted directory and the lower to add: fuseunion add-lower MERGED DIR")
     given, added = asked.operands
-    status, conversation = reach(given)
+    status, conversation = reach(given, "its lowers are those that it was made with; unmount, and mount again with it")
     with conversation:
         root = root_of(status, given)
         try:
-            _refuse_another_user(conversation, given)
+            refuse_another_user(conversation, given)
             _refuse_mounts_within(status, given)
             place = _place(status, added)
             fd = placement.open_directory(place)
@@ -74,9 +75,24 @@ def main(arguments: list[str]) -> int:
     return ExitCode.OK
 
 
-def _refuse_another_user(conversation: Conversation, given: str) -> None:
-    """Nobody gives another user's process a directory that the user may not reach."""
-    uid = conversation.daemon_uid
+class Daemon(Protocol):
+    """Who is asked."""
+
+    @property
+    def daemon_uid(self) -> int:
+        """Whose it is."""
+
+
+def refuse_another_user(daemon: Daemon, given: str) -> None:
+    """Nobody gives another user's process a directory that the user may not reach.
+
+    Args:
+        given: the path of the mount as the user wrote it.
+
+    Raises:
+        UserError: UNAVAILABLE.
+    """
+    uid = daemon.daemon_uid
     if uid != os.geteuid():
         raise UserError(
             f"'{given}' was mounted by another user ({uid}); only that user can add a lower to it",
