@@ -154,11 +154,12 @@ def add(union: Union, path: Path, between: Callable[[], object]) -> list[Forgott
     try:
         for _ in addition.look():
             between()
-        names, gone = addition.names(frozenset())
-        told = {(each.directory.ino, name) for each in names for name in each.names}
-        assert addition.names(told) == ([], 0) and gone <= len(told)
-        addition.finish()
-        return names
+        before = addition.plan(frozenset())
+        told = {(each.directory.ino, name) for each in before.names for name in each.names}
+        plan = addition.plan(told)
+        assert (plan.names, plan.going) == ([], 0) and before.going <= len(told)
+        addition.finish(plan)
+        return before.names
     finally:
         addition.close()
 

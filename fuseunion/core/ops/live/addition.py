@@ -73,7 +73,7 @@ class _Meaning(NamedTuple):
     outcome: _Outcome
 
 
-class _Switch(NamedTuple):
+class Switch(NamedTuple):
     """What becomes of one directory.
 
     Attributes:
@@ -85,6 +85,20 @@ class _Switch(NamedTuple):
     stack: Stack
     gone: list[tuple[bytes, Inode]]
     names: list[bytes]
+
+
+class Plan(NamedTuple):
+    """What is done when a lower is added.
+
+    Attributes:
+        names: will show something else, or may, and the kernel remembers what they show now.
+        going: how many of these go from what they lead to. While there are such, somebody could write to a file by a
+            name that leads to another: the layer is not to be added then.
+    """
+
+    switches: list[Switch]
+    names: list[Forgotten]
+    going: int
 
 
 class Addition:
@@ -122,41 +136,40 @@ class Addition:
         """
         yield from self._plan()
 
-    def names(self, renewed: Set[tuple[int, bytes]]) -> tuple[list[Forgotten], int]:
-        """Which names will show something else, or may, and are still remembered by the kernel as what they show now.
+    def plan(self, renewed: Set[tuple[int, bytes]]) -> Plan:
+        """What will be done, and what the kernel remembers that would not be true then.
 
         Args:
             renewed: the numbers of directories and the names in them that it does not remember any more.
 
         Returns:
-            What it should be asked to forget; and how many of these names go from what they lead to. While there are
-            such, somebody could write to a file by a name that leads to another: the layer is not to be added then.
+            The plan, which is good until somebody else may have changed the tree.
 
         Raises:
             OSError: as `look`.
         """
         found: list[Forgotten] = []
         count = 0
-        for switch in in_one_piece(self._plan()):
+        switches = in_one_piece(self._plan())
+        for switch in switches:
             number = switch.directory.ino
             lost = [name for name, _ in switch.gone if (number, name) not in renewed]
             count += len(lost)
             names = lost + [name for name in switch.names if (number, name) not in renewed]
             for start in range(0, len(names), _TOLD_AT_ONCE):
                 found.append(Forgotten(switch.directory, names[start : start + _TOLD_AT_ONCE]))
-        return found, count
+        return Plan(switches, found, count)
 
-    def finish(self) -> list[Forgotten]:
-        """Add the layer. Precondition: no operation is in the middle of several steps, and none of `names` goes.
+    def finish(self, plan: Plan) -> list[Forgotten]:
+        """Add the layer. Precondition: no operation is in the middle of several steps.
+
+        Args:
+            plan: in which nothing is `going`.
 
         Returns:
             The directories that are made of other parts, and what has another count of names.
-
-        Raises:
-            OSError: as `look`; nothing has changed.
         """
-        plan = in_one_piece(self._plan())
-        # Nothing may fail from here on.
+        # Nothing may fail here.
         state = self._state
         self._added = True
         state.lowers = self._shown.lowers
@@ -164,7 +177,7 @@ class Addition:
         state.origins = OriginReader(self._shown.root.lowers, state.numbers)
         forgotten: list[Forgotten] = []
         gone: list[Inode] = []
-        for switch in plan:
+        for switch in plan.switches:
             _made_of(switch.directory, switch.stack)
             lost: list[Inode] = []
             for name, inode in switch.gone:
@@ -178,7 +191,7 @@ class Addition:
         for inode in gone:
             if state.table.find(inode.ino) is inode:
                 state.table.drop_if_unused(inode)
-        for switch in plan:
+        for switch in plan.switches:
             if state.table.find(switch.directory.ino) is switch.directory:
                 state.table.drop_if_unused(switch.directory)
         return forgotten
@@ -192,11 +205,11 @@ class Addition:
 
     # -- going through the table -------------------------------------------------------------------------------------
 
-    def _plan(self) -> Steps[list[_Switch]]:
+    def _plan(self) -> Steps[list[Switch]]:
         root = self._state.root
         if self._shown.lowers[1:] != self._state.lowers:
             raise OSError(errno.EBUSY, "another lower was added meanwhile; try again")
-        plan: list[_Switch] = []
+        plan: list[Switch] = []
         waiting: list[tuple[Directory, Stack]] = [(root, self._shown.root.lowers)]
         while waiting:
             directory, stack = waiting.pop()
@@ -224,7 +237,7 @@ class Addition:
                 yield
             if changed:
                 lost = {name for name, _ in gone}
-                plan.append(_Switch(directory, stack, gone, [name for name in touched if name not in kept | lost]))
+                plan.append(Switch(directory, stack, gone, [name for name in touched if name not in kept | lost]))
         return plan
 
     def _touched(self, directory: Directory, stack: Stack) -> Steps[frozenset[bytes]]:

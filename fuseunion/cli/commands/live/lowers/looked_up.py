@@ -85,8 +85,8 @@ def refuse_closed(given: str) -> UserError:
         given: the path of the mount as the user wrote it.
     """
     return UserError(
-        f"names in directories of '{given}' that this user may not enter are not looked up again; run "
-        f"'fuseunion refresh' as root",
+        f"names in directories of '{given}' that this user may not enter are not looked up again; as root run: "
+        f"fuseunion refresh '{given}'",
         ExitCode.FAILURE,
     )
 

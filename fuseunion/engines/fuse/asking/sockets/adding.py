@@ -109,7 +109,7 @@ class Adding:
             yield message
         while before & requests.listings:
             await trio.sleep(BUSY)
-        for forgotten in addition.names(requests.renewed)[0]:
+        for forgotten in addition.plan(requests.renewed).names:
             yield [forgotten_fields(forgotten)]
             await trio.lowlevel.checkpoint()
         yield [[("ready", "")]]
@@ -129,19 +129,19 @@ class Adding:
                 said = time.monotonic()
             await trio.sleep(BUSY)
         # From here on in one piece.
-        names, going = begun.addition.names(requests.renewed)
-        if going:
+        plan = begun.addition.plan(requests.renewed)
+        if plan.going:
             begun.rounds.append(None)
             if len(begun.rounds) > _ROUNDS:
-                directory, name = path_of(names[0].directory), names[0].names[0]
+                directory, name = path_of(plan.names[0].directory), plan.names[0].names[0]
                 path = (name if directory in (b"", b".") else directory + b"/" + name).decode(errors="surrogateescape")
                 raise ValueError(f"'{path}' is in use all the time, or in a directory that this user may not enter")
-            for forgotten in names:
+            for forgotten in plan.names:
                 yield [forgotten_fields(forgotten)]
             yield [[("ready", "")]]
             return
         requests.forget_layers()
-        changed = begun.addition.finish()
+        changed = begun.addition.finish(plan)
         for forgotten in changed:
             tell_kernel(forgotten)
         lowers = requests.union.lowers
