@@ -31,7 +31,7 @@ from tests.support.tree import assert_same, inode_faults, snapshot
 
 WIRE = pytest.mark.parametrize("wire", ["1", "0"], ids=["extension", "pyfuse3"])
 
-SEEDS = range(int(os.environ.get("FUSEUNION_SEEDS", "4")))
+SEEDS = range(int(os.environ.get("FUSEUNION_SEEDS", "3")))
 
 
 def add(arena: Arena, mount: FuseunionMount, lower: Path) -> None:

@@ -25,12 +25,13 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.live.refresh import Forgotten
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.steps import in_one_piece
 from tests.support.inprocess import InProcess, in_process
 
 NAMES = ["a", "b", "c", "d", "e"]
-SEEDS = range(int(os.environ.get("FUSEUNION_SEEDS", "60")))
+SEEDS = range(int(os.environ.get("FUSEUNION_SEEDS", "40")))
 PREFIX = "trusted" if os.geteuid() == 0 else "user"
 
 
@@ -164,7 +165,7 @@ def add(union: Union, path: Path, between: Callable[[], object]) -> list[Forgott
         addition.close()
 
 
-def known(directory: Directory, path: str = "") -> Iterator[tuple[str, object]]:
+def known(directory: Directory, path: str = "") -> Iterator[tuple[str, Inode]]:
     for name, child in directory.children.items():
         yield f"{path}/{os.fsdecode(name)}", child
         if isinstance(child, Directory):
@@ -209,10 +210,19 @@ def test_as_a_new_union(tmp_path: Path, seed: int) -> None:
         numbers = {path: (inode, inode.ino) for path, inode in known(live.union.root) if isinstance(inode, Directory)}
         moves = rng.random() < 0.3
 
+        under_way = []
+        for inode in {inode.ino: inode for _, inode in known(live.union.root)}.values():
+            if isinstance(inode, File) and not inode.in_upper and rng.random() < 0.1 and stage.upper[0] is not None:
+                job = live.union.copy_job(inode)
+                if job is not None:
+                    job.move()
+                    under_way.append(job)
+
         def between() -> None:
             if moves and rng.random() < 0.1:
                 answer(live, step(rng))
 
+        moves = moves and not under_way
         try:
             forgotten = add(live.union, stage.new, between)
         except OSError as error:
@@ -221,11 +231,16 @@ def test_as_a_new_union(tmp_path: Path, seed: int) -> None:
             check_table(live.union)
             if not moves:
                 assert live.tree() == before
+            for job in under_way:
+                job.close()
             for _, handle, _ in opened:
                 live.union.release_file(handle)
             for listing in listings:
                 live.union.release_directory(listing)
             return
+        for job in under_way:
+            job.publish()
+            job.close()
         check_table(live.union)
         for path, (inode, number) in numbers.items():
             if not moves:

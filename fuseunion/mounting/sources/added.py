@@ -10,11 +10,13 @@ import errno
 import logging
 import os
 import stat
+from typing import NamedTuple
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 from fuseunion.mounting.assembly import store_of_lower
 from fuseunion.mounting.options import Options
 from fuseunion.mounting.prepare import refuse_too_many
@@ -30,30 +32,43 @@ _LEAD_ELSEWHERE = frozenset((
 ))  # fmt: skip
 
 
-class Found:
-    """A directory that was looked at.
+class Found(NamedTuple):
+    """What a directory is.
+
+    Attributes:
+        leads_elsewhere: its filesystem shows what lies on others.
+    """
+
+    st: os.stat_result
+    leads_elsewhere: bool
+
+
+def look(fd: int) -> Found:
+    """Look at a directory. It may lie anywhere, so this may wait, and runs in a thread.
 
     Args:
-        fd: an O_RDONLY descriptor of it; it may lie anywhere, so this may wait, and runs in a thread.
+        fd: a descriptor of it, which is closed.
 
     Raises:
         OSError: ENOTDIR for what is none; of the filesystem.
     """
+    try:
+        st = os.fstat(fd)
+        if not stat.S_ISDIR(st.st_mode):
+            raise os_error(errno.ENOTDIR)
+        found = Found(st, syscalls.filesystem_type(fd) in _LEAD_ELSEWHERE)
+        with os.scandir(fd) as entries:
+            next(entries, None)
+        return found
+    finally:
+        os.close(fd)
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.st = os.fstat(fd)
-        if not stat.S_ISDIR(self.st.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        self.leads_elsewhere = syscalls.filesystem_type(fd) in _LEAD_ELSEWHERE
-        os.listdir(fd)
 
-
-def open_layer(found: Found, label: str, union: Union, prepared: Prepared, options: Options) -> Layer:
+def open_layer(fd: int, found: Found, label: str, union: Union, prepared: Prepared, options: Options) -> Layer:
     """Make a lower of a directory.
 
     Args:
-        found: its descriptor belongs to the layer from now on, or is closed.
+        fd: an O_RDONLY descriptor of it, which belongs to the layer from now on, or is closed.
         label: its path, for messages.
         prepared, options: of the mount.
 
@@ -64,7 +79,7 @@ def open_layer(found: Found, label: str, union: Union, prepared: Prepared, optio
     try:
         _refuse(found, label, union, prepared, options)
         layer = Layer(
-            found.fd,
+            fd,
             writable=False,
             label=label,
             descriptors=union.lowers[0].descriptors,
@@ -72,7 +87,7 @@ def open_layer(found: Found, label: str, union: Union, prepared: Prepared, optio
             closed_is_empty=options.closed_is_empty,
         )
     except BaseException:
-        os.close(found.fd)
+        os.close(fd)
         raise
     try:
         _choose_store(layer, union, options)

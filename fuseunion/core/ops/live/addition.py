@@ -257,6 +257,10 @@ class Addition:
             if known is None:
                 try:
                     known = self._listed[real] = yield from _names(real)
+                except PermissionError:
+                    # Nobody is told what is in it. What is known in the directory is looked up; that something is not
+                    # there was not remembered, but where names may be looked up and not listed.
+                    known = frozenset(directory.children)
                 except OSError as error:
                     raise _refusal(directory, b"", error) from error
             names |= known

@@ -20,7 +20,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Protocol, TypeAlias, TypeVar
 
 import pyfuse3
@@ -234,10 +234,20 @@ class Requests:
     def rmdir(self, parent: int, name: bytes) -> Later[None] | None:
         """Remove an empty directory."""
         result = now_or_in_steps(self.union.rmdir(self.union.directory(parent), name))
-        return result if result is None else self._long(result)
+        return result if result is None else self._long(self._in_long_operation(), result)
 
-    async def _long(self, operation: Later[None]) -> None:
-        with self.workers.long_operation():
+    def _in_long_operation(self) -> ExitStack:
+        """Say that an operation is in the middle of several steps, until the end of a block.
+
+        From the call on, and not from the beginning of the block: that of a coroutine begins when its task first runs.
+        """
+        end = ExitStack()
+        end.enter_context(self.workers.long_operation())
+        return end
+
+    @staticmethod
+    async def _long(under_way: ExitStack, operation: Later[None]) -> None:
+        with under_way:
             await operation
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Later[None] | None:
@@ -254,15 +264,19 @@ class Requests:
         pace = Pace()
         for files in preparation:
             if files or pace.is_over:
-                return self._move_later(preparation, files, move)
+                return self._move_later(self._in_long_operation(), preparation, files, move)
         move()
         return None
 
     async def _move_later(
-        self, preparation: Preparation, files: Sequence[File] | None, move: Callable[[], None]
+        self,
+        under_way: ExitStack,
+        preparation: Preparation,
+        files: Sequence[File] | None,
+        move: Callable[[], None],
     ) -> None:
         pace = Pace()
-        with self.workers.long_operation():
+        with under_way:
             with closing(preparation):
                 await self.copy_ups.all_done(files or ())
                 for more in preparation:

@@ -18,9 +18,10 @@ again by all means: who does not see it yet makes nothing in its place (EEXIST),
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import AsyncGenerator
-from contextlib import closing, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import NamedTuple
 
 import pyfuse3
@@ -86,13 +87,12 @@ class Adding:
         if not asker.given or not path:
             raise ValueError("a directory has to come along")
         requests, union = self._requests, self._requests.union
-        # Its filesystem may answer late, or be one that asks for something here.
-        found = await requests.workers.read(added.Found, asker.given[-1])
+        # Its filesystem may answer late, or never, or be one that asks for something here.
+        found = await trio.to_thread.run_sync(added.look, os.dup(asker.given[-1]), abandon_on_cancel=True)
         if requests.renewed is not None:
             raise ValueError("another lower is being added; try again")
         try:
-            asker.given.pop()
-            layer = added.open_layer(found, path, union, self._prepared, self._options)
+            layer = added.open_layer(asker.given.pop(), found, path, union, self._prepared, self._options)
         except UserError as refusal:
             raise ValueError(refusal.message) from None
         try:
@@ -102,55 +102,66 @@ class Adding:
             raise
         begun = self._begun = _Begun(asker, layer, addition, [])
         asker.at_end.callback(self._end, begun)
-        requests.renewed = set()
+        renewed: set[tuple[int, bytes]] = set()
+        requests.renewed = renewed
         requests.forget_layers()
         before = set(requests.listings)
-        async for message in self._looked(begun):
-            yield message
-        while before & requests.listings:
-            await trio.sleep(BUSY)
-        for forgotten in addition.plan(requests.renewed).names:
-            yield [forgotten_fields(forgotten)]
-            await trio.lowlevel.checkpoint()
-        yield [[("ready", "")]]
+        with self._ended_by_errors(begun):
+            async for message in self._looked(begun):
+                yield message
+            while before & requests.listings:
+                await trio.sleep(BUSY)
+            for forgotten in addition.plan(renewed).names:
+                yield [forgotten_fields(forgotten)]
+            yield [[("ready", "")]]
 
     async def finish(self, _order: Record, asker: Asker) -> AsyncGenerator[Said, None]:
         """Add it (orders.py)."""
         begun, requests, said = self._begun, self._requests, time.monotonic()
         if begun is None or begun.asker is not asker or requests.renewed is None:
             raise ValueError("nothing is being added")
-        while True:
-            async for message in self._looked(begun):
-                yield message
-            if not requests.workers.in_long_operation:
-                break
-            if time.monotonic() - said > ALIVE:
-                yield GOING
-                said = time.monotonic()
-            await trio.sleep(BUSY)
-        # From here on in one piece.
-        plan = begun.addition.plan(requests.renewed)
-        if plan.going:
-            begun.rounds.append(None)
-            if len(begun.rounds) > _ROUNDS:
-                directory, name = path_of(plan.names[0].directory), plan.names[0].names[0]
-                path = (name if directory in (b"", b".") else directory + b"/" + name).decode(errors="surrogateescape")
-                raise ValueError(f"'{path}' is in use all the time, or in a directory that this user may not enter")
-            for forgotten in plan.names:
-                yield [forgotten_fields(forgotten)]
-            yield [[("ready", "")]]
-            return
-        requests.forget_layers()
-        changed = begun.addition.finish(plan)
-        for forgotten in changed:
-            tell_kernel(forgotten)
-        lowers = requests.union.lowers
-        label = begun.layer.label
-        self._prepared.add_lower(Opened(begun.layer.root_fd, label), [lower.root_fd for lower in lowers])
-        self._facts.lowers_changed()
-        self._end(begun)
-        _log.info("lower '%s' was added on top of the others", label)
+        with self._ended_by_errors(begun):
+            while True:
+                async for message in self._looked(begun):
+                    yield message
+                if not requests.workers.in_long_operation:
+                    break
+                if time.monotonic() - said > ALIVE:
+                    yield GOING
+                    said = time.monotonic()
+                await trio.sleep(BUSY)
+            # From here on in one piece.
+            plan = begun.addition.plan(requests.renewed)
+            if plan.going:
+                begun.rounds.append(None)
+                _refuse_endless(begun.rounds, plan.names[0])
+                for forgotten in plan.names:
+                    yield [forgotten_fields(forgotten)]
+                yield [[("ready", "")]]
+                return
+            requests.forget_layers()
+            changed = begun.addition.finish(plan)
+            for forgotten in changed:
+                tell_kernel(forgotten)
+            self._tell(begun.layer)
+            self._end(begun)
         yield [[("done", len(changed))]]
+
+    def _tell(self, layer: Layer) -> None:
+        """Say that it is there."""
+        lowers = [lower.root_fd for lower in self._requests.union.lowers]
+        self._prepared.add_lower(Opened(layer.root_fd, layer.label), lowers)
+        self._facts.lowers_changed()
+        _log.info("lower '%s' was added on top of the others", layer.label)
+
+    @contextmanager
+    def _ended_by_errors(self, begun: _Begun) -> Iterator[None]:
+        """What is refused, or given up, in the block is not added."""
+        try:
+            yield
+        except BaseException:
+            self._end(begun)
+            raise
 
     def _end(self, begun: _Begun) -> None:
         """It was added, or will not be: the kernel may remember names again."""
@@ -167,6 +178,13 @@ class Adding:
                 if time.monotonic() - said > ALIVE:
                     yield GOING
                     said = time.monotonic()
+
+
+def _refuse_endless(rounds: list[None], first: Forgotten) -> None:
+    """Raises ValueError when the command was asked for names too often."""
+    if len(rounds) > _ROUNDS:
+        path = os.path.join(path_of(first.directory), first.names[0])
+        raise ValueError(f"'{os.fsdecode(path)}' is looked up all the time, or where this user may not")
 
 
 def tell_kernel(forgotten: Forgotten) -> None:
