@@ -219,7 +219,7 @@ def test_as_a_new_union(tmp_path: Path, seed: int) -> None:
                     under_way.append(job)
 
         def between() -> None:
-            if moves and rng.random() < 0.1:
+            if moves and rng.random() < 0.3:
                 answer(live, step(rng))
 
         moves = moves and not under_way
@@ -241,6 +241,7 @@ def test_as_a_new_union(tmp_path: Path, seed: int) -> None:
         for job in under_way:
             job.publish()
             job.close()
+        assert live.union.lowers[0].label == str(stage.new)
         check_table(live.union)
         for path, (inode, number) in numbers.items():
             if not moves:
@@ -297,3 +298,50 @@ def check_forgotten(live: InProcess, forgotten: list[Forgotten], before: dict[st
                 fresh = fresh or (found.ino, os.fsencode(last)) in told
                 above = upper
             assert fresh or (directory.ino, os.fsencode(name)) in told, path
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_data_elsewhere(tmp_path: Path, moved: bool) -> None:
+    """A file of which the upper has the attributes alone does not get the data of another: that is refused."""
+    for name in ("old/d", "new/d", "other/d", "upper", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "old/d/f").write_bytes(b"old")
+    (tmp_path / "new/d/f").write_bytes(b"another")
+    (tmp_path / "other/d/g").write_bytes(b"g")
+    path = "/d/f"
+    if moved:  # as overlayfs leaves it
+        path, copy = "/g", tmp_path / "upper/g"
+        copy.touch()
+        os.truncate(copy, 3)
+        os.setxattr(copy, f"{PREFIX}.overlay.metacopy", b"")
+        os.setxattr(copy, f"{PREFIX}.overlay.redirect", b"/d/f")
+    with in_process([tmp_path / "old"], tmp_path / "upper", tmp_path / "work", metacopy=True) as union:
+        if not moved:
+            union.setattr(path, Change(mode=0o600))
+        before = union.tree()
+        assert union.read(path) == b"old"
+        with pytest.raises(OSError, match="metacopy") as refusal:
+            add(union.union, tmp_path / "new", lambda: None)
+        assert str(refusal.value).startswith(f"[Errno 16] '{path[1:]}': ")
+        assert union.tree() == before and union.read(path) == b"old"
+        add(union.union, tmp_path / "other", lambda: None)
+        assert union.read(path) == b"old" and union.read("/d/g") == b"g"
+
+
+def test_a_moved_directory(tmp_path: Path) -> None:
+    """A redirect of the upper leads to the place in the new lower too, also where nothing else there is known."""
+    for name in ("old/a/b", "new/a/b", "upper", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "old/a/b/f").write_bytes(b"old")
+    (tmp_path / "new/a/b/f").write_bytes(b"new")
+    (tmp_path / "new/a/b/g").write_bytes(b"g")
+    with in_process([tmp_path / "old"], tmp_path / "upper", tmp_path / "work", redirect_dir=True) as union:
+        union.mkdir("/c")
+        union.rename("/a/b", "/c/d")
+        assert union.read("/c/d/f") == b"old"
+        add(union.union, tmp_path / "new", lambda: None)
+        assert union.read("/c/d/f") == b"new" and union.names("/c/d") == ["f", "g"] and union.names("/a") == []
+    with in_process(
+        [tmp_path / "new", tmp_path / "old"], tmp_path / "upper", tmp_path / "work", redirect_dir=True
+    ) as union:
+        assert union.read("/c/d/f") == b"new" and union.names("/c/d") == ["f", "g"] and union.names("/a") == []
