@@ -168,6 +168,7 @@ def test_each_change(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPatch) -
         assert f"{above}/replaced" in said and f"{old}/replaced" in said
     with arena.mount(above, old, arguments=["--volatile"]) as mount:
         assert_same(shown, snapshot(mount.merged), "as a new mount shows it")
+        assert "last mounted over" not in mount.log(), "the upper remembers what was added"
         assert look(mount.merged) == expected
 
 
@@ -417,6 +418,7 @@ def test_killed_while_adding(arena: Arena) -> None:
         assert on_disk(arena.upper) == upper
         for lowers, shown in (((old,), b"x"), ((above, old), b"y")):
             with arena.mount(*lowers, arguments=["--volatile"], tolerated="last mounted") as mount:
+                assert ("last mounted over" in mount.log()) == (kill_after is not begun or lowers != (old,))
                 assert look(mount.merged) == {"f": shown, "d": b"/", "d/f": shown, "d/mine": b"mine"}
 
 

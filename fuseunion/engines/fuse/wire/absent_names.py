@@ -1,9 +1,10 @@
 """Names that are not there, which `_device.c` finds out by itself: before a name is made, it is always looked up.
 
 A directory is shared with it by descriptors of all its layers. What it says cannot be wrong later: it asks the layers
-each time, and all of them, because layers are never added to a directory that is shared (Union.whole_stack); one that
-is taken away only makes it leave the answer to Python. A shared directory is forgotten when the kernel forgets its
-number, when another takes its place, and when nobody has asked for anything for a while.
+each time, and all of them, because layers are never added to a directory that is shared (Union.whole_stack), but for a
+lower of the whole mount, before which all are taken back (asking/sockets/adding.py); one that is taken away only makes
+it leave the answer to Python. A shared directory is forgotten when the kernel forgets its number, when another takes
+its place, and when nobody has asked for anything for a while.
 """
 
 from __future__ import annotations
