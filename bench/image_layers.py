@@ -3,9 +3,10 @@
     .venv/bin/python bench/image_layers.py [--rounds N] [--files N] [--megabytes N] [--directory DIRECTORY]
 
 A lower of small files and one large file, as a directory and as a squashfs image; an upper in a directory and in an
-ext4 image; the images by themselves, shown by squashfuse and fuse2fs without a union. Each round has a fresh upper and
-fresh mounts, and begins with another contestant. Prints medians in a Markdown table. Needs root, squashfs-tools,
-squashfuse and fuse2fs.
+ext4 image. The images are shown by programs, as an ordinary user has them, or mounted by the kernel, as root has them,
+under the fuse engine and under overlayfs; or by squashfuse and fuse2fs alone, without a union. Each round has a fresh
+upper and fresh mounts, and begins with another contestant. Prints medians in a Markdown table. Needs root,
+squashfs-tools, squashfuse, fuse2fs and loop devices; DIRECTORY must be root's own.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ def _run(*words: str | Path | int) -> None:
     subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
 
 
-def _union(lower: str, *, image: bool) -> Callable[[Ground, Path, Path], None]:
+def _union(lower: str, *words: str, image: bool) -> Callable[[Ground, Path, Path], None]:
     def mount(ground: Ground, merged: Path, scratch: Path) -> None:
         upper = scratch / "upper"
         if image:
             _run("cp", "--sparse=always", ground.image, upper)
-        _run(FUSEUNION, getattr(ground, lower), upper, merged)
+        _run(FUSEUNION, *words, getattr(ground, lower), upper, merged)
 
     return mount
 
@@ -85,11 +86,17 @@ def _end(merged: Path) -> None:
     _run("umount", merged)
 
 
+_FUSE = ("-o", "images=fuse")
+_LOOP = ("-o", "images=kernel")
+_OVERLAYFS = ("--engine", "kernel")
+
 CONTESTANTS = {
     "both directories": Contestant(_union("directory", image=False), _end_union),
-    "lower squashfs": Contestant(_union("squashfs", image=False), _end_union, writes=False),
-    "upper ext4": Contestant(_union("directory", image=True), _end_union, reads=False),
-    "both images": Contestant(_union("squashfs", image=True), _end_union),
+    "lower squashfs": Contestant(_union("squashfs", *_FUSE, image=False), _end_union, writes=False),
+    "upper ext4": Contestant(_union("directory", *_FUSE, image=True), _end_union, reads=False),
+    "both images": Contestant(_union("squashfs", *_FUSE, image=True), _end_union),
+    "both images, by the kernel": Contestant(_union("squashfs", *_LOOP, image=True), _end_union),
+    "overlayfs on both images": Contestant(_union("squashfs", *_OVERLAYFS, image=True), _end_union),
     "squashfuse alone": Contestant(_alone("squashfuse_ll", "squashfs"), _end, writes=False),
     "fuse2fs alone": Contestant(_alone("fuse2fs", "image"), _end, reads=False),
 }

@@ -36,6 +36,15 @@ def _run() -> int:
     from fuseunion import bytecode
 
     bytecode.install()
+    import signal
+    from io import TextIOWrapper
+
+    # A name that the terminal's encoding has no characters for is still to be told.
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+    # Where the caller ignores it, nobody hears of the end of a child (waitpid(2), ECHILD).
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     from fuseunion.cli.main import run
 
     return run(sys.argv)

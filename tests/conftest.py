@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import interpreter, libc, mountinfo, processes
+from tests.support import interpreter, libc, loops, mountinfo, processes
 from tests.support.actor import USUAL, Actor, Role
 from tests.support.arena import Arena
 from tests.support.mounts import Place
@@ -177,6 +177,7 @@ def arena(
     watchdog.disarm()
     left_processes = [processes.command_line(pid) for pid in processes.with_token(token)]
     processes.kill_all(token)
+    left_loops = loops.left_of(root)
     left_mounts = mountinfo.mounts_under(root)
     for mount in reversed(mountinfo.mounts_under(root)):
         libc.umount(mount.target, libc.MNT_DETACH)
@@ -185,4 +186,5 @@ def arena(
     place.remove()
     assert not left_processes, f"processes left: {left_processes}"
     assert not left_mounts, f"mounts left: {left_mounts}"
+    assert not left_loops, f"loop devices left: {left_loops}"
     assert not left_descriptors, f"the test left descriptors open: {left_descriptors}"

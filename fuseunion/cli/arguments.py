@@ -101,6 +101,18 @@ def operands(arguments: list[str]) -> list[str]:
     return _scan(arguments)[0]
 
 
+def is_read_only(arguments: list[str]) -> bool:
+    """Whether the arguments of a mount ask for one that is read-only, by an option or a word of -o.
+
+    Raises:
+        UserError: USAGE: a value is wrong, missing or empty.
+    """
+    builder = OptionsBuilder(Form.PLAIN)
+    for name, value in _scan(arguments)[1]:
+        _apply(builder, name, value)
+    return builder.so_far.read_only
+
+
 def _unknown(written: str) -> UserError:
     from fuseunion.cli import near
     from fuseunion.mounting.options.vocabulary import WORDS

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from fuseunion.contained import families, ids, places, program, view
 from fuseunion.contained.wishes import Net, Wishes
@@ -50,6 +50,7 @@ class Task(NamedTuple):
         plan: the maps of the user namespaces; None without any.
         environment: of the caller.
         group: the caller's process group, which the command joins, so that it has the terminal.
+        ignored: signals that the caller has started us to ignore, as nohup(1) does: the command ignores them too.
         progress: for what takes long.
         say: one line to the user.
     """
@@ -59,6 +60,7 @@ class Task(NamedTuple):
     plan: ids.Plan | None
     environment: dict[str, str]
     group: int
+    ignored: frozenset[signal.Signals]
     progress: Progress
     say: Callable[[str], None]
 
@@ -78,12 +80,7 @@ def enter(plan: ids.Plan | None, link: socket.socket, flags: int = 0) -> None:
     try:
         syscalls.unshare(wanted)
     except OSError as error:
-        what = "user namespaces" if plan else "mount namespaces"
-        raise UserError(
-            f"{what} cannot be made here ({error.strerror}); see fuseunion doctor; "
-            "the machine's administrator allows them by user.max_user_namespaces and the like",
-            ExitCode.UNAVAILABLE,
-        ) from None
+        raise _forbidden("made", plan, error) from None
     if plan:
         link.sendall(MAP + b"\n")
         if link.recv(1) != GO:
@@ -91,7 +88,19 @@ def enter(plan: ids.Plan | None, link: socket.socket, flags: int = 0) -> None:
         uid, gid = plan.uids.outer[0][0], plan.gids.outer[0][0]
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-    namespaces.keep_mounts_private()
+    try:
+        namespaces.keep_mounts_private()
+    except OSError as error:
+        raise _forbidden("used", plan, error) from None  # where AppArmor lets one be made without rights in it
+
+
+def _forbidden(how: str, plan: ids.Plan | None, error: OSError) -> UserError:
+    what = "user namespaces" if plan else "mount namespaces"
+    return UserError(
+        f"{what} cannot be {how} here ({error.strerror}); see fuseunion doctor; "
+        "the machine's administrator allows them by user.max_user_namespaces and the like",
+        ExitCode.UNAVAILABLE,
+    )
 
 
 def run(task: Task, link: socket.socket) -> int:
@@ -145,7 +154,7 @@ def _stage(task: Task) -> str:
     """A directory for the union, on a tmpfs that hides nothing that is needed until the union is the root."""
     options = task.options
     needed = [*options.lowers, *(bind.source for bind in task.wishes.binds), sys.executable, sys.prefix, __file__]
-    needed += [path for path in (options.upper, options.work, options.log_file, ".", *sys.path) if path]
+    needed += [path for path in (options.upper, options.work, options.log_file, _here(), *sys.path) if path]
     paths = [os.path.realpath(path) for path in needed]
     # Over LOWER `/` what is in it would be missing in the view.
     for stage in sorted(filter(_is_directory, _STAGES), key=_holds_something):
@@ -160,6 +169,18 @@ def _stage(task: Task) -> str:
         "make a directory /mnt",
         ExitCode.LAYERS,
     )
+
+
+def _here() -> str:
+    """The working directory.
+
+    Raises:
+        UserError: FAILURE: it was removed.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working directory does not exist any more; change to another", ExitCode.FAILURE) from None
 
 
 def _is_directory(stage: str) -> bool:
@@ -266,7 +287,7 @@ class _Command:
             if first == 0:
                 signal.set_wakeup_fd(-1)
                 ours.close()
-                _guarded(lambda: self._first(theirs, me))
+                live(lambda: self._first(theirs, me), "cannot enter the union: ")
             theirs.close()
             # From here, because in a pid namespace the caller's group has no number.
             os.setpgid(first, task.group)
@@ -278,13 +299,12 @@ class _Command:
                 ours.sendall(GO)
         return first
 
-    def _first(self, link: socket.socket, parent: int) -> None:
+    def _first(self, link: socket.socket, parent: int) -> NoReturn:
         """The first process of the command's namespaces; never returns."""
         task = self._task
         wishes = task.wishes
         if wishes.place is not None:
-            link.sendall(_lines([]))
-            os.chdir(wishes.workdir or os.path.abspath(os.curdir))
+            self._wait_for_go(link, [])
             self._execute_in_place(parent)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         single = ids.is_single_here()
@@ -294,23 +314,29 @@ class _Command:
         if task.plan is not None:
             syscalls.show_memory()  # else our maps are not ours to have written
             syscalls.unshare(syscalls.CLONE_NEWUSER)
-        link.sendall(_lines(over.made))
-        if link.recv(1) != GO:
-            os._exit(ExitCode.FAILURE)
+        self._wait_for_go(link, over.made)
         syscalls.hide_memory()
         as_root = task.plan is None
         if not wishes.own_pids:
-            program.run(wishes, task.environment, parent, single_id=single, as_root=as_root)
+            program.run(wishes, task.environment, parent, task.ignored, single_id=single, as_root=as_root)
         command = os.fork()
         if command == 0:
-            program.run(wishes, task.environment, 1, single_id=single, as_root=as_root)
+            program.run(wishes, task.environment, 1, task.ignored, single_id=single, as_root=as_root)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os._exit(_reap_until(command))
 
-    def _execute_in_place(self, parent: int) -> None:
+    @staticmethod
+    def _wait_for_go(link: socket.socket, made: list[places.Made]) -> None:
+        """Tell what was made, and wait until this process has its group and its maps: not after execve(2)."""
+        link.sendall(_lines(made))
+        if link.recv(1) != GO:
+            os._exit(ExitCode.FAILURE)
+
+    def _execute_in_place(self, parent: int) -> NoReturn:
         wishes, environment = self._task.wishes, self._task.environment
+        program.go_to(wishes.workdir, _here())
         command = wishes.command or (environment.get("SHELL") or "/bin/sh",)
-        program.execute(command, {**environment, **dict(wishes.environment)}, parent)
+        program.execute(command, {**environment, **dict(wishes.environment)}, parent, self._task.ignored)
 
     def _wait(self, first: int, wakeup: int) -> int:
         """Until the command ends, or the daemon, or the caller."""
@@ -362,16 +388,24 @@ def _reap_until(command: int) -> int:
             return exit_status(status)
 
 
-def _guarded(do: Callable[[], object]) -> None:
-    """Run the life of a child, which never gets back into the code of its parent."""
+def live(do: Callable[[], int], doing: str = "") -> NoReturn:
+    """The life of a child, which never gets back into the code of its parent.
+
+    Args:
+        do: all of it; returns its exit status.
+        doing: what fails when a system call does, for the message.
+    """
     code = int(ExitCode.FAILURE)
     try:
-        do()
+        code = do()
     except UserError as error:
         sys.stderr.write(f"fuseunion: {error.message}\n")
         code = error.exit_code
     except OSError as error:
-        sys.stderr.write(f"fuseunion: cannot enter the union: {error.strerror}\n")
+        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
+        sys.stderr.write(f"fuseunion: {doing}{where}{error.strerror}\n")
+    except Exception as error:  # noqa: BLE001 - nobody else is left to say it
+        sys.stderr.write(f"fuseunion: unexpected error: {error!r}; please report it\n")
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -10,12 +10,13 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 from fuseunion.contained import filters
 from fuseunion.contained.wishes import Wishes
 from fuseunion.linux import syscalls
+from fuseunion.linux.os_error import os_error
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -40,13 +41,25 @@ SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRI
 
 _CAPABILITIES = 64
 
-_SIGNALS = (
-    signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGTSTP,
-    signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGXFSZ,
+SIGNALS = (
+    signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+    signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH,
 )  # fmt: skip
+"""What the caller may ignore, and the command then ignores too."""
+
+_OF_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+"""What Python ignores, whatever it was before; and what nobody may ignore who waits for a child."""
 
 
-def run(wishes: Wishes, inherited: Mapping[str, str], parent: int, *, single_id: bool, as_root: bool) -> NoReturn:
+def run(
+    wishes: Wishes,
+    inherited: Mapping[str, str],
+    parent: int,
+    ignored: Collection[signal.Signals],
+    *,
+    single_id: bool,
+    as_root: bool,
+) -> NoReturn:
     """Become the command, in the new root.
 
     Precondition: in a child, whose descriptors from 3 on nobody needs.
@@ -55,6 +68,7 @@ def run(wishes: Wishes, inherited: Mapping[str, str], parent: int, *, single_id:
         wishes: the command and how it is to be.
         inherited: the environment of the caller.
         parent: the process with which the command is to end.
+        ignored: signals that it ignores, of SIGNALS.
         single_id: the user namespace has one id.
         as_root: the command is to be the machine's root, with what is left of its capabilities.
     """
@@ -64,37 +78,59 @@ def run(wishes: Wishes, inherited: Mapping[str, str], parent: int, *, single_id:
     try:
         environment = _environment(inherited, uid, gid, shell, single_id=single_id)
         environment.update(wishes.environment)
-        try:
-            os.chdir(wishes.workdir or "/")
-        except OSError as error:
-            _end(f"--workdir '{wishes.workdir}': {error.strerror}", NOT_EXECUTABLE)
+        go_to(wishes.workdir, "/")
         if as_root:
             _limit_capabilities()
         filters.install(single_id=single_id)
-        _become(uid, gid, single_id=single_id)
     except OSError as error:
         _end(f"cannot prepare the command: {error.strerror}", NOT_EXECUTABLE)
-    execute(command, environment, parent)
+    try:
+        _become(uid, gid, single_id=single_id)
+    except OSError as error:
+        _end(
+            f"--user {uid}:{gid}: {error.strerror}; the ids that can be had here are in /proc/self/uid_map and gid_map",
+            NOT_EXECUTABLE,
+        )
+    execute(command, environment, parent, ignored)
 
 
-def execute(command: tuple[str, ...], environment: dict[str, str], parent: int) -> NoReturn:
+def go_to(workdir: str | None, usual: str) -> None:
+    """Enter the directory in which the command begins; where that cannot be, this process ends with a line.
+
+    Args:
+        workdir: that of --workdir, or None.
+        usual: where it begins without.
+    """
+    try:
+        os.chdir(usual if workdir is None else workdir)
+    except OSError as error:
+        what = f"'{usual}' in the union" if workdir is None else f"--workdir '{workdir}'"
+        _end(f"{what}: {error.strerror}", NOT_EXECUTABLE)
+
+
+def execute(
+    command: tuple[str, ...], environment: dict[str, str], parent: int, ignored: Collection[signal.Signals]
+) -> NoReturn:
     """Close every descriptor but the three, give signals back their meaning, and run a command, found in its PATH.
 
     Precondition: in a child.
 
     Args:
         parent: the process with which it ends.
+        ignored: of SIGNALS.
     """
     # Now: a change of credentials takes it back.
     syscalls.end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(NOT_EXECUTABLE)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+    for number in (*SIGNALS, *_OF_PYTHON):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     sys.stdout.flush()
     sys.stderr.flush()
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    if not command[0]:
+        _end("'': no such command in the tree", NOT_FOUND)  # execvpe(3) of Python raises no OSError for it
     try:
         os.execvpe(command[0], command, environment)
     except FileNotFoundError:
@@ -152,7 +188,10 @@ def _limit_capabilities() -> None:
 def _become(uid: int, gid: int, *, single_id: bool) -> None:
     """Be the user; the bounding set takes effect with execve(2) for root, and for others nothing is left."""
     if single_id:
-        return  # the map of the user namespace has made it so
+        # The map of the user namespace has made it so, if the namespace is ours; the filter answers for setuid(2).
+        if uid != os.getuid():
+            raise os_error(errno.EINVAL)
+        return
     if (uid, gid) != (0, 0):
         os.setgroups([])
     os.setresgid(gid, gid, gid)

@@ -16,11 +16,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from fuseunion.contained import families, ids, inside
+from fuseunion.contained import families, ids, inside, program
 from fuseunion.contained.wishes import Wishes
 from fuseunion.engines.engine import Progress
 from fuseunion.errors import ExitCode, UserError
@@ -30,7 +29,6 @@ from fuseunion.mounting.options import Options
 _PASSED_ON = frozenset(
     (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 )
-_WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 
 
 def run(options: Options, wishes: Wishes, progress: Progress, say: Callable[[str], None]) -> int:
@@ -45,17 +43,19 @@ def run(options: Options, wishes: Wishes, progress: Progress, say: Callable[[str
     Raises:
         UserError: UNAVAILABLE where no user namespace can be had.
     """
-    plan = _plan(wishes, say)
-    task = inside.Task(options, wishes, plan, dict(os.environ), os.getpgrp(), progress, say)
+    ignored = frozenset(number for number in program.SIGNALS if signal.getsignal(number) is signal.SIG_IGN)
+    environment = dict(os.environ)
+    task = inside.Task(options, wishes, _plan(wishes), environment, os.getpgrp(), ignored, progress, say)
     syscalls.adopt_orphans()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+    waited_for = _PASSED_ON - ignored | {signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     try:
-        return _Supervisor(task).run()
+        return _Supervisor(task, waited_for).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _plan(wishes: Wishes, say: Callable[[str], None]) -> ids.Plan | None:
+def _plan(wishes: Wishes) -> ids.Plan | None:
     if os.geteuid() == 0:
         return None
     if wishes.place is not None:
@@ -64,12 +64,21 @@ def _plan(wishes: Wishes, say: Callable[[str], None]) -> ids.Plan | None:
 
 
 class _Supervisor:
-    def __init__(self, task: inside.Task) -> None:
+    """One command.
+
+    Args:
+        waited_for: the signals that are blocked, and come here.
+    """
+
+    def __init__(self, task: inside.Task, waited_for: frozenset[signal.Signals]) -> None:
         self._task = task
+        self._waited_for = waited_for
         self._link: socket.socket | None = None
         self._daemons: set[int] = set()
         self._programs: set[int] = set()  # that show images, on behalf of a daemon
         self._command: int | None = None
+        # What the caller had started before it called execve(2) for us: nobody asked to end it.
+        self._others = frozenset(families.children(os.getpid()))
         self._told = b""
         self._stopped_by = 0
 
@@ -80,7 +89,7 @@ class _Supervisor:
         if first == 0:
             link = self._link
             link.close()
-            _child(lambda: inside.run(self._task, theirs))
+            inside.live(lambda: inside.run(self._task, theirs))
         theirs.close()
         if self._task.plan is not None:
             self._write_maps(first)
@@ -105,7 +114,7 @@ class _Supervisor:
     def _wait(self, first: int) -> tuple[int, bool]:
         """Until the first process ends; returns its exit status, and whether it was killed."""
         while True:
-            number = signal.sigwaitinfo(_WAITED_FOR)
+            number = signal.sigwaitinfo(self._waited_for)
             if number.si_signo == signal.SIGCHLD:
                 with suppress(ChildProcessError):
                     pid, status = os.waitpid(first, os.WNOHANG)
@@ -154,14 +163,12 @@ class _Supervisor:
         self._listen()
         self._link.close()
         if self._command is not None:
-            families.end(self._daemons | self._programs)
+            families.end(self._daemons | self._programs | self._others)
         # Before there was a command, nothing but a daemon can be left, which ends by itself.
         broken = killed
-        while True:
-            try:
-                pid, ended = os.waitpid(-1, 0)
-            except ChildProcessError:
-                break
+        for pid, ended in self._ended():
+            if pid in self._others:
+                continue
             if os.WIFSIGNALED(ended):
                 broken = True
             elif os.WEXITSTATUS(ended) and pid in self._daemons:
@@ -172,6 +179,14 @@ class _Supervisor:
         if killed:
             self._task.say("one of our processes was killed; the command was ended with it")
         return 128 + self._stopped_by if self._stopped_by else status
+
+    def _ended(self) -> Iterator[tuple[int, int]]:
+        """The children that end, as waitpid(2) tells it, until none of ours is left."""
+        while not self._others or not self._others.issuperset(families.children(os.getpid())):
+            try:
+                yield os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
 
     def _put_in_order(self) -> None:
         """What a killed daemon left in the work directory goes, as at the next mount."""
@@ -186,7 +201,7 @@ class _Supervisor:
         child = os.fork()
         if child == 0:
             ours.close()
-            _child(lambda: _clean(options, self._task.plan, theirs))
+            inside.live(lambda: _clean(options, self._task.plan, theirs))
         theirs.close()
         self._link = ours
         with suppress(UserError):
@@ -208,19 +223,3 @@ def _clean(options: Options, plan: ids.Plan | None, link: socket.socket) -> int:
         build_union(open_layers(prepared, options), options, posix_acl=False).close()
         prepared.close()
     return ExitCode.OK
-
-
-def _child(do: Callable[[], int]) -> None:
-    """Run the life of a child, which never gets back into the code of its parent."""
-    code = int(ExitCode.FAILURE)
-    try:
-        code = do()
-    except UserError as error:
-        sys.stderr.write(f"fuseunion: {error.message}\n")
-        code = error.exit_code
-    except OSError as error:
-        where = f"'{os.fsdecode(error.filename)}': " if error.filename is not None else ""
-        sys.stderr.write(f"fuseunion: {where}{error.strerror}\n")
-    finally:
-        sys.stderr.flush()
-        os._exit(code)

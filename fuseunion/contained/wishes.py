@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from typing import NamedTuple
 
@@ -108,6 +109,6 @@ def parse_hostname(text: str) -> str:
     Raises:
         UserError: USAGE.
     """
-    if len(text.encode()) > 64 or not all(letter.isalnum() or letter in "-." for letter in text):
+    if len(os.fsencode(text)) > 64 or not all(letter.isalnum() or letter in "-." for letter in text):
         raise UserError(f"--hostname '{text}' is no name of a host: up to 64 letters, digits, '-' and '.'")
     return text

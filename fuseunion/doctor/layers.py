@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from fuseunion.doctor import trials
 from fuseunion.engines import registry
-from fuseunion.engines.finding import Finding
+from fuseunion.engines.finding import Finding, refused
+from fuseunion.errors import UserError
 from fuseunion.linux.mountinfo import filesystem_of
 from fuseunion.mounting.checks import owners
 from fuseunion.mounting.options import Options
@@ -21,12 +22,14 @@ def layers(options: Options, *, try_upper: bool) -> Iterator[Finding]:
         try_upper: make a directory beside the upper, and see what its filesystem can do.
     """
     for path in options.lowers:
-        yield _directory("lower", path)
+        yield _image("lower", path, options) if os.path.isfile(path) else _directory("lower", path)
         if not options.read_only and os.path.isdir(path):
             says = owners.objection(os.stat(path), options)
             if says is not None:
                 yield Finding(f"lower {path}", None, says)
-    if options.upper is not None:
+    if options.upper is not None and os.path.isfile(options.upper):
+        yield _image("upper", options.upper, options)
+    elif options.upper is not None:
         yield from _upper(options.upper, try_it=try_upper)
     if not options.target.startswith("/dev/fd/"):
         yield _directory("merged", options.target)
@@ -38,6 +41,29 @@ def _directory(part: str, path: str) -> Finding:
     if not os.access(path, os.R_OK | os.X_OK):
         return Finding(f"{part} {path}", False, "may not be read by you", f"chmod +rx '{path}', or use another")
     return Finding(f"{part} {path}", True, f"on {filesystem_of(path)}")
+
+
+def _image(part: str, path: str, options: Options) -> Finding:
+    """An image file, and who would show it."""
+    from fuseunion.images import recognise
+    from fuseunion.images.layers import showing
+
+    try:
+        fd = recognise.open_file(path)
+    except OSError as error:
+        return Finding(f"{part} {path}", False, f"cannot be opened: {error.strerror}", "correct the path, or chmod it")
+    try:
+        kind = recognise.kind_of(fd)
+        if kind is None:
+            remedy = "correct the path"
+            return Finding(f"{part} {path}", False, "is neither a directory nor an image", remedy)
+        reason = showing.objection(path, fd, kind, showing.Way(options.images.value), writable=part == "upper")
+    except UserError as error:
+        return refused(f"{part} {path}", error.message, "leave images=kernel out")
+    finally:
+        os.close(fd)
+    shown = "mounted by the kernel" if reason is None else f"shown by a program, not mounted by the kernel: {reason}"
+    return Finding(f"{part} {path}", True, f"{kind.value}, {shown}")
 
 
 def _upper(upper: str, *, try_it: bool) -> Iterator[Finding]:

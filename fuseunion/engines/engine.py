@@ -46,7 +46,6 @@ def for_a_daemon(options: Options) -> tuple[Wish, ...]:
             "it cannot squash ids",
         ),
         (options.xattr_permissions is not XattrPermissions.OFF, "it keeps no owners in attributes (--fakeroot)"),
-        (has_image(options), "it cannot show image files"),
         (options.foreground or options.trace, "there is no daemon to stay in the foreground"),
         (options.log_file is not None, "there is no daemon to write a log"),
         (options.list_layers, "it lists no layers of files (list_layers)"),
@@ -55,7 +54,7 @@ def for_a_daemon(options: Options) -> tuple[Wish, ...]:
 
 
 def has_image(options: Options) -> bool:
-    """Whether a layer is a file: its mount is in no tree, and so has no path that overlayfs or a link could name."""
+    """Whether a layer is a file: its mount is in no tree, and so has no path that a link could name."""
     import os
 
     return any(map(os.path.isfile, (*options.lowers, *filter(None, [options.upper]))))

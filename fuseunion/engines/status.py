@@ -76,6 +76,7 @@ class Status(NamedTuple):
         namespace: a process of the mount namespace in which it is mounted; None for this one.
         lowers: topmost first.
         work: the work directory.
+        images: those among the layers, each with who shows it.
         options: those that are not the usual ones, in the words of `-o` where there are such.
         pid: the daemon.
         age: seconds.
@@ -99,6 +100,7 @@ class Status(NamedTuple):
     lowers: tuple[str, ...] = ()
     upper: str | None = None
     work: str | None = None
+    images: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     pid: int | None = None
     age: int | None = None

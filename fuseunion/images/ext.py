@@ -7,6 +7,7 @@ nobody sees. So the state is looked at before a program gets to write.
 
 from typing import NamedTuple
 
+from fuseunion.errors import ExitCode, UserError
 from fuseunion.images.recognise import HEAD, read_head
 
 _SUPERBLOCK = 1024
@@ -50,6 +51,29 @@ def state_of(fd: int, offset: int = 0) -> State:
         damaged=bool(state & _ERROR),
         recover=bool(incompatible & _RECOVER),
         journal=bool(compatible & _HAS_JOURNAL),
+    )
+
+
+def refuse_disorder(fd: int, path: str, offset: int, why: str) -> None:
+    """Complain of a filesystem that was written and is not in order now.
+
+    Args:
+        fd: of the file.
+        path: of the file, for the message.
+        offset: where in it the filesystem begins, in bytes.
+        why: it was not unmounted, for the message.
+
+    Raises:
+        UserError: FAILURE.
+        OSError: EIO and the like of the file.
+    """
+    state = state_of(fd, offset)
+    if state.unmounted and not state.damaged and not state.recover:
+        return
+    if state.damaged:
+        why = "there were errors in writing it, and what was changed last may be lost"
+    raise UserError(
+        f"image '{path}' was not put in order: {why}; repair it with: {repair(path, offset)}", ExitCode.FAILURE
     )
 
 

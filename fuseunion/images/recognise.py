@@ -56,10 +56,22 @@ def open_file(path: str, *, writable: bool = False) -> int:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not stat.S_ISREG(mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        # What is held cannot be exchanged for something else.
-        return os.open(f"/proc/self/fd/{found}", _OPEN | (os.O_RDWR if writable else os.O_RDONLY))
+        return open_again(found, writable=writable)
     finally:
         os.close(found)
+
+
+def open_again(fd: int, *, writable: bool) -> int:
+    """Another open file of a regular file: what is held cannot be exchanged for something else.
+
+    Args:
+        fd: of it, perhaps O_PATH.
+        writable: O_RDWR instead of O_RDONLY.
+
+    Raises:
+        OSError: as open(2).
+    """
+    return os.open(f"/proc/self/fd/{fd}", _OPEN | (os.O_RDWR if writable else os.O_RDONLY))
 
 
 def kind_of(fd: int, offset: int = 0) -> Kind | None:
@@ -108,15 +120,31 @@ def check_whole(path: str, kind: Kind, fd: int, offset: int = 0, size: int | Non
         UserError: LAYERS.
         OSError: EIO and the like of the file.
     """
-    head = read_head(fd, offset)
+    said = size_of(path, kind, fd, offset)
     there = os.fstat(fd).st_size - offset if size is None else size
-    said = _squashfs_size(path, head) if kind is Kind.SQUASHFS else _ext_size(path, head) if kind is Kind.EXT else 0
     if said > there:
         raise UserError(
             f"{kind.value} '{path}' is cut short: it should have {said} bytes, and {max(there, 0)} are there; copy it "
             "again",
             ExitCode.LAYERS,
         )
+
+
+def size_of(path: str, kind: Kind, fd: int, offset: int = 0) -> int:
+    """How long a filesystem says that it is, in bytes; 0 for what does not say.
+
+    Args:
+        path: for the message.
+        kind: of the image.
+        fd: of the file.
+        offset: where in it the filesystem begins, in bytes.
+
+    Raises:
+        UserError: LAYERS: its beginning makes no sense.
+        OSError: EIO and the like of the file.
+    """
+    head = read_head(fd, offset)
+    return _squashfs_size(path, head) if kind is Kind.SQUASHFS else _ext_size(path, head) if kind is Kind.EXT else 0
 
 
 def _squashfs_size(path: str, head: bytes) -> int:

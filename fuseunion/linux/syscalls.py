@@ -51,6 +51,12 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_NEWUSER = 0x10000000
 
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
@@ -58,7 +64,8 @@ _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
 _AT_RECURSIVE = 0x8000
-_MOUNT_ATTR_RDONLY = 1
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -71,6 +78,7 @@ _SECCOMP_MODE_FILTER = 2
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})
 """TMPFS_MAGIC, RAMFS_MAGIC (include/uapi/linux/magic.h)."""
 
+_FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 
@@ -188,7 +196,7 @@ def make_read_only(path: bytes) -> None:
     Raises:
         OSError: ENOSYS before Linux 5.12; EINVAL where nothing is mounted at the path.
     """
-    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+    attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY, 0, 0, 0)
     _check(
         _libc.syscall(
             _SYS_MOUNT_SETATTR,
@@ -267,6 +275,11 @@ def fsconfig_set_string(fd: int, key: bytes, value: bytes) -> None:
     _check(_libc.syscall(_SYS_FSCONFIG, fd, _FSCONFIG_SET_STRING, key, value, 0))
 
 
+def fsconfig_set_flag(fd: int, key: bytes) -> None:
+    """fsconfig(2) FSCONFIG_SET_FLAG."""
+    _check(_libc.syscall(_SYS_FSCONFIG, fd, _FSCONFIG_SET_FLAG, key, None, 0))
+
+
 def fsconfig_create(fd: int) -> None:
     """fsconfig(2) FSCONFIG_CMD_CREATE."""
     _check(_libc.syscall(_SYS_FSCONFIG, fd, _FSCONFIG_CMD_CREATE, None, None, 0))
@@ -275,6 +288,17 @@ def fsconfig_create(fd: int) -> None:
 def fsmount(fd: int, attributes: int = 0, flags: int = 1) -> int:
     """fsmount(2): a descriptor of a detached mount, gone with its last descriptor; flag 1 is FSMOUNT_CLOEXEC."""
     return _check(_libc.syscall(_SYS_FSMOUNT, fd, ctypes.c_uint(flags), ctypes.c_uint(attributes)))
+
+
+def open_tree(path: bytes) -> int:
+    """open_tree(2) OPEN_TREE_CLONE: a descriptor of a copy of a mount, which is detached as that of `fsmount`."""
+    return _check(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, path, ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC)), path)
+
+
+def move_mount(fd: int, target: bytes) -> None:
+    """move_mount(2): put a detached mount where it can be seen."""
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, target, flags), target)
 
 
 _AT_STATX_DONT_SYNC = 0x4000

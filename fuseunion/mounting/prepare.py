@@ -16,6 +16,7 @@ import os
 import resource
 import stat
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from fuseunion.core.disk.work import INNER
 from fuseunion.core.ids.identity import overflow_id
@@ -77,7 +78,9 @@ def prepare(options: Options, *, for_ranch: bool = False, mark: bool = True) -> 
             if options.upper and options.hides_upper:
                 prepared.hide(prepared.lowers[0].fd)
     except BaseException:
-        prepared.close()
+        # Of two errors the first is told: of an image that is in disorder now it is what has found that.
+        with suppress(UserError):
+            prepared.close()
         raise
     return prepared
 
@@ -86,7 +89,7 @@ def _add_lower(prepared: Prepared, options: Options, survey: Survey, place: Plac
     if place.is_file:
         from fuseunion.mounting.sources import images  # most mounts have none
 
-        images.add_lowers(prepared, place, is_upper=is_upper(survey, options, place))
+        images.add_lowers(prepared, place, options.images, is_upper=is_upper(survey, options, place))
         return
     fd = placement.open_directory(place)
     prepared.lowers.append(prepared.opened(fd, place.path, merged.way_from(place) if merged else ()))
@@ -232,7 +235,7 @@ def _prepare_image(
     from fuseunion.mounting.sources import images
 
     check_image(options, lowers, upper, merged)
-    prepared.upper, work = images.add_upper(prepared, upper, options.form)
+    prepared.upper, work = images.add_upper(prepared, upper, options)
     judge_work(upper, upper, prepared.upper.fd, work.fd, default_work=False)
     try:
         _make_inner(prepared, upper, upper, work.fd)

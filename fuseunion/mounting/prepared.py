@@ -86,7 +86,9 @@ class Prepared:
         self.on_last(self._finish, mounted)
 
     def _finish(self, mounted: Mounted) -> None:
-        if not self.apart:
+        if self.apart:
+            mounted.let_go()
+        else:
             mounted.finish()
 
     def on_last(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -143,7 +145,8 @@ class Prepared:
     def compare_lowers(self) -> None:
         """Compare with the lowers that the upper remembers, and remember these once the mount is live."""
         assert self.upper is not None
-        self._lowers = same_lowers.identity(opened.fd for opened in self.lowers)
+        images = {mounted.device for mounted in self.images}
+        self._lowers = same_lowers.identity((opened.fd for opened in self.lowers), images)
         self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
 
     def add_lower(self, opened: Opened, lower_fds: Iterable[int]) -> None:

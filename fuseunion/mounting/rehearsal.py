@@ -33,7 +33,8 @@ def rehearse(options: Options) -> None:
             if place.is_file:
                 from fuseunion.mounting.sources import images  # most mounts have none
 
-                images.look_at(place, writable=False, is_upper=prepare.is_upper(survey, options, place))
+                is_upper = prepare.is_upper(survey, options, place)
+                images.look_at(place, options.images, writable=False, is_upper=is_upper)
             else:
                 stack.callback(os.close, placement.open_directory(place))
         if options.upper and not options.read_only:
@@ -42,7 +43,7 @@ def rehearse(options: Options) -> None:
                 from fuseunion.mounting.sources import images
 
                 prepare.check_image(options, lowers, upper, merged)
-                images.look_at(upper, writable=True)
+                images.look_at(upper, options.images, writable=True)
                 return
             work = prepare.work_place(survey, upper, options.work)
             placement.check(lowers, upper, work, merged)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,31 @@ def test_the_exit_status_is_passed_on(arena: Arena, stage: Stage) -> None:
     code, _, errors = stage.run(lower, "--", "/no/such")
     assert code == 127 and errors == "fuseunion: '/no/such': no such command in the tree\n"
     assert stage.run(lower, "--", "/etc/passwd")[0] == 126
+    code, _, errors = stage.run(lower, "--", "")
+    assert code == 127 and errors == "fuseunion: '': no such command in the tree\n"
+
+
+@pytest.mark.parametrize("place", [[], ["--pid"], ["--here"]], ids=["shared", "own", "here"])
+def test_what_the_caller_ignores_is_ignored(arena: Arena, stage: Stage, place: list[str]) -> None:
+    """As by nohup(1): neither a signal to the command nor one to exec ends it."""
+    lower = arena.lower(tree())
+    ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
+    script = "kill -HUP $$; echo alive; read line; echo $line; kill -TERM $$"
+    # Binds mean nothing with --here.
+    made = stage.interpreter.command("exec") if place == ["--here"] else stage.command()
+    arguments = [*made, *place, str(lower), "--", "sh", "-c", script]
+    with subprocess.Popen(
+        [*ignoring, *arguments],
+        env=stage.environment(),
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "alive\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.communicate("on\n", timeout=20)[0] == "on\n"
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("pids", [[], ["--pid"]], ids=["shared", "own"])
@@ -116,6 +143,55 @@ def test_own_process_ids(arena: Arena, stage: Stage) -> None:
     assert int(said[0]) < 6 and int(said[1]) < 6
 
 
+def test_a_caller_that_ignores_the_end_of_children(arena: Arena, stage: Stage) -> None:
+    """Such a caller's programs cannot wait for children, and exec would wait for ever."""
+    lower = arena.lower(tree())
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", ignoring, *stage.command(lower, "--", "sh", "-c", "exit 7")]
+    with subprocess.Popen(command, env=stage.environment(), cwd="/") as process:
+        try:
+            assert process.wait(timeout=20) == 7
+        finally:
+            process.kill()
+
+
+def test_the_command_in_place_waits_for_its_group(arena: Arena, stage: Stage) -> None:
+    """Once it has called execve(2), nobody else can change its process group (setpgid(2), EACCES)."""
+    lower = arena.lower({"file": File(b"old\n")})
+    late = """
+import os, sys
+from tests.support.waiting import wait_until
+from fuseunion.__main__ import main
+
+setpgid = os.setpgid
+
+def late(pid, group):
+    def waits():
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] in "SZ"
+    if pid:
+        wait_until(waits, "the child to wait, or to end")
+    setpgid(pid, group)
+
+os.setpgid = late
+sys.argv[0] = "fuseunion"
+sys.exit(main())
+"""
+    words = ["exec", "--here", str(lower), "--", "sh", "-c", "cat file; sleep 0"]
+    done = subprocess.run(
+        [sys.executable, "-c", late, *words],
+        env={**stage.environment(), "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=lower,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "old\n", "")
+
+
 @pytest.mark.actors("root", "user")
 def test_in_place(arena: Arena, stage: Stage) -> None:
     lower = arena.lower({"src/file": File(b"old\n")})
@@ -125,10 +201,45 @@ def test_in_place(arena: Arena, stage: Stage) -> None:
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines() == ["new", str(lower), str(os.geteuid())]
     assert (arena.upper / "src/file").read_text() == "new\n"
+    process = stage.arena.place.fuseunion("exec", "--here", "--workdir", "no/such", ".", "--", "true", cwd=lower)
+    assert (process.returncode, process.stderr) == (126, "fuseunion: --workdir 'no/such': No such file or directory\n")
     at = arena.directory("at")
     process = stage.arena.place.fuseunion("exec", "--at", at, lower, "--", "cat", at / "src/file")
     assert process.stdout == "old\n", process.stderr
     assert os.listdir(at) == []
+
+
+@pytest.mark.actors("user")
+@pytest.mark.parametrize("words", [[], ["--here"]], ids=["new", "here"])
+def test_a_working_directory_that_has_gone(arena: Arena, stage: Stage, words: list[str]) -> None:
+    lower, here = arena.lower(tree()), arena.directory("here")
+    script = 'rmdir "$PWD"; exec "$@"'
+    command = ["sh", "-c", script, "sh", *stage.interpreter.command("exec", *words, str(lower), "--", "pwd")]
+    done = subprocess.run(
+        command, env=stage.environment(), cwd=here, capture_output=True, text=True, timeout=40, check=False
+    )
+    says = "fuseunion: the working directory does not exist any more; change to another\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", says)
+
+
+@pytest.mark.actors("user")
+def test_read_only_by_a_word_of_an_option(arena: Arena, stage: Stage) -> None:
+    lower = arena.lower(tree())
+    assert stage.shell(["-o", "ro", lower], "! touch /data/new 2>/dev/null; echo done") == ["done"]
+
+
+@pytest.mark.actors("user")
+def test_a_user_who_is_not_there(arena: Arena, stage: Stage) -> None:
+    """In a namespace of one id the filter answers for setuid(2): it must not be taken at its word."""
+    lower = arena.lower(tree())
+    around = ["unshare", "--user", "--map-root-user", "--"]
+    inside = stage.command("--user", "1500", lower, "--", "id", "-u")
+    for command in ([*around, *inside], stage.command("--user", "4000000:1", lower, "--", "id", "-u")):
+        done = subprocess.run(
+            command, env=stage.environment(), cwd="/", capture_output=True, text=True, timeout=40, check=False
+        )
+        assert (done.returncode, done.stdout) == (126, "")
+        assert done.stderr.startswith("fuseunion: --user ") and "/proc/self/uid_map" in done.stderr
 
 
 def test_the_root_of_the_machine_as_lower(arena: Arena, stage: Stage) -> None:
@@ -150,6 +261,8 @@ def test_the_root_of_the_machine_as_lower(arena: Arena, stage: Stage) -> None:
         (["--user", "joe", "lower"], 2, "--user"),
         (["--net", "some", "lower"], 2, "--net"),
         (["--hostname", "a b", "lower"], 2, "--hostname"),
+        (["--hostname", "\udcff", "lower"], 2, "--hostname"),
+        (["--user", "9" * 5000, "lower"], 2, "is not a number"),
         (["--engine", "ranch", "lower"], 2, "no root directory"),
         (["--here", "--pid", "lower"], 2, "--pid"),
         (["--writable-tmpfs", "lower", "upper"], 2, "--writable-tmpfs"),

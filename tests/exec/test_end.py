@@ -46,6 +46,29 @@ def test_killed_at_any_moment(arena: Arena, watched: Stage) -> None:
     assert watched.shell([lower, arena.upper], "cat /data/file") == ["of the lower\n".strip()]
 
 
+def test_what_the_caller_had_started_goes_on(arena: Arena, watched: Stage) -> None:
+    """A script may start something, and then call execve(2): that is a child of ours, and none of our business."""
+    lower = arena.lower(tree())
+    script = 'sleep 1000 >/dev/null 2>&1 & echo $!; exec "$@"'
+    command = watched.command(lower, arena.upper, "--", "sh", "-c", "(setsid sleep 1000 &); echo done; exit 3")
+    who = {} if watched.who is None else {"user": watched.who[0], "group": watched.who[1], "extra_groups": []}
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *command],
+        env=watched.environment(),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+        **who,  # type: ignore[call-overload]
+    )
+    other, said = done.stdout.split()
+    assert (done.returncode, said, done.stderr) == (3, "done", "")
+    assert processes.with_token(arena.place.token) == [int(other)]
+    os.kill(int(other), signal.SIGKILL)
+    wait_until(lambda: not os.path.exists(f"/proc/{other}"), "the end of what the caller had started")
+
+
 def _kill_one(arena: Arena, watched: Stage, arguments: list[object], chance: random.Random) -> str:
     """One run, until nothing of it is left; returns who was killed."""
     with watched.start(*map(str, arguments), "--", "sh", "-c", _BUSY) as process:

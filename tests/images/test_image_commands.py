@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fuseunion.images import loops
 from fuseunion.images.tools import cloning, opened, programs
 from fuseunion.images.tools.ext import checking
 from fuseunion.images.tools.trees import packing, squashing
@@ -27,7 +28,7 @@ from tests.images.commands import (
     succeed,
 )
 from tests.images.conftest import content, fsck, names
-from tests.images.sifs import ENCRYPTED, SIGNATURE, Entry, Layout
+from tests.images.sifs import ENCRYPTED, EXT, OVERLAY, PRIMARY, SIGNATURE, SQUASHFS, Entry, Layout
 from tests.support import libc, tree
 from tests.support.arena import Arena
 from tests.support.layers import Dir, File, build
@@ -188,12 +189,13 @@ def test_what_the_kernel_has_is_left_alone(arena: Arena, monkeypatch: pytest.Mon
         arena.root / "block",
         {
             "loop3/loop/backing_file": File(b"/nowhere\n"),
+            "loop5/loop/backing_file": File(b"/no\xff\n"),
             "loop7/loop/backing_file": File(os.fsencode(file) + b"\n"),
             "loop7/ro": File(b"1\n"),
             "sda": Dir(),
         },
     )
-    monkeypatch.setattr(opened, "_BLOCK_DEVICES", devices)
+    monkeypatch.setattr(loops, "_BLOCK_DEVICES", str(devices))
     says = "is in use by /dev/loop7; unmount it, or: losetup -d /dev/loop7"
     refuse(BUSY, says, "check", file)
     succeed("clone", file, copy)
@@ -430,6 +432,22 @@ def test_an_overlay_in_a_sif(arena: Arena) -> None:
     assert "primary system squashfs" in succeed("info", file)
 
 
+def test_a_sif_in_which_anything_may_stand(arena: Arena) -> None:
+    file = a_sif(arena)
+    with file.open("r+b") as raw:
+        raw.seek(64)
+        raw.write((1 << 62).to_bytes(8, "little"))
+    assert f"{1 << 62}, which is no time" in succeed("info", file)
+    succeed("create", "--size", "16M", file)
+    behind = arena.root / "behind.sif"
+    entry = Entry(filesystem=EXT, use=OVERLAY, content=(arena.root / "x.sif").read_bytes()[-16 * MIB :])
+    primary = Entry(content=b"hsqs".ljust(4096, b"s"), filesystem=SQUASHFS, use=PRIMARY)
+    Layout([primary, entry, Entry(0x4007, b"")]).write(behind)
+    before = behind.read_bytes()
+    refuse(LAYERS, "partition 3 lies behind it", "resize", behind, "17M")
+    assert behind.read_bytes() == before
+
+
 def test_a_sif_that_must_not_be_changed(arena: Arena) -> None:
     signed = a_sif(arena, "signed.sif", Entry(SIGNATURE, b"-----BEGIN"))
     closed = Layout([Entry(content=b"?" * 100, filesystem=ENCRYPTED, use=2)]).write(arena.root / "closed.sif")
@@ -505,6 +523,8 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (USAGE, "--dry-run changes nothing and --repair everything", ["check", "--dry-run", "--repair", "x.img"]),
     (USAGE, "SIZE big: expected a size such as 512M or 2G, +500M or -1G", ["resize", "x.img", "big"]),
     (USAGE, "SIZE -1T: that is", ["resize", "x.img", "-1T"]),
+    (USAGE, "expected a size", ["resize", "x.img", "9" * 5000]),
+    (USAGE, "expected a number between", ["create", "--size", "16M", "--inodes", "9" * 5000, "new"]),
     (USAGE, "1.0M is too small", ["resize", "x.img", "1M"]),
     (LAYERS, "has 2 hard links", ["resize", "twice.img", "32M"]),
     (USAGE, "say whose it is to be", ["chown", "x.img"]),

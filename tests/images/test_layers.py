@@ -38,11 +38,12 @@ def test_a_squashfs_lower(arena: Arena) -> None:
     assert image.read_bytes() == before
 
 
-def test_an_ext_upper(arena: Arena) -> None:
+@pytest.mark.parametrize("images", ["auto", "fuse"])
+def test_an_ext_upper(arena: Arena, images: str) -> None:
     lower = arena.lower({"file": File(b"of the lower"), "gone": File(b""), "dir/file": File(b"x")})
     image = ext(arena.root / "image")
     for number in range(2):
-        with arena.mount(lower, upper=image) as mount:
+        with arena.mount(lower, upper=image, options=[f"images={images}"]) as mount:
             assert (mount / "file").read_text() == ("of the lower", "changed")[number]
             (mount / "file").write_text("changed")
             assert (mount / "gone").exists() == (number == 0)

@@ -175,3 +175,20 @@ def test_another_size(tmp_path: Path) -> None:
         (now,) = sif.overlays
         assert (now.offset, now.size, os.stat(path).st_size) == (added.offset, size, now.end)
         assert header(path) == (46, now.end - sif.data)
+
+
+def test_numbers_that_leave_no_room(tmp_path: Path) -> None:
+    """An id, and a size with its alignment, may be anything that fits into the field."""
+    root = squashfs()
+    taken = [Entry(0x4007, b"x", number=number) for number in (3, 0xFFFFFFFF)]
+    path = Layout([root, *taken]).write(tmp_path / "x.sif")
+    sif = add(path)
+    (added,) = sif.overlays
+    assert added.number == 4
+    with opened(path) as fd:
+        place = sif.table + added.slot * ROW
+        os.pwrite(fd, (2**63 - 1).to_bytes(8, "little"), place + 33)
+        os.ftruncate(fd, added.offset + SIZE * 3)
+        writer.resize_last(fd, sif, added, SIZE * 3)
+        (now,) = reader.read(fd, "x.sif").overlays
+        assert now.size == int.from_bytes(os.pread(fd, 8, place + 33), "little") == SIZE * 3

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.images.conftest import content, ext, fsck, names, repair, squashfs
-from tests.support import processes
+from tests.support import loops, processes
+from tests.support.actor import Role
 from tests.support.arena import Arena
 from tests.support.layers import File, build
 from tests.support.waiting import wait_until
@@ -26,6 +27,22 @@ def _refused(arena: Arena, *arguments: str | Path, code: int = 3) -> str:
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr
+
+
+def test_an_upper_that_cannot_be_listed(arena: Arena) -> None:
+    """What was opened of it is closed, or the end of its program would be waited for in vain."""
+    lower = arena.lower({"file": File(b"x")})
+    image = ext(arena.root / "image", kind="ext3")
+    with arena.mount(lower, upper=image) as mount:
+        (mount / "new").write_text("x")
+    subprocess.run(
+        ["debugfs", "-w", "-R", "set_inode_field /upper block[0] 4294967", image], check=True, capture_output=True
+    )
+    said = _refused(arena, lower, image)
+    # Of fuse2fs, or of the kernel.
+    assert "cannot be used: Input/output error" in said or "cannot be used: Structure needs cleaning" in said
+    assert "repair it with: e2fsck -f" in said
+    assert processes.with_token(arena.place.token) == []
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------
@@ -81,6 +98,7 @@ def test_the_daemon_is_killed(arena: Arena, through: str) -> None:
     os.close(fd)
     mount.kill()
     wait_until(lambda: not processes.with_token(arena.place.token), "the program that shows the image to end")
+    assert loops.left_of(arena.root) == []
     fsck(image)
     assert content(image, "/upper/file") == b"y" * 20_000
     with arena.mount(lower, upper=image) as again:
@@ -91,7 +109,8 @@ def test_the_daemon_is_killed(arena: Arena, through: str) -> None:
 def test_the_program_is_killed(arena: Arena, through: str) -> None:
     lower = arena.lower({"file": File(b"x" * 10_000), "other": File(b"x")})
     image = ext(arena.root / "image")
-    mount = arena.mount(lower, upper=image, tolerated="has ended|not put in order|cannot|not connected|aborted")
+    tolerated = "has ended|not put in order|cannot|not connected|aborted"
+    mount = arena.mount(lower, upper=image, options=["images=fuse"], tolerated=tolerated)
     mount.start()
     _write(mount.merged, "file", b"y" * 20_000)
     with open(mount / "new", "wb") as file:
@@ -195,15 +214,17 @@ def test_a_missing_program(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> Non
     lower = arena.lower({"file": File(b"x")})
     image, upper = squashfs(lower, arena.root / "squashfs"), ext(arena.root / "image")
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "install the package squashfuse" in _refused(arena, "--read-only", image, code=5)
-    assert "install the package fuse2fs" in _refused(arena, lower, upper, code=5)
+    fuse = ("-o", "images=fuse")
+    assert "install the package squashfuse" in _refused(arena, *fuse, "--read-only", image, code=5)
+    assert "install the package fuse2fs" in _refused(arena, *fuse, lower, upper, code=5)
 
 
 def test_other_engines_say_that_they_cannot(arena: Arena) -> None:
     image = squashfs(build(arena.root / "tree", {"file": File(b"x")}), arena.root / "image")
-    for engine in ("kernel", "ranch"):
-        said = _refused(arena, "--engine", engine, image, arena.upper, code=5)
-        assert "it cannot show image files" in said
+    is_root = arena.actor.role is Role.ROOT
+    by_kernel = "not to be mounted by the kernel (images=fuse)" if is_root else "for the machine's root only"
+    for engine, says in (("kernel", by_kernel), ("ranch", "it cannot show image files")):
+        assert says in _refused(arena, "--engine", engine, "-o", "images=fuse", image, arena.upper, code=5)
 
 
 @pytest.mark.actors("root")

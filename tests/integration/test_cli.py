@@ -56,6 +56,15 @@ def names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
 
+@ONCE
+def test_a_name_that_the_terminal_has_no_characters_for(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    lower = arena.lower({})
+    arena.directory("upper").joinpath("\u4e2d").touch()
+    done = arena.place.fuseunion("diff", "--lower", lower, arena.upper)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "A \\u4e2d  (file, 0 B)\n", "")
+
+
 # -- start-up ----------------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,25 @@ def test_mapping_from_before_copy_up_sees_what_follows(arena: Arena) -> None:
         assert mapping[5000:5001] == b"C"
 
 
+def test_a_range_copied_within_one_file(arena: Arena) -> None:
+    """copy_file_range(2) from a file to itself, which was only read until then, and a range from another file."""
+    data = os.urandom(200_000)
+    arena.directory("upper").joinpath("f").write_bytes(data)
+    with arena.mount(arena.lower({"other": File(data)})) as mount, open(mount / "f", "r+b", buffering=0) as file:
+        fd = file.fileno()
+        assert os.pread(fd, 4096, 131072) == data[131072 : 131072 + 4096]
+        assert os.copy_file_range(fd, fd, 1000, 0, 150_000) == 1000
+        assert os.pread(fd, 1000, 150_000) == data[:1000]
+        assert os.copy_file_range(fd, fd, 70_000, 0, 80_000) == 70_000
+        with open(mount / "other", "rb", buffering=0) as other:
+            assert os.copy_file_range(other.fileno(), fd, 1000, 100, 0) == 1000
+    expected = bytearray(data)
+    expected[150_000:151_000] = data[:1000]
+    expected[80_000:150_000] = data[:70_000]
+    expected[:1000] = data[100:1100]
+    assert (arena.upper / "f").read_bytes() == expected
+
+
 def test_writing_through_a_mapping(arena: Arena) -> None:
     """A change made through a shared mapping copies the file up and is there for everybody, also after a remount."""
     lower = arena.lower({"f": File(b"a" * 8192)})

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.conftest import ext, repair
-from tests.support import processes
+from tests.images.conftest import ext, fsck, repair
+from tests.support import loops, processes
 from tests.support.arena import Arena
 from tests.support.layers import File
 from tests.support.mounts import FuseunionMount
@@ -94,14 +94,19 @@ def _found(mount: FuseunionMount, name: str, versions: set[int], killed: str) ->
     return version
 
 
-def test_nothing_that_was_synced_is_lost(arena: Arena) -> None:
+WAYS = {"fuse": ("daemon", "program", "both"), "auto": ("daemon",)}
+"""For root the kernel shows the image with the second, and there is no program that could be killed."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_that_was_synced_is_lost(arena: Arena, way: str) -> None:
     lower = arena.lower({f"f{number}": File(_content(0)) for number in range(FILES)})
     image = ext(arena.root / "image", size="64M")
     chance = random.Random(1)
     known = {f"f{number}": {0} for number in range(FILES)}
     killed = "daemon"
     for number in range(1, ROUNDS + 1):
-        mount = arena.mount(lower, upper=image, tolerated=IGNORED)
+        mount = arena.mount(lower, upper=image, options=[f"images={way}"], tolerated=IGNORED)
         mount.start()
         for name, versions in known.items():
             known[name] = {_found(mount, name, versions, killed)}
@@ -109,12 +114,13 @@ def test_nothing_that_was_synced_is_lost(arena: Arena) -> None:
         writer.start()
         wanted = chance.randrange(1, FILES)
         wait_until(lambda: len(writer.begun) >= wanted, "some files to be written", 60)  # noqa: B023
-        killed = chance.choice(("daemon", "program", "both"))
+        killed = chance.choice(WAYS[way])
         _kill(mount, killed)
         writer.join()
         mount.kill()
         wait_until(lambda: not processes.with_token(arena.place.token), "the program that shows the image to end", 60)
-        repair(image)
+        assert loops.left_of(arena.root) == []
+        (fsck if killed == "daemon" else repair)(image)
         for name, version in writer.begun.items():
             durable = writer.durable.get(name)
             known[name] = {version} | ({durable} if durable is not None else known[name])

@@ -48,6 +48,29 @@ def test_leftovers_of_a_killed_daemon_go_and_those_in_use_stay(tmp_path: Path) -
         made.remove()
 
 
+@pytest.mark.parametrize("call", ["open_directory", "flock"])
+def test_one_that_another_mount_sweeps_away_is_made_again(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is locked it looks like that of a daemon that has gone."""
+    module = scratch.owned if call == "open_directory" else scratch.fcntl
+    real = getattr(module, call)
+    swept: list[str] = []
+
+    def late(*arguments: object) -> object:
+        if not swept:
+            swept.extend(os.listdir(tmp_path))
+            (tmp_path / swept[0]).rmdir()
+        return real(*arguments)
+
+    monkeypatch.setattr(module, call, late)
+    made = scratch.make(None)
+    assert len(swept) == 1 and os.listdir(tmp_path) == [Path(made.label).name] != swept
+    os.mkdir("upper", dir_fd=made.root_fd)
+    made.remove()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_limit_is_refused_with_the_reason() -> None:
     with pytest.raises(UserError, match=r"--size 1m needs a private tmpfs.*Operation not permitted") as raised:
         scratch.make("1m")

@@ -101,7 +101,7 @@ def one_owner(text: str, *, keep_set_id: bool) -> OneOwner:
     """
     if text == "root":
         return OneOwner(0, 0, keep_set_id)
-    numbers = re.fullmatch(r"([0-9]+):([0-9]+)", text, re.ASCII)
+    numbers = re.fullmatch(r"([0-9]{1,30}):([0-9]{1,30})", text, re.ASCII)
     if numbers is None or max(int(numbers[1]), int(numbers[2])) > MAX_ID:
         raise UserError(f"--to {text}: expected root or UID:GID, in numbers")
     return OneOwner(int(numbers[1]), int(numbers[2]), keep_set_id)

@@ -101,11 +101,11 @@ def _options(rest: list[str], overlays: tuple[str, ...], *, tmpfs: bool) -> Opti
     operands = mount_arguments.operands(rest)
     if not 1 <= len(operands) <= 2:
         raise UserError("give LOWER, or LOWER and UPPER: fuseunion exec LOWER [UPPER] [-- COMMAND...]")
-    read_only = {"-r", "--read-only"} & set(rest)
     if tmpfs and len(operands) == 2:
         raise UserError(f"--writable-tmpfs forgets what is changed, and '{operands[1]}' is given to keep it")
-    throw_away = ["--ephemeral"] if len(operands) == 1 and not read_only and "--ephemeral" not in rest else []
     try:
+        is_kept = len(operands) == 2 or "--ephemeral" in rest or mount_arguments.is_read_only(rest)
+        throw_away = [] if is_kept else ["--ephemeral"]
         options = mount_arguments.parse([*throw_away, *rest, os.path.sep])
     except UserError as error:
         raise UserError(error.message.replace("fuseunion --help", "fuseunion exec --help"), error.exit_code) from None

@@ -204,7 +204,8 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             beside.append(partial(status_socket.serve, status, facts))
             beside.append(ControlSocket(control, Orders(requests, facts, prepared, options).by_name()).serve)
             beside += (partial(pause_socket.serve, pause) for pause in pauses)
-        beside += (partial(session.watch, mounted.pidfd, mounted.died) for mounted in prepared.images)
+        shown = ((image.pidfd, image.died) for image in prepared.images)
+        beside += (partial(session.watch, pidfd, died) for pidfd, died in shown if pidfd is not None)
         session.serve(
             requests,
             mounted,

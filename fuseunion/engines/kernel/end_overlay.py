@@ -8,7 +8,7 @@ import os
 from contextlib import ExitStack
 
 from fuseunion.core.disk.work import WorkDirectory
-from fuseunion.engines.kernel import work_mark
+from fuseunion.engines.kernel import over_images, work_mark
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned, syscalls
@@ -45,19 +45,41 @@ def stop(live: LiveMount, *, lazy: bool) -> None:
         lazy: take the mount out of the tree at once; its work directory is still used, and stays.
     Raises:
         BusyError: it is used.
-        UserError: FAILURE where it cannot be unmounted.
-        OSError: what went wrong in writing; it is still mounted.
+        UserError: BUSY where images are used in another mount namespace; FAILURE where it cannot be unmounted, or
+            cannot be written out; with `lazy` it is taken away all the same, else it is still mounted.
     """
     assert live.entry is not None, "an overlay has a line in mountinfo"
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
-    _syncfs(live.path)
+    lost: OSError | None = None
+    try:
+        _syncfs(live.path)
+    except OSError as error:
+        if not lazy:
+            raise UserError(
+                f"'{live.given}' cannot be written to disk: {error.strerror}; it is still mounted: see to its disk and "
+                f"try again, or take it away as it is with: fuseunion umount --lazy '{live.given}'",
+                ExitCode.FAILURE,
+            ) from None
+        lost = error
+    images = over_images.images_of(live.entry)
     try:
         syscalls.umount2(os.fsencode(live.path), flags)
     except OSError as error:
+        over_images.let_go(images)
         if error.errno == errno.EBUSY:
             raise BusyError from None
         raise UserError(f"cannot unmount '{live.given}': {error.strerror}", ExitCode.FAILURE) from None
-    if not lazy:
+    if lazy:
+        over_images.let_go(images)
+        if lost is not None:
+            raise UserError(
+                f"'{live.given}' is unmounted, but could not be written to disk: {lost.strerror}; what was changed "
+                "last may be lost",
+                ExitCode.FAILURE,
+            )
+        return
+    over_images.finish(images, live)
+    if not any(image.is_upper for image in images):
         _leave_in_order(live.entry)
 
 

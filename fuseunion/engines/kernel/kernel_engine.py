@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from fuseunion.engines.engine import Engine, Progress, for_a_daemon
+from fuseunion.engines.engine import Engine, Progress, Wish, for_a_daemon, has_image
 from fuseunion.engines.kernel import recognise
 from fuseunion.engines.live import LiveMount, cannot_write_out
 from fuseunion.errors import ExitCode
 from fuseunion.linux.mountinfo import Mount
-from fuseunion.mounting.options import EngineChoice, Options
+from fuseunion.mounting.options import EngineChoice, ImageChoice, Options
 
 if TYPE_CHECKING:
     from fuseunion.engines.status import Status
@@ -30,6 +31,7 @@ class KernelEngine(Engine):
         """See Engine."""
         wishes = (
             *for_a_daemon(options),
+            *_of_images(options),
             (not options.acl, "it cannot leave ACLs out (noacl)"),
             (not options.xattrs, "it cannot leave attributes out (noxattrs)"),
             (not options.fsync and not options.volatile, "it cannot skip fsync alone; use --volatile"),
@@ -74,3 +76,18 @@ class KernelEngine(Engine):
         from fuseunion.engines.kernel import overlays
 
         return overlays.statuses()
+
+
+def _of_images(options: Options) -> tuple[Wish, ...]:
+    """What stands in the way where a layer is an image file."""
+    if not has_image(options):
+        return ()
+    from fuseunion.images.layers import trust  # most mounts have none
+
+    # What is in an image is not reached any more when it is unmounted, to take the mark of a volatile mount away.
+    keeps_a_mark = options.volatile and options.upper is not None and os.path.isfile(options.upper)
+    return (
+        (options.images is ImageChoice.FUSE, "images are not to be mounted by the kernel (images=fuse)"),
+        (trust.of_user() is not None, "it shows image files for the machine's root only"),
+        (keeps_a_mark and not options.ephemeral, "it cannot write to an image with --volatile"),
+    )

@@ -6,7 +6,8 @@ which excludes redirects: Documentation/filesystems/overlayfs.rst). So the layer
 that the kernel would show otherwise than the other engines is refused.
 
 There is no daemon: the mount names "fuseunion" as its source, and `fuseunion umount` removes the default work
-directory. The mount holds no lock; other mounts find it in mountinfo (in_use.py).
+directory. The mount holds no lock on directories; other mounts find it in mountinfo (in_use.py). Images stay locked by
+their loop devices (fuseunion/images/locks.py).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import PREFIXES
@@ -28,10 +30,10 @@ from fuseunion.linux import mountinfo, namespaces, syscalls
 from fuseunion.mounting import log
 from fuseunion.mounting.checks import space, volatile
 from fuseunion.mounting.handover import complete_links, stored_owners
-from fuseunion.mounting.options import Options
+from fuseunion.mounting.options import ImageChoice, Options
 from fuseunion.mounting.options.grammar import escape
 from fuseunion.mounting.prepare import prepare
-from fuseunion.mounting.prepared import Prepared
+from fuseunion.mounting.prepared import Opened, Prepared
 
 _PREFIX_OF_ROOT, _PREFIX_OF_OTHERS = PREFIXES
 
@@ -48,16 +50,18 @@ def show(options: Options) -> None:
     with ExitStack() as stack:
         # A private tmpfs of prepare.py is mounted nowhere, and overlayfs takes no upper that is mounted nowhere.
         plain = options._replace(ephemeral=False, size=None, read_only=True) if options.ephemeral else options
-        prepared = prepare(plain)
+        # What a program shows has no path that overlayfs could take.
+        prepared = prepare(plain._replace(images=ImageChoice.KERNEL))
         undo = stack.enter_context(ExitStack())
         undo.callback(prepared.close)
         stored = stored_owners(prepared)
         if stored is not None:
             raise _cannot(f"'{stored}' keeps owners in attributes or a database, which it cannot read")
         prefix = _prefix(prepared)
-        lowers = [opened.label for opened in prepared.lowers]
+        path = _path_of(prepared)
+        lowers = [path(opened) for opened in prepared.lowers]
         if prepared.full is not None and prepared.upper is not None:
-            lowers.insert(0, prepared.upper.label)
+            lowers.insert(0, path(prepared.upper))
         if len(lowers) == 1 and prepared.upper is None and not options.ephemeral:
             # Without an upper overlayfs wants two lowers: an empty one is added.
             lowers.append(stack.enter_context(_tmpfs(options, prepared)) + "/upper")
@@ -66,9 +70,10 @@ def show(options: Options) -> None:
             top = stack.enter_context(_tmpfs(options, prepared))
             words += [f"upperdir={top}/upper", f"workdir={top}/work"]
         elif prepared.upper is not None and prepared.work is not None:
-            words += [f"upperdir={escape(prepared.upper.label)}", f"workdir={escape(prepared.work.label)}"]
+            words += [f"upperdir={escape(path(prepared.upper))}", f"workdir={escape(path(prepared.work))}"]
             volatile.clear(prepared.work.fd)
-            work_mark.put(prepared.work.fd, prepared.upper.fd)
+            if not prepared.has_image_upper:
+                work_mark.put(prepared.work.fd, prepared.upper.fd)
         if prefix == _PREFIX_OF_OTHERS:
             words.append("userxattr")
         asked = [f"{name}=on" for name in ("redirect_dir", "metacopy") if getattr(options, name)]
@@ -85,7 +90,12 @@ def show(options: Options) -> None:
             raise _cannot(f"the paths of all layers are longer together than the {_PAGE} bytes that it takes")
         flags = _flags(options) | (syscalls.MS_RDONLY if prepared.full is not None else 0)
         try:
-            syscalls.mount(SOURCE.encode(), os.fsencode(prepared.target), TYPE.encode(), flags, data)
+            if prepared.images:
+                from fuseunion.engines.kernel import over_images
+
+                over_images.mount(prepared, TYPE.encode(), SOURCE.encode(), flags, data)
+            else:
+                syscalls.mount(SOURCE.encode(), os.fsencode(prepared.target), TYPE.encode(), flags, data)
         except OSError as error:
             raise _cannot(_explain(error, prepared)) from None
         # The work directory is the mount's from now on; the locks end with this process.
@@ -93,7 +103,21 @@ def show(options: Options) -> None:
         prepared.keep()
         if prepared.full is not None:
             log.tell(f"warning: {prepared.full}")
-            prepared.close()  # there is nothing that `umount` would have to leave in order
+        if prepared.full is not None and not prepared.has_image_upper:
+            # There is nothing that `umount` would have to leave in order; the images are the mount's too.
+            prepared.apart = True
+            prepared.close()
+        else:
+            prepared.let_go_of_images()
+
+
+def _path_of(prepared: Prepared) -> Callable[[Opened], str]:
+    """How overlayfs is told of a layer."""
+    if not prepared.images:
+        return lambda opened: opened.label
+    from fuseunion.engines.kernel import over_images  # most mounts have no images
+
+    return partial(over_images.path_of, prepared)
 
 
 @contextmanager
@@ -135,7 +159,7 @@ def _prefix(prepared: Prepared) -> bytes:
         capabilities = work.capabilities
     finally:
         work.close()
-    where = f"the filesystem of '{prepared.work.label}' ({mountinfo.filesystem_of(prepared.work.label)})"
+    where = f"the filesystem of '{prepared.work.label}' ({_filesystem(prepared.work)})"
     if capabilities.xattr_prefix is None:
         raise _cannot(f"{where} has no extended attributes")
     if not capabilities.whiteout_devices:
@@ -188,8 +212,13 @@ def _explain(error: OSError, prepared: Prepared) -> str:
     if error.errno == errno.ENODEV:
         return "this kernel has none; load it with: modprobe overlay"
     if error.errno == errno.EINVAL and prepared.upper is not None:
-        fstype = mountinfo.filesystem_of(prepared.upper.label)
+        fstype = _filesystem(prepared.upper)
         return f"the filesystem of the upper '{prepared.upper.label}' ({fstype}) cannot serve as one, or see dmesg"
     if error.errno == errno.ELOOP:
         return "layers lie inside one another"
     return f"mount: {error.strerror}"
+
+
+def _filesystem(opened: Opened) -> str:
+    """The type of the filesystem of a layer, for a message."""
+    return mountinfo.filesystem_type(os.fstat(opened.fd).st_dev) or "in an image"

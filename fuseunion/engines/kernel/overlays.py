@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from fuseunion.engines.kernel import recognise
+from fuseunion.engines.kernel import over_images, recognise
 from fuseunion.engines.status import State, Status
 from fuseunion.linux import mountinfo, namespaces
 from fuseunion.linux.mountinfo import Mount
@@ -53,8 +53,11 @@ def _status(mount: Mount, namespace: int | None) -> Status:
         mount.target,
         State.LIVE,
         namespace=namespace,
-        lowers=tuple(map(unescape, split_unescaped(mount.option("lowerdir") or "", ":"))),
-        upper=unescape(upper) if upper else None,
-        work=unescape(work) if work else None,
+        lowers=tuple(
+            over_images.shown(unescape(lower)) for lower in split_unescaped(mount.option("lowerdir") or "", ":")
+        ),
+        upper=over_images.shown(unescape(upper)) if upper else None,
+        work=over_images.shown(unescape(work)) if work else None,
+        images=over_images.said_of(mount),
         options=tuple(word for word in words if word.partition("=")[0] not in _SAID and word != "rw"),
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fuseunion.engines.engine import Engine, Progress, for_a_daemon
+from fuseunion.engines.engine import Engine, Progress, for_a_daemon, has_image
 from fuseunion.engines.finding import Finding, refused
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
@@ -44,6 +44,7 @@ class RanchEngine(Engine):
             (options.read_only, "a tree of links cannot be read-only"),
             (options.size is not None, "it cannot limit its size"),
             *for_a_daemon(options),
+            (has_image(options), "it cannot show image files"),
             (not options.exec, "it cannot forbid to execute (noexec)"),
             (not options.acl, "it cannot leave ACLs out (noacl)"),
             (not options.xattrs, "it cannot leave attributes out (noxattrs)"),

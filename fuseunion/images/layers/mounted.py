@@ -1,103 +1,56 @@
-"""An image that a program shows, in a mount that is in no tree: only who holds its root can reach it.
+"""An image that is shown in a mount that is in no tree: only who holds its root can reach it.
 
-Such a mount (launch.py) lives as long as something in it is open. So nothing is visible to anybody, and nothing can be
-left behind: however the daemon ends, the kernel closes its descriptors, the filesystem goes with the last of them, and
-the program is told (FUSE_DESTROY), writes out what it still has, and ends by itself. It has a duplicate of the
-descriptor of the image, and so the lock on it (locks.py) until then.
+Such a mount lives as long as something in it is open. So nothing is visible to anybody, and nothing can be left behind:
+however the daemon ends, the kernel closes its descriptors, and the filesystem goes with the last of them. Who shows it,
+the kernel itself (by_kernel.py) or a program (by_program.py), then writes out what is still to be written, and lets go
+of the open file that the image was given by, and with it of the lock (fuseunion/images/locks.py).
 
 In the ordinary end somebody waits for that (`finish`), so that the image is complete when the command returns.
 """
 
-import logging
 import os
+from abc import ABC, abstractmethod
 
-from fuseunion.errors import ExitCode, UserError, one_line
+from fuseunion.errors import ExitCode, UserError
 from fuseunion.images import ext
-from fuseunion.images.layers import launch, started
-from fuseunion.images.layers.programs import Wanted, command
+from fuseunion.images.layers.programs import Wanted
 from fuseunion.images.recognise import Kind
-from fuseunion.linux.proc import processes
 
-_log = logging.getLogger("fuseunion.images")
+SOON = 5.0
+"""Seconds that it usually takes at most to write out; after that the log says that it is waited for."""
 
-_SOON = 5.0
-"""Seconds that a program usually takes at most to write out and end; after that the log says that it is waited for."""
-
-_AT_MOST = 120.0
+AT_MOST = 120.0
 """Seconds after which it is left to itself. It goes on, and the image stays locked."""
 
-_MOST_SAID = 4096
 
-
-class Mounted:
+class Mounted(ABC):
     """One image, or one partition of one, that is shown to this process.
+
+    Args:
+        path: of the file, for messages.
+        wanted: what it is.
+        image_fd: of the file, locked; stays the caller's.
 
     Attributes:
         path: of the image file.
         root_fd: an O_RDONLY descriptor of its root; the caller closes it.
-        pidfd: of the program; readable when it has ended.
-        program: its name.
+        pidfd: of the program that shows it, readable when that has ended; None where there is none.
         device: st_dev of what it shows.
     """
 
+    root_fd: int
+    device: int
+    pidfd: int | None = None
+
     def __init__(self, path: str, wanted: Wanted, image_fd: int) -> None:
-        """Mount it.
-
-        Args:
-            path: of the file, for messages.
-            wanted: what it is.
-            image_fd: of the file, locked; stays the caller's.
-
-        Raises:
-            UserError: UNAVAILABLE without the program, or without fusermount3; LAYERS where the program refuses the
-                image.
-        """
         self.path = path
-        self._wanted = wanted
+        self.wanted = wanted
         self._image_fd = os.dup(image_fd)
-        self._said = -1
-        self.pidfd = -1
-        self.root_fd = -1
-        arguments = command(wanted, path)
-        self.program = os.path.basename(arguments[0])
-        self._said, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            self._pid, self.pidfd, self.root_fd = launch.launch(arguments, self._image_fd, writer)
-        except OSError as error:
-            said = self.said()
-            self._close()
-            raise self._refused(f"{self.program} says: {said}" if said else error.strerror or str(error)) from None
-        except BaseException:
-            self._close()
-            raise
-        finally:
-            os.close(writer)
-        started.add(self._pid)
-        self.device = os.fstat(self.root_fd).st_dev
-
-    def _refused(self, why: str) -> UserError:
-        return UserError(f"{self._wanted.kind.value} '{self.path}' cannot be used: {why}", ExitCode.LAYERS)
 
     @property
     def writable(self) -> bool:
         """Whether it may be changed."""
-        return self._wanted.writable
-
-    def said(self) -> str:
-        """What the program has written since it was last asked, as one line: the last that has a word in it."""
-        try:
-            text = os.read(self._said, _MOST_SAID).decode(errors="replace")
-        except OSError:
-            return ""  # nothing yet (EAGAIN)
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return one_line(lines[-1]) if lines else ""
-
-    def died(self) -> str:
-        """What is logged when the program ends though the image is in use."""
-        said = self.said()
-        return f"{self.program}, which shows the {self._wanted.kind.value} '{self.path}', has ended" + (
-            f": {said}" if said else ""
-        )
+        return self.wanted.writable
 
     @property
     def file_key(self) -> tuple[int, int]:
@@ -105,58 +58,47 @@ class Mounted:
         st = os.fstat(self._image_fd)
         return st.st_dev, st.st_ino
 
+    @property
+    @abstractmethod
+    def by(self) -> str:
+        """Who shows it, in a few words."""
+
+    def died(self) -> str:
+        """What is logged when the program ends though the image is in use."""
+        return ""
+
+    @abstractmethod
     def let_go(self) -> None:
         """Another process waits for it."""
-        self._close()
 
+    @abstractmethod
     def finish(self) -> None:
-        """Wait until the program has ended, and put the image on disk.
+        """Wait until it is not mounted any more, and put the image on disk.
 
-        Precondition: nothing of the image is open in this process.
+        Precondition: nothing of the image is open in this process but what this object has.
 
         Raises:
             UserError: FAILURE: what was written last may be lost.
         """
-        try:
-            if self._await_end() and self._wanted.writable:
-                self._put_on_disk()
-        finally:
-            self._close()
 
-    def _await_end(self) -> bool:
-        if not processes.wait_for_end(self.pidfd, _SOON):
-            _log.info("waiting for %s, which writes out '%s'", self.program, self.path)
-            if not processes.wait_for_end(self.pidfd, _AT_MOST):
-                _log.error("%s still writes out '%s' after %g seconds", self.program, self.path, _AT_MOST)
-                return False
-        self._reap()
-        return True
+    def _put_on_disk(self, why: str) -> None:
+        """Precondition: nobody has it mounted.
 
-    def _put_on_disk(self) -> None:
+        Args:
+            why: it may not be in order, for the message.
+
+        Raises:
+            UserError: FAILURE.
+        """
         try:
             os.fsync(self._image_fd)
         except OSError as error:
-            raise UserError(
-                f"image '{self.path}' cannot be written to disk: {error.strerror}; what was changed last may be lost",
-                ExitCode.FAILURE,
-            ) from None
-        said = self.said()
-        if self._wanted.kind is Kind.EXT and not ext.state_of(self._image_fd, self._wanted.offset).unmounted:
-            raise UserError(
-                f"image '{self.path}' was not put in order: {self.program} was ended before it had finished"
-                f"{f' ({said})' if said else ''}; repair it with: {ext.repair(self.path, self._wanted.offset)}",
-                ExitCode.FAILURE,
-            )
+            raise self._cannot_be_written(error) from None
+        if self.wanted.kind is Kind.EXT:
+            ext.refuse_disorder(self._image_fd, self.path, self.wanted.offset, why)
 
-    def _reap(self) -> None:
-        started.discard(self._pid)
-        try:
-            os.waitpid(self._pid, os.WNOHANG)
-        except ChildProcessError:
-            pass  # a child of the process that has started it, or of who adopted it
-
-    def _close(self) -> None:
-        for fd in (self._image_fd, self._said, self.pidfd):
-            if fd >= 0:
-                os.close(fd)
-        self._image_fd = self._said = self.pidfd = -1
+    def _cannot_be_written(self, error: OSError) -> UserError:
+        return UserError(
+            f"image '{self.path}' cannot be written to disk: {error.strerror}; what was changed last may be lost",
+            ExitCode.FAILURE,
+        )

@@ -27,6 +27,7 @@ class Wanted(NamedTuple):
         kind: what it is.
         offset: where in the file it begins, in bytes.
         writable: it may be changed.
+        size: how much of the file it may have, in bytes; None for all up to the end.
         as_root: the program does not check whose a file is: who may read the image file may read all that is in it,
             and who may write it could change all of it anyhow.
     """
@@ -35,6 +36,7 @@ class Wanted(NamedTuple):
     offset: int = 0
     writable: bool = False
     as_root: bool = True
+    size: int | None = None
 
 
 class _Program(NamedTuple):

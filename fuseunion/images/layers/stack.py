@@ -8,20 +8,24 @@
 What is written is an ext image, alone or the last overlay partition of a SIF, as `upper` and `work` in its root. They
 are made where they are missing, as Apptainer makes them (internal/pkg/runtime/engine/apptainer/container_linux.go).
 
-An image may be anybody's. The kernel never parses one: it is shown by a program of this user, which can do what this
-user can do and nothing more. What an image says of owners and set-ID bits is another matter (`Image.is_anybodys`).
+An image may be anybody's. The kernel parses root's own alone (trust.py); the others are shown by a program of this
+user, which can do what this user can do and nothing more. What an image says of owners and set-ID bits is another
+matter (`Image.is_anybodys`).
 """
 
 import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.images import ext, locks, recognise
+from fuseunion.images.layers import showing
 from fuseunion.images.layers.mounted import Mounted
-from fuseunion.images.layers.programs import Wanted, command
+from fuseunion.images.layers.programs import Wanted
+from fuseunion.images.layers.showing import Way
 from fuseunion.images.recognise import Kind
 from fuseunion.linux import owned
 from fuseunion.linux.namespaces import in_first_user_namespace
@@ -84,13 +88,25 @@ class Image:
         fd: of the file, opened and recognised; owned from now on.
         kind: what it is.
         on_mounted: told of each mount that is made, which the caller finishes.
+        way: who is to show it.
+        objection: why the kernel does not get it; None when it may.
     """
 
-    def __init__(self, path: str, fd: int, kind: Kind, on_mounted: Callable[[Mounted], None]) -> None:
+    def __init__(
+        self,
+        path: str,
+        fd: int,
+        kind: Kind,
+        on_mounted: Callable[[Mounted], None],
+        way: Way,
+        objection: str | None,
+    ) -> None:
         self.path = path
         self.fd = fd
         self.kind = kind
         self._on_mounted = on_mounted
+        self._way = way
+        self._objection = objection
 
     @property
     def is_anybodys(self) -> bool:
@@ -135,18 +151,18 @@ class Image:
         self._refuse_anybodys()
         self._check(part, writable=True)
         mounted, owner = self._mount_upper(part)
-        try:
-            upper_fd = _open_or_make(mounted.root_fd, _UPPER)
+        with ExitStack() as undo:
             try:
+                upper_fd = _open_or_make(mounted.root_fd, _UPPER)
+                undo.callback(os.close, upper_fd)
                 work_fd = _open_or_make(mounted.root_fd, _WORK)
-            except BaseException:
-                os.close(upper_fd)
-                raise
-        except OSError as error:
-            raise self._refused(part, error) from None
-        finally:
-            os.close(mounted.root_fd)
-        is_new = not os.listdir(upper_fd)
+                undo.callback(os.close, work_fd)
+                is_new = not os.listdir(upper_fd)
+            except OSError as error:
+                raise self._refused(part, error) from None
+            finally:
+                os.close(mounted.root_fd)
+            undo.pop_all()
         says = self._says(owner) if not is_new else None
         return Upper(Layer(upper_fd, path), Layer(work_fd, f"{path} (work)"), is_new, says)
 
@@ -164,7 +180,7 @@ class Image:
             self._refuse_anybodys()
         for part in parts:
             self._check(part, writable=writable)
-            command(Wanted(part.kind, part.offset, writable), self.path)
+            showing.look_at(self.path, Wanted(part.kind, part.offset, writable), self._objection)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -240,6 +256,7 @@ class Image:
             UserError: LAYERS, BUSY.
         """
         locks.take(self.fd, self.path, part.offset, part.size or 0, exclusive=writable)
+        locks.refuse_loop(self.fd, self.path, part.offset, part.size or 0, exclusive=writable)
         recognise.check_whole(self.path, part.kind, self.fd, part.offset, part.size)
         if part.kind is not Kind.EXT:
             return
@@ -254,7 +271,8 @@ class Image:
     # -- mounts ------------------------------------------------------------------------------------------------------
 
     def _mounted(self, part: Part, *, writable: bool, as_root: bool) -> Mounted:
-        mounted = Mounted(self.path + part.label, Wanted(part.kind, part.offset, writable, as_root), self.fd)
+        wanted = Wanted(part.kind, part.offset, writable, as_root, part.size)
+        mounted = showing.mount(self.path + part.label, wanted, self.fd, self._way, self._objection)
         self._on_mounted(mounted)
         return mounted
 
@@ -300,12 +318,17 @@ class Image:
         )
 
     def _refused(self, part: Part, error: OSError) -> UserError:
+        repair = ""
+        if part.kind is Kind.EXT and error.errno in (errno.EUCLEAN, errno.EIO, errno.EBADMSG):
+            repair = f"; repair it with: {ext.repair(self.path, part.offset)}"
         return UserError(
-            f"{part.kind.value} '{self.path}{part.label}' cannot be used: {error.strerror}", ExitCode.LAYERS
+            f"{part.kind.value} '{self.path}{part.label}' cannot be used: {error.strerror}{repair}", ExitCode.LAYERS
         )
 
 
-def open_image(path: str, what: str, on_mounted: Callable[[Mounted], None], *, writable: bool = False) -> Image:
+def open_image(
+    path: str, what: str, on_mounted: Callable[[Mounted], None], *, writable: bool = False, way: Way = Way.AUTO
+) -> Image:
     """Open a file that stands where a directory could.
 
     Args:
@@ -313,26 +336,41 @@ def open_image(path: str, what: str, on_mounted: Callable[[Mounted], None], *, w
         what: it stands for, for messages: "upper directory".
         on_mounted: told of each mount that is made, which the caller finishes.
         writable: it is to be written.
+        way: who is to show it.
 
     Raises:
-        UserError: LAYERS: it is no image, or cannot be opened.
+        UserError: LAYERS: it is no image, or cannot be opened; UNAVAILABLE: the kernel is to show it, and must not.
     """
     try:
-        fd = recognise.open_file(path, writable=writable)
+        fd = recognise.open_file(path)
     except OSError as error:
         raise UserError(f"{what} '{path}' {_reason(error)}", ExitCode.LAYERS) from None
     try:
+        kind = _kind(path, what, fd)
+        objection = showing.objection(path, fd, kind, way, writable=writable)
+        if writable:
+            try:
+                fd, read_only = recognise.open_again(fd, writable=True), fd
+            except OSError as error:
+                raise UserError(f"{what} '{path}' {_reason(error)}", ExitCode.LAYERS) from None
+            os.close(read_only)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Image(path, fd, kind, on_mounted, way, objection)
+
+
+def _kind(path: str, what: str, fd: int) -> Kind:
+    try:
         kind = recognise.kind_of(fd)
     except OSError as error:
-        os.close(fd)
         raise UserError(f"{what} '{path}' cannot be read: {error.strerror}", ExitCode.LAYERS) from None
     if kind is None:
-        os.close(fd)
         raise UserError(
             f"{what} '{path}' is not a directory, nor an image (squashfs, ext, SIF, tar); check the path",
             ExitCode.LAYERS,
         )
-    return Image(path, fd, kind, on_mounted)
+    return kind
 
 
 def _reason(error: OSError) -> str:

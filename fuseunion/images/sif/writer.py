@@ -16,6 +16,7 @@ overlays to write to, it refuses.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import time
@@ -126,7 +127,9 @@ def resize_last(fd: int, sif: Sif, partition: Descriptor, size: int) -> None:
     """
     place = sif.table + partition.slot * DESCRIPTOR.size
     row = list(DESCRIPTOR.unpack(os.pread(fd, DESCRIPTOR.size, place)))
-    row[6], row[7], row[9] = size, row[7] - partition.size + size, int(time.time())
+    # What lies before it to align it; a file may say anything.
+    padding = row[7] - partition.size if 0 <= row[7] - partition.size <= partition.offset else 0
+    row[6], row[7], row[9] = size, padding + size, int(time.time())
     _write(fd, DESCRIPTOR.pack(*row), place)
     _write_counts(fd, sif, used=len(sif.descriptors), end=partition.offset + size)
 
@@ -139,7 +142,7 @@ def _row(sif: Sif, offset: int, size: int, padded: int) -> tuple[bytes, Descript
     numbers = {each.number for each in sif.descriptors}
     slot = next(slot for slot in range(sif.slots) if slot not in taken)
     # Apptainer numbers them by their slots.
-    number = slot + 1 if slot + 1 not in numbers else max(numbers) + 1
+    number = next(number for number in itertools.count(slot + 1) if number not in numbers)
     now = int(time.time())
     added = Descriptor(
         slot=slot,

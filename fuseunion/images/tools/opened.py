@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.images import ext, locks, recognise
-from fuseunion.images.layers.mounted import Mounted
+from fuseunion.images import ext, locks, loops, recognise
+from fuseunion.images.layers import showing
 from fuseunion.images.layers.programs import Wanted
+from fuseunion.images.layers.showing import Way
 from fuseunion.images.recognise import Kind
 from fuseunion.images.sif import reader
 from fuseunion.images.sif.layout import ENCRYPTED, Descriptor, FsType, Sif
@@ -24,8 +24,6 @@ from fuseunion.linux.proc import processes
 
 _PATIENCE = 1.5
 """Seconds that a mount which has just ended may take to let go of its image."""
-
-_BLOCK_DEVICES = Path("/sys/block")
 
 
 class Access(Enum):
@@ -48,6 +46,7 @@ class Opened:
         partition: the part of a SIF that is meant, None for a file that is all of it.
         offset, size: of the filesystem in the file, in bytes.
         filesystem: the kind of it; None for a partition of no kind that is known.
+        objection: why the kernel does not get it; None when it may.
     """
 
     fd: int
@@ -58,6 +57,7 @@ class Opened:
     offset: int
     size: int
     filesystem: Kind | None
+    objection: str | None
 
     def require_ext(self) -> None:
         """Refuse what is no ext filesystem.
@@ -84,23 +84,32 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
         OSError: EACCES, EROFS, as open(2).
     """
     try:
-        fd = recognise.open_file(path, writable=access is Access.WRITE)
+        fd = recognise.open_file(path)
     except (IsADirectoryError, NotADirectoryError):
         raise UserError(f"'{path}' is not a regular file; give an image", ExitCode.LAYERS) from None
     except FileNotFoundError:
         raise UserError(f"there is no image '{path}'", ExitCode.LAYERS) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
+    try:
+        kind = recognise.kind_of(fd)
+        if kind is None:
+            raise UserError(f"'{path}' is no image that is known: neither squashfs nor ext nor SIF", ExitCode.LAYERS)
+        writable, objection = access is Access.WRITE, None
+        if access is not Access.LOOK:
+            objection = showing.objection(path, fd, kind, Way.AUTO, writable=writable)
+        if writable:
+            fd, read_only = _open_to_write(fd, path), fd
+            # With any lock that it has.
+            os.close(read_only)
+    except BaseException:
+        os.close(fd)
+        raise
     stack.callback(os.close, fd)
-    kind = recognise.kind_of(fd)
-    if kind is None:
-        raise UserError(f"'{path}' is no image that is known: neither squashfs nor ext nor SIF", ExitCode.LAYERS)
     if access is not Access.LOOK:
         # All of the file: a command that changes a SIF changes its header too.
         locks.take(fd, path, exclusive=access is Access.WRITE, patience=_PATIENCE)
-        loop = loop_device_of(fd, writes=access is Access.READ)
-        if loop is not None:
-            raise UserError(f"image '{path}' is in use by {loop}; unmount it, or: losetup -d {loop}", ExitCode.BUSY)
+        locks.refuse_loop(fd, path, exclusive=access is Access.WRITE)
         pid = _writer(fd)
         if pid is not None:
             who = f"process {pid} ({processes.name(pid)})"
@@ -108,31 +117,22 @@ def open_image(stack: ExitStack, path: str, access: Access) -> Opened:
     sif = reader.read(fd, path) if kind is Kind.SIF else None
     partition = _meant(sif) if sif else None
     if partition is None:
-        return Opened(fd, path, kind, sif, None, 0, os.fstat(fd).st_size, kind if sif is None else None)
+        size = os.fstat(fd).st_size
+        return Opened(fd, path, kind, sif, None, 0, size, kind if sif is None else None, objection)
     found = None if partition.filesystem in ENCRYPTED else recognise.kind_of(fd, partition.offset)
-    return Opened(fd, path, kind, sif, partition, partition.offset, partition.size, found)
+    return Opened(fd, path, kind, sif, partition, partition.offset, partition.size, found, objection)
+
+
+def _open_to_write(fd: int, path: str) -> int:
+    try:
+        return recognise.open_again(fd, writable=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _meant(sif: Sif) -> Descriptor | None:
     writable = [each for each in sif.overlays if each.filesystem == FsType.EXT]
     return writable[-1] if writable else sif.primary
-
-
-def loop_device_of(fd: int, *, writes: bool) -> str | None:
-    """The loop device through which the kernel has a file, which takes no lock; None where none is known.
-
-    Args:
-        writes: only one that can write counts.
-    """
-    wanted = os.fstat(fd)
-    for backing in sorted(_BLOCK_DEVICES.glob("loop*/loop/backing_file")):
-        try:
-            same = os.path.samestat(os.stat(backing.read_text().rstrip("\n")), wanted)
-            if same and not (writes and int((backing.parent.parent / "ro").read_text())):
-                return f"/dev/{backing.parent.parent.name}"
-        except OSError:
-            continue  # detached meanwhile, or the path of another mount namespace
-    return None
 
 
 def _writer(fd: int) -> int | None:
@@ -152,7 +152,8 @@ def user_of(image: Opened) -> str | None:
         locks.take(image.fd, image.path, exclusive=False, patience=0)
     except UserError as error:
         return error.message
-    return loop_device_of(image.fd, writes=False)
+    use = next(loops.uses_of(image.fd), None)
+    return f"/dev/{use.name}" if use is not None else None
 
 
 @contextmanager
@@ -175,7 +176,8 @@ def inside(image: Opened, *, writable: bool = False) -> Iterator[int]:
     recognise.check_whole(image.path, image.filesystem, image.fd, image.offset, image.size)
     if image.filesystem is Kind.EXT:
         refuse_damaged(image, writable=writable)
-    mounted = Mounted(image.path, Wanted(image.filesystem, image.offset, writable), image.fd)
+    wanted = Wanted(image.filesystem, image.offset, writable, size=image.size)
+    mounted = showing.mount(image.path, wanted, image.fd, Way.AUTO, image.objection)
     try:
         try:
             yield mounted.root_fd

@@ -22,7 +22,7 @@ def parse(text: str, name: str, *, before: int | None = None) -> int:
     Raises:
         UserError: USAGE.
     """
-    found = re.fullmatch(r"([+-]?)([0-9]+)([KMGT]?)(i?B)?", text.upper().replace("IB", "iB"), re.ASCII)
+    found = re.fullmatch(r"([+-]?)([0-9]{1,30})([KMGT]?)(i?B)?", text.upper().replace("IB", "iB"), re.ASCII)
     if found is None or (found[1] and before is None) or (found[4] and not found[3]):
         more = ", +500M or -1G" if before is not None else ""
         raise UserError(f"{name} {text}: expected a size such as 512M or 2G{more}")

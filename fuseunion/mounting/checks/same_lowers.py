@@ -14,7 +14,8 @@ The mark `overlay.fuseunion.lowers` on the root of the upper, trusted. or user. 
 
 Only filesystems whose inode numbers outlive a mount are looked at, the others count as one more lower: a FUSE
 filesystem or an overlay over several filesystems may number a directory anew each time, and a tmpfs is made anew
-(Apptainer's session directory). What was changed within a lower is not noticed.
+(Apptainer's session directory). So does an image, which the kernel shows today and a program tomorrow. What was changed
+within a lower is not noticed.
 
 Root in the first user namespace sees both marks and keeps both true; others see only that of user.
 """
@@ -22,7 +23,7 @@ Root in the first user namespace sees both marks and keeps both true; others see
 import errno
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.digest import blake2b
@@ -52,11 +53,15 @@ _LASTING = frozenset((
 ))  # fmt: skip
 
 
-def identity(lower_fds: Iterable[int]) -> bytes:
-    """What the mark holds for these lowers, topmost first."""
+def identity(lower_fds: Iterable[int], images: Collection[int] = ()) -> bytes:
+    """What the mark holds for these lowers, topmost first.
+
+    Args:
+        images: st_dev of those that are images.
+    """
     digest = blake2b(digest_size=8)
     for fd in lower_fds:
-        digest.update(b"%s;" % _of_root(fd))
+        digest.update(b"%s;" % (b"?" if os.fstat(fd).st_dev in images else _of_root(fd)))
     return _VERSION + digest.digest()
 
 

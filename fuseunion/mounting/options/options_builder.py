@@ -17,6 +17,7 @@ from fuseunion.mounting.options.records import ACCESS_TIMES, Form, Options, Xatt
 from fuseunion.mounting.options.values import (
     parse_id,
     parse_id_map,
+    parse_images,
     parse_lowers,
     parse_path,
     parse_spin,
@@ -187,6 +188,8 @@ class OptionsBuilder:
                 return change(timeout=parse_timeout(value, name))
             case "spin":
                 return change(spin=parse_spin(value, name))
+            case "images":
+                return change(images=parse_images(value, name))
             case "redirect_dir" if value in ("on", "follow", "nofollow", "off"):
                 return change(redirect_dir=value == "on")  # what there is, is followed always
             case "metacopy" if value in ("on", "off"):

@@ -29,6 +29,14 @@ class XattrPermissions(Enum):
     """user.containers.override_stat: any user."""
 
 
+class ImageChoice(Enum):
+    """Who shows the layers that are image files (`images=`)."""
+
+    AUTO = "auto"
+    FUSE = "fuse"
+    KERNEL = "kernel"
+
+
 class EngineChoice(Enum):
     """Who shows the union (`--engine`)."""
 
@@ -108,6 +116,7 @@ class Options(NamedTuple):
     static_nlink: bool = False
     list_layers: bool = False
     timeout: float = DEFAULT_TIMEOUT
+    images: ImageChoice = ImageChoice.AUTO
     spin: int = DEFAULT_SPIN
     """How long the daemon looks for another request before it sleeps, in microseconds."""
     volatile: bool = False

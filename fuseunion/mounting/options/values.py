@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from fuseunion.errors import UserError
 from fuseunion.mounting.options.grammar import split_unescaped, unescape
-from fuseunion.mounting.options.records import MAX_ID, IdTriple, XattrPermissions
+from fuseunion.mounting.options.records import MAX_ID, IdTriple, ImageChoice, XattrPermissions
+
+_MAX_DIGITS = 100
 
 _Choice = TypeVar("_Choice", bound=Enum)
 
@@ -98,6 +100,14 @@ def parse_spin(text: str, name: str) -> int:
         raise UserError(f"{name}={text}: expected a number of microseconds, 0 to 1000") from None
 
 
+def parse_images(text: str, name: str) -> ImageChoice:
+    """auto, fuse or kernel."""
+    try:
+        return ImageChoice(text)
+    except ValueError:
+        raise UserError(f"{name}={text}: expected auto, fuse or kernel") from None
+
+
 def parse_xattr_permissions(text: str, name: str) -> XattrPermissions:
     """0|1|2, as fuse-overlayfs has it."""
     try:
@@ -114,6 +124,7 @@ def parse_path(text: str, name: str) -> str:
 
 
 def _number(text: str, name: str, whole: str, limit: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > limit:
+    # int(3) refuses what has thousands of digits.
+    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_DIGITS or int(text) > limit:
         raise UserError(f"{name}={whole}: '{text}' is not a number between 0 and {limit}")
     return int(text)

@@ -15,6 +15,7 @@ WORDS = (
     "static_nlink", "list_layers",
     "volatile", "fsync=volatile", "fsync=0", "fsync=1", "fsync=auto", "fsync=strict",
     "timeout=", "spin=",
+    "images=auto", "images=fuse", "images=kernel",
     "noacl", "noxattrs=1",
     "uidmapping=", "gidmapping=",
     "redirect_dir=on", "redirect_dir=off", "redirect_dir=nofollow", "redirect_dir=follow",

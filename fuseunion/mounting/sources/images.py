@@ -10,34 +10,36 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.images import recognise
 from fuseunion.images.layers import stack
 from fuseunion.images.layers.mounted import Mounted
+from fuseunion.images.layers.showing import Way
 from fuseunion.images.recognise import Kind
 from fuseunion.mounting import log
 from fuseunion.mounting.checks.placement import Place
-from fuseunion.mounting.options import Form
+from fuseunion.mounting.options import Form, ImageChoice, Options
 from fuseunion.mounting.prepared import Opened, Prepared
 
 
-def add_lowers(prepared: Prepared, place: Place, *, is_upper: bool) -> None:
+def add_lowers(prepared: Prepared, place: Place, choice: ImageChoice, *, is_upper: bool) -> None:
     """Show an image that is only read, and add its layers.
 
     Args:
         place: of the image.
+        choice: who is to show it.
         is_upper: the same file is the upper: of a SIF, all but the partition that is written.
 
     Raises:
         UserError: LAYERS, BUSY, UNAVAILABLE.
     """
-    image = _opened(prepared, place)
+    image = _opened(prepared, place, choice)
     for layer in image.lowers(but_the_upper=is_upper):
         prepared.lowers.append(prepared.opened(layer.fd, layer.label))
 
 
-def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Opened]:
+def add_upper(prepared: Prepared, place: Place, options: Options) -> tuple[Opened, Opened]:
     """Show an image that is written.
 
     Args:
         place: of the image.
-        form: a person is told what is not as usual.
+        options: who is to show it, and whether it is a person who is told what is not as usual.
 
     Returns:
         The upper and the work directory.
@@ -45,7 +47,7 @@ def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Ope
     Raises:
         UserError: LAYERS, BUSY, UNAVAILABLE.
     """
-    upper = _opened(prepared, place, writable=True).upper()
+    upper = _opened(prepared, place, options.images, writable=True).upper()
     opened = prepared.opened(upper.upper.fd, upper.upper.label), prepared.opened(upper.work.fd, upper.work.label)
     if upper.is_new:
         _adopt(prepared.lowers[0].fd, upper.upper.fd, upper.work.fd)
@@ -62,16 +64,17 @@ def add_upper(prepared: Prepared, place: Place, form: Form) -> tuple[Opened, Ope
         )
     if upper.says is not None:
         prepared.notes.append(upper.says)
-        if form is Form.PLAIN:
+        if options.form is Form.PLAIN:
             log.tell(upper.says)
     return opened
 
 
-def look_at(place: Place, *, writable: bool, is_upper: bool = False) -> None:
+def look_at(place: Place, choice: ImageChoice, *, writable: bool, is_upper: bool = False) -> None:
     """Refuse what could not be shown, with nothing mounted and the lock given back.
 
     Args:
         place: of the image.
+        choice: who is to show it.
         writable: as the upper.
         is_upper: as in `add_lowers`.
 
@@ -82,7 +85,7 @@ def look_at(place: Place, *, writable: bool, is_upper: bool = False) -> None:
     def none_is_made(mounted: Mounted) -> None:
         raise AssertionError("nothing is mounted to look")
 
-    image = stack.open_image(place.given, place.part.value, none_is_made, writable=writable)
+    image = stack.open_image(place.given, place.part.value, none_is_made, writable=writable, way=Way(choice.value))
     try:
         image.look_at(writable=writable, but_the_upper=is_upper)
     finally:
@@ -100,9 +103,11 @@ def is_the_same_sif(lower: Place, upper: Place) -> bool:
         os.close(fd)
 
 
-def _opened(prepared: Prepared, place: Place, *, writable: bool = False) -> stack.Image:
+def _opened(prepared: Prepared, place: Place, choice: ImageChoice, *, writable: bool = False) -> stack.Image:
     """Open the file that was looked at; the descriptor and its lock last as long as the mount."""
-    image = stack.open_image(place.given, place.part.value, prepared.add_image, writable=writable)
+    image = stack.open_image(
+        place.given, place.part.value, prepared.add_image, writable=writable, way=Way(choice.value)
+    )
     prepared.on_last(os.close, image.fd)
     st = os.fstat(image.fd)
     if place.key != (st.st_dev, st.st_ino):

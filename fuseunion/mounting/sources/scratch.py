@@ -26,9 +26,6 @@ from fuseunion.linux import namespaces, owned, syscalls
 
 _log = logging.getLogger("fuseunion.scratch")
 
-_MOUNT_ATTR_NOSUID = 0x2
-_MOUNT_ATTR_NODEV = 0x4
-
 
 class Scratch(NamedTuple):
     """A private directory.
@@ -76,7 +73,7 @@ def _tmpfs(size: str | None) -> int:
         if size is not None:
             syscalls.fsconfig_set_string(context, b"size", size.encode())
         syscalls.fsconfig_create(context)
-        return syscalls.fsmount(context, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV)
+        return syscalls.fsmount(context, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV)
     finally:
         os.close(context)
 
@@ -111,10 +108,24 @@ def _directory() -> Scratch:
         except OSError as error:
             _log.debug("no directory in %s: %s", parent, error)
             continue
-        fd = owned.open_directory(os.path.realpath(path))
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fd = _locked(path)
+        if fd is None:
+            return _directory()
         return Scratch(fd, path, partial(_remove, path, fd))
     raise UserError("no private tmpfs and no directory in /dev/shm or TMPDIR can be made", ExitCode.FAILURE)
+
+
+def _locked(path: str) -> int | None:
+    """A descriptor of a new directory, with its lock; None where another mount has swept it away before."""
+    try:
+        fd = owned.open_directory(os.path.realpath(path))
+    except FileNotFoundError:
+        return None
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if os.fstat(fd).st_nlink:
+        return fd
+    os.close(fd)
+    return None
 
 
 def _parents() -> list[str]:

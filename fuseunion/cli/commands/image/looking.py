@@ -52,7 +52,10 @@ def _text(name: str, value: Any, found: dict[str, Any]) -> str:
     if isinstance(value, list):
         return ":".join(map(str, value))
     if name in _TIMES:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+        try:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+        except (OSError, OverflowError, ValueError):
+            return f"{value}, which is no time"
     of = {"free": "size", "free_inodes": "inodes"}.get(name)
     share = f" ({100 * value // found[of]}%)" if of and found.get(of) else ""
     return (f"{shown(value)}" if name in _BYTES else str(value)) + share

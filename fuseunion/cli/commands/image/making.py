@@ -53,7 +53,7 @@ def type_of(asked: Arguments) -> creating.Type:
 
 
 def _inodes(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 16 <= int(text) <= _MOST_INODES):
+    if not (text.isascii() and text.isdigit() and len(text) <= 30 and 16 <= int(text) <= _MOST_INODES):
         raise UserError(f"--inodes {text}: expected a number between 16 and {_MOST_INODES}")
     return int(text)
 

@@ -106,7 +106,7 @@ def _bytes(text: str | None) -> int | None:
 def _number(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,30}", text, re.ASCII) or int(text) < 1:
         raise UserError(f"--max-entries {text}: expected a number, 1 or more")
     return int(text)
 

@@ -139,6 +139,8 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
         yield "upper", one_line(status.upper)
     if status.work is not None:
         yield "work", one_line(status.work)
+    for image in status.images:
+        yield "image", one_line(image)
     if status.options:
         yield "options", one_line(", ".join(status.options))
     if status.pid is not None:

@@ -1,7 +1,7 @@
 """What a daemon says of its mount: `NAME=VALUE`, each ended by a zero byte (linux/runtime/answers.py).
 
     merged upper work reading age    once; upper and work only where there are any; age in seconds
-    lower option                     once for each, in their order
+    lower option image               once for each, in their order; of an image who shows it
     inodes open copy_ups             numbers of now; `open` where files are opened (pyfuse3 alone)
     request.NAME error.NUMBER        numbers since the mount was made
     alone.NAME                       how many of the requests the extension answered without Python
@@ -47,6 +47,7 @@ class Facts:
             if prepared.work is not None:
                 fields.append(("work", prepared.work.label))
         fields += (("option", word) for word in words(options))
+        fields += (("image", f"{image.path}: {image.by}") for image in prepared.images)
         self._fields = fields
         self._prepared = prepared
         self._lasting = b""

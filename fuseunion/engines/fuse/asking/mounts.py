@@ -124,6 +124,7 @@ def _answered(answer: Answer, device: int | None, mount: Mount | None) -> Status
         lowers=tuple(fields.get("lower", ())) or (_lowers(mount) if mount is not None else ()),
         upper=_first(fields, "upper"),
         work=_first(fields, "work"),
+        images=tuple(fields.get("image", ())),
         options=tuple(fields.get("option", ())),
         pid=answer.pid or None,
         age=_number(fields, "age") if fields else used.age,

@@ -593,17 +593,21 @@ class Answers:
         """Copy what takes no longer than a usual request; None for all else."""
         if not file.in_upper:
             return None
-        try:
-            origin, target = self._open_files.reading(source), self._open_files.writing(file)
-        except BlockingIOError:
-            return None  # somebody has a lease
-        fd = origin.handle.fd
-        length = min(length, max(os.fstat(fd).st_size - offset, 0))
-        if length > _SMALL_RANGE or (length and self._requests.reader.would_wait(fd, length, offset)):
-            return None
-        self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
-        file.stale()
-        return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0
+        with ExitStack() as held:  # to open the one may close the other, above all of one file
+            try:
+                target = self._open_files.writing(file)
+                held.enter_context(target.used())
+                origin = self._open_files.reading(source)
+                held.enter_context(origin.used())
+            except BlockingIOError:
+                return None  # somebody has a lease
+            fd = origin.handle.fd
+            length = min(length, max(os.fstat(fd).st_size - offset, 0))
+            if length > _SMALL_RANGE or (length and self._requests.reader.would_wait(fd, length, offset)):
+                return None
+            self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
+            file.stale()
+            return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0
 
     async def _copy_range(
         self, source: File, offset: int, file: File, target_offset: int, length: int, caller: Sender

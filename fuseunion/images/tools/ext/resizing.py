@@ -80,7 +80,8 @@ def resize(image: Opened, size: int, report: Callable[[int], None] = lambda done
 def _require_last(image: Opened) -> None:
     assert image.sif is not None and image.partition is not None
     writer.refuse(image.sif, image.path)
-    behind = [each for each in image.sif.descriptors if each.offset > image.partition.offset and each.size]
+    # One without data too: it would lie beyond the end of a smaller file, which then is damaged.
+    behind = [each for each in image.sif.descriptors if each.offset > image.partition.offset]
     if behind:
         raise UserError(
             f"the overlay of '{image.path}' cannot change its size: partition {behind[0].number} lies behind it",

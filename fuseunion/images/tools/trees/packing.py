@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.images.layers import trust
 from fuseunion.images.recognise import Kind
 from fuseunion.images.tools.ext import creating
 from fuseunion.images.tools.new_file import beside, exists
@@ -74,7 +75,7 @@ def pack(
     wish = creating.Wish(size, type_, owner=(st.st_uid, st.st_gid), inodes=_inodes(objects), is_sparse=True)
     with beside(path) as new, ExitStack() as stack:
         creating.make(new.fd, path, wish)
-        image = Opened(new.fd, path, Kind.EXT, None, None, 0, size, Kind.EXT)
+        image = Opened(new.fd, path, Kind.EXT, None, None, 0, size, Kind.EXT, trust.of_user())
         with _one_line(upper.path, size), _written(path), inside(image, writable=True) as root_fd:
             transplant = Transplant(root_fd, report)
             transplant.add(upper.root_fd, b"upper")

@@ -223,8 +223,10 @@ class Transplant:
         """A directory of the target, one name at a time: a path may be longer than the kernel takes."""
         fd = os.dup(self.target_fd)
         for name in filter(None, path.split(b"/")):
-            below = os.open(name, _DIRECTORY, dir_fd=fd)
-            os.close(fd)
+            try:
+                below = os.open(name, _DIRECTORY, dir_fd=fd)
+            finally:
+                os.close(fd)
             fd = below
         return fd
 
