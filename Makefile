@@ -73,7 +73,7 @@ format:
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-# The pictures of docs/live.md, from what the commands print.
+# The pictures of docs/live.md and docs/layers.md, from what the commands print.
 pictures:
 	.venv/bin/python scripts/pictures
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.layers.commands import done, fuseunion
 from tests.support.arena import Arena
-from tests.support.crash import run_until_change
+from tests.support.crash import before_changes, run_until_change
 from tests.support.layers import OLD, Dir, File, Link, Symlink, build
 from tests.support.mounts import escaped
 from tests.support.tree import SEEN, Tree, assert_same, differences, snapshot
@@ -110,20 +110,10 @@ def memory() -> Iterator[Path]:
         yield Path(path)
 
 
+@before_changes(7)
 @pytest.mark.parametrize("then", ["again", "undo"])
-def test_killed(memory: Path, then: str) -> None:
+def test_killed(memory: Path, then: str, every: int) -> None:
     """Killed before its changes: given again it comes to its end, and --undo gives back what was there."""
-    _kill(memory, then, every=7)
-
-
-@pytest.mark.stress
-@pytest.mark.parametrize("then", ["again", "undo"])
-def test_killed_everywhere(memory: Path, then: str) -> None:
-    """Before each single one."""
-    _kill(memory, then, every=1)
-
-
-def _kill(memory: Path, then: str, every: int) -> None:
     upper = build(
         memory / "upper",
         {"a": File(b"new"), "d/new": File(b"n"), "d": Dir(mode=0o700), "n/x": File(b"x"), "to-dir/y": File(b"y")},
@@ -182,3 +172,14 @@ def test_places_that_are_refused(arena: Arena) -> None:
     (arena.root / ".lower0.fuseunion-apply").symlink_to("/etc")
     said = fuseunion("apply", upper, lower)
     assert said.code == 3 and "must be yours alone" in said.err
+
+
+@pytest.mark.actors("user")
+def test_messages_name_where_it_lies(arena: Arena) -> None:
+    """What cannot be read is in the lower, not in the upper; a lower of somebody else is no upper."""
+    lower, upper = arena.lower({"d/closed": File(b"a", mode=0)}), arena.directory("upper")
+    said = fuseunion("commit", escaped(lower), upper, arena.root / "new")
+    assert said.code == 1 and f"'{lower}/d/closed': Permission denied" in said.err
+    said = fuseunion("apply", upper, "/usr/lib")
+    assert said.code == 3 and "lower directory '/usr/lib' belongs to another user (0)" in said.err
+    assert len(said.err.splitlines()) == 1 and "--read-only" not in said.err

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 
 import pytest
 
 from tests.layers.commands import done, fuseunion
 from tests.support.arena import Arena
-from tests.support.layers import Dir, File, Symlink
+from tests.support.layers import Dir, File, Name, Node, Symlink
 from tests.support.mounts import escaped
 
 LOWER = {
@@ -172,3 +173,45 @@ def test_a_deep_tree(arena: Arena) -> None:
     done("export", upper, "-o", arena.root / "deep.tar")
     done("import", arena.root / "deep.tar", arena.root / "deep")
     assert len(done("diff", arena.root / "deep").splitlines()) == 1050
+
+
+@pytest.mark.actors("root", "user")
+def test_content_is_a_patch(arena: Arena) -> None:
+    """What goes to a file is byte for byte: tabs, other encodings, line ends, odd names."""
+    before: dict[Name, Node] = {
+        "Makefile": File(b"all:\n\tcc\n"),
+        "latin": File(b"caf\xe9\nend"),
+        "dos": File(b"one\r\ntwo\r\n"),
+        "two words": File(b"1\n2\n3\n"),
+        "d/gone": File(b"\x0c page\n\xc2\xa0\n"),
+        b'odd"\t\xff': File(b"odd\n"),
+        "compressed": File(b"\x01\xfe\xff\x80"),
+    }
+    lower = arena.lower(before)
+    with arena.mount(lower) as mount:
+        os.chdir(mount.merged)
+        for name, data in {
+            b"Makefile": b"all:\n\tcc -O\n",
+            b"latin": b"caf\xe9s\nend\n",
+            b"dos": b"one\r\n2\r\n",
+            b"two words": b"1\n3\n",
+            b'odd"\t\xff': b"even\n",
+            b"new file": b"\ttab",
+            b"compressed": b"\x02\xfe\xff\x80",
+        }.items():
+            with open(name, "wb") as file:
+                file.write(data)
+        os.unlink("d/gone")
+        os.chdir("/")
+        command = arena.place.interpreter.command("diff", str(mount.merged), "--content")
+        said = subprocess.run(command, env=arena.place.environment(), cwd="/", capture_output=True)
+    assert said.returncode == 0 and b"Binary or long files a/compressed" in said.stdout
+    copy = arena.root / "copy"
+    subprocess.run(["cp", "-r", lower, copy], check=True)
+    patched = subprocess.run(["patch", "-p1", "-E", "--binary"], cwd=copy, input=said.stdout, capture_output=True)
+    assert patched.returncode == 0, patched.stdout
+    (copy / "compressed").write_bytes(b"\x02\xfe\xff\x80")
+    with arena.mount(lower) as mount:
+        shown = {os.fsencode(path.name): path.read_bytes() for path in mount.merged.iterdir() if path.is_file()}
+    assert shown == {os.fsencode(path.name): path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    assert not (copy / "d/gone").exists()

@@ -22,7 +22,7 @@ from tests.layers import uppers
 from tests.layers.uppers import LOWER, OPERATIONS
 from tests.support import libc
 from tests.support.arena import Arena
-from tests.support.crash import run_until_change
+from tests.support.crash import before_changes, run_until_change
 from tests.support.inprocess import in_process
 from tests.support.layers import File, Name, Node, build
 
@@ -166,9 +166,12 @@ RICH: list[tuple[object, ...]] = [
 ]
 
 
+@before_changes(11)
+@pytest.mark.parametrize("form", ["flatten", "oci", "fuse-overlayfs"])
 @pytest.mark.actors("user")
-def test_it_is_killed_anywhere(arena: Arena) -> None:
-    """Before each fifth change: what is shown is the same, and the same command comes to its end."""
+def test_it_is_killed_anywhere(arena: Arena, form: str, every: int) -> None:
+    """What is shown is the same, and the same command comes to its end."""
+    command, *arguments = FORMS[form]
     lower = arena.lower(LOWER)
     upper = uppers.made(arena.root, lower, RICH, redirect_dir=True, metacopy=True)
     spare = arena.directory("spare")
@@ -176,12 +179,13 @@ def test_it_is_killed_anywhere(arena: Arena) -> None:
     names = [path.name for path in (upper, work) if path.exists()]
     subprocess.run(["cp", "-a", *(arena.root / name for name in names), spare], check=True)
     before = _but_time_of_b(uppers.seen(lower, upper, arena.root / "scratch"))
-    number = 0
-    while not run_until_change(number, lambda: _run("flatten", upper, lower)):
-        number += 5
+    number = len(form) % every
+    while not run_until_change(number, lambda: _run(command, upper, lower, *arguments)):
+        number += every
         assert _but_time_of_b(uppers.seen(lower, upper, arena.root / "scratch")) == before
-        _run("flatten", upper, lower)
+        _run(command, upper, lower, *arguments)
         assert _but_time_of_b(uppers.seen(lower, upper, arena.root / "scratch")) == before
+        _assert_form(upper, form)
         for path in (upper, work):
             shutil.rmtree(path, ignore_errors=True)
         subprocess.run(["cp", "-a", *(spare / name for name in names), arena.root], check=True)

@@ -158,6 +158,7 @@ def test_bombs(arena: Arena) -> None:
     [
         {"SCHILY.xattr.user.x": "1" * (1 << 21)},
         {"comment": "1" * 100_000},
+        {"size": "-5"},
         {"mtime": "nan"},
         {"mtime": "1e999"},
         {"GNU.sparse.map": "0,5,3,9", "GNU.sparse.size": "4"},
@@ -170,6 +171,30 @@ def test_headers_that_are_none(arena: Arena, pax: dict[str, str]) -> None:
     source = archive(arena.root / "a.tar", [info("a", target="x" * 600, **pax)])
     said = fuseunion("import", source, arena.root / "made")
     assert said.code == 3 and not (arena.root / "made").exists(), said
+
+
+@pytest.mark.actors("user")
+def test_a_sparse_file_has_no_more_than_its_member(arena: Arena) -> None:
+    """Else what follows it in the archive would be its data."""
+    pax = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a", "GNU.sparse.realsize": "9000"}
+    for size, code in ((3, 0), (600, 3)):
+        member = info("GNUSparseFile.0/a", target=f"1\n7000\n{size}\n".ljust(512, "\0") + "abc", **pax)
+        said = fuseunion("import", archive(arena.root / "a.tar", [member, info("b")]), arena.root / f"made{size}")
+        assert said.code == code, said
+    assert (arena.root / "made3/a").read_bytes() == bytes(7000) + b"abc" + bytes(1997)
+    assert "impossible holes" in said.err and not (arena.root / "made600").exists()
+
+
+@pytest.mark.actors("user")
+def test_attributes_that_cannot_be(arena: Arena) -> None:
+    """Names and values that Linux has none of are left out, and told."""
+    values = {"": "v", "user.": "v", "nonsense": "v", f"user.{'a' * 300}": "v", "user.b": "v" * 70_000}
+    pax = {f"SCHILY.xattr.{name}": value for name, value in values.items()} | {"SCHILY.xattr.user.good": "v"}
+    source = archive(arena.root / "a.tar", [info("x", target="y", **pax)])
+    said = fuseunion("import", source, arena.root / "made")
+    assert said.code == 0 and said.out == "imported 1 entry of 1 layer\n"
+    assert all(f"the attribute {name} could not be kept" in said.err for name in values if name != "")
+    assert os.listxattr(arena.root / "made/x") == ["user.good"]
 
 
 @pytest.mark.actors("root", "user")

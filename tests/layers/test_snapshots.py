@@ -20,7 +20,7 @@ from tests.layers import uppers
 from tests.layers.uppers import LOWER
 from tests.support import tree
 from tests.support.arena import Arena
-from tests.support.crash import run_until_change
+from tests.support.crash import before_changes, run_until_change
 from tests.support.disk import disk
 from tests.support.inprocess import in_process
 from tests.support.waiting import wait_until
@@ -136,14 +136,15 @@ def _now() -> int:
     return time.time_ns()
 
 
+@before_changes(5)
 @pytest.mark.actors("user")
-def test_making_one_is_killed_anywhere(arena: Arena) -> None:
+def test_making_one_is_killed_anywhere(arena: Arena, every: int) -> None:
     lower = arena.lower(LOWER)
     upper = uppers.made(arena.root, lower, RICH)
     before = tree.snapshot(upper)
     number = 0
     while not run_until_change(number, lambda: snapshot.main([str(upper), "one"]) and None):
-        number += 5
+        number += every
         assert tree.differences(before, tree.snapshot(upper), tree.EXACT) == []
         kept = arena.root / ".upper.fuseunion-snapshots"
         if (kept / "one").exists():
@@ -154,8 +155,9 @@ def test_making_one_is_killed_anywhere(arena: Arena) -> None:
     assert os.listdir(arena.root / ".upper.fuseunion-snapshots") == ["one"]
 
 
+@before_changes(6)
 @pytest.mark.actors("user")
-def test_restoring_is_killed_anywhere(arena: Arena) -> None:
+def test_restoring_is_killed_anywhere(arena: Arena, every: int) -> None:
     """It is as before, as it is to be, or no mount takes it; and the same command comes to its end."""
     lower = arena.lower(LOWER)
     upper = uppers.made(arena.root, lower, RICH)
@@ -166,7 +168,7 @@ def test_restoring_is_killed_anywhere(arena: Arena) -> None:
     snapshot.main([str(upper), "later"])
     number, refused, seen = 0, 0, set()
     while not run_until_change(number, lambda: restore.main([str(upper), "one"]) and None):
-        number += 6
+        number += every
         work = Path(default_work_path(str(upper)))
         if (work / "restore-is-not-finished").exists():
             refused += 1

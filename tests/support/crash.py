@@ -2,6 +2,9 @@
 
 kill -9 between two system calls is what the core promises to survive. The child's own functions of os that change a
 filesystem are counted, and the process leaves with os._exit before the chosen one: no `finally`, no `except` runs.
+
+A test that does so again and again takes the distance of the numbers as its parameter `every` (`before_changes`), so
+that `make test` has a sample, and `make stress` all of them.
 """
 
 from __future__ import annotations
@@ -10,14 +13,23 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from fuseunion.linux import syscalls
 
 _CHANGES = (
-    "chmod", "chown", "copy_file_range", "fchmod", "fchown", "ftruncate", "link", "mkdir", "mknod", "open", "pwrite",
-    "rename", "rmdir", "setxattr", "removexattr", "symlink", "unlink", "utime",
+    "chmod", "chown", "copy_file_range", "fchmod", "fchown", "ftruncate", "link", "mkdir", "mknod", "open",
+    "posix_fallocate", "pwrite", "rename", "replace", "rmdir", "setxattr", "removexattr", "symlink", "unlink", "utime",
+    "write",
 )  # fmt: skip
 _FINISHED = 0
 _KILLED = 17
+
+
+def before_changes(every: int) -> pytest.MarkDecorator:
+    """Run a test with `every` as given; under `make stress` also with 1: before each single change."""
+    each = pytest.param(1, id="each", marks=pytest.mark.stress)
+    return pytest.mark.parametrize("every", [pytest.param(every, id="some"), each])
 
 
 def run_until_change(number: int, action: Callable[[], None]) -> bool:
@@ -59,3 +71,4 @@ def _count_down(number: int) -> None:
         setattr(os, name, dying(getattr(os, name)))
     syscalls.renameat2 = dying(syscalls.renameat2)
     syscalls.ficlone = dying(syscalls.ficlone)
+    syscalls.fallocate = dying(syscalls.fallocate)

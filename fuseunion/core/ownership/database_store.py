@@ -156,6 +156,19 @@ class DatabaseStore(OwnershipStore):
             rows = self._connection.execute("SELECT ino FROM facts").fetchall()
         return [ino if ino >= 0 else ino + 2**64 for (ino,) in rows]
 
+    def of_number(self, number: int) -> Facts | None:
+        """What is stored of an object that may be gone: no witness tells whether it is the same one.
+
+        Raises:
+            OSError: EIO.
+        """
+        key = number if number < 2**63 else number - 2**64
+        with self._lock, _translated():
+            row = self._connection.execute(
+                "SELECT uid, gid, mode, kind, rdev FROM facts WHERE ino = ?", (key,)
+            ).fetchone()
+        return None if row is None else Facts(*row)
+
     def forget_numbers(self, numbers: Iterable[int]) -> None:
         """Forget objects that are gone, in one transaction.
 

@@ -9,8 +9,6 @@
 Whether a step is done is seen from what lies in staged/ and saved/: each is one or two renames, and both ways can be
 gone from anywhere between. Nothing but the renames touches LOWER before the owners, modes and times of directories,
 which come last, and whose old ones are in the plan.
-
-The directory is closed to others (mode 0700), and believed only where it is the user's own (linux/owned.py).
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
-from fuseunion.linux.real_object import RealObject
+from fuseunion.offline import beside
 from fuseunion.offline.layers.builder import Facts
 
 _PLAN, _NEW_PLAN, _APPLIED, _UNDOING = b"plan", b"plan.new", b"applied", b"undoing"
@@ -65,8 +63,7 @@ Step = Replace | Dress
 
 def place(lower: str) -> str:
     """Where the journal of a lower directory is kept."""
-    parent, name = os.path.split(os.path.realpath(lower))
-    return os.path.join(parent, f".{name}.fuseunion-apply")
+    return beside.place(lower, "apply")
 
 
 class Journal:
@@ -91,14 +88,8 @@ class Journal:
             UserError: LAYERS, where it is somebody else's.
         """
         path = place(lower)
-        try:
-            return cls(path, owned.open_directory(path))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(
-                f"'{path}' cannot be used: {error.strerror}; it must be yours alone", ExitCode.LAYERS
-            ) from None
+        fd = beside.found(path)
+        return None if fd is None else cls(path, fd)
 
     @classmethod
     def made(cls, lower: str) -> Journal:
@@ -108,12 +99,8 @@ class Journal:
             UserError: LAYERS, where it cannot be made, or not on the filesystem of the lower.
         """
         path = place(lower)
-        try:
-            os.mkdir(path, 0o700)
-            for name in (STAGED, SAVED):
-                os.mkdir(os.path.join(path, name), 0o700)
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be made: {error.strerror}", ExitCode.LAYERS) from None
+        for each in (path, os.path.join(path, STAGED), os.path.join(path, SAVED)):
+            beside.make(each)
         if os.stat(path).st_dev != os.stat(lower).st_dev:
             for name in (f"{path}/{STAGED}", f"{path}/{SAVED}", path):
                 os.rmdir(name)
@@ -167,11 +154,7 @@ class Journal:
         self._sync()
 
     def _sync(self) -> None:
-        fd = RealObject(self._layer.root_fd).open(os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        beside.sync(self._layer.root_fd)
 
     # -- the plan ----------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,8 @@ class Members:
 
     def __init__(self, source: BinaryIO) -> None:
         self._stream = _Forward(source)
-        self._tar: tarfile.TarFile | None = None
+        self._end = 0
+        """Where the member ends that was given last."""
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         """Each member; its content may be read before the next is asked for.
@@ -113,7 +114,9 @@ class Members:
         stream = self._stream
         try:
             tar = tarfile.TarFile(fileobj=stream, errors="surrogateescape", encoding="utf-8")
-            while True:
+            # It has looked at the first one already. What is none there it would leave out, and go on with the second.
+            has_first = tar.firstmember is not None  # type: ignore[attr-defined]
+            while has_first:
                 stream.new_member()
                 member = tar.next()
                 tar.members.clear()  # type: ignore[attr-defined]
@@ -121,6 +124,7 @@ class Members:
                 if member is None:
                     break
                 stream.content()
+                self._end = tar.offset
                 yield member
         except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
             raise DamagedError(f"a header is malformed ({error})") from None
@@ -139,7 +143,8 @@ class Members:
         ranges = [(0, member.size)] if holes is None else holes
         end = 0
         for offset, size in ranges:
-            if offset < end or size < 0 or offset + size > member.size:
+            beyond = holes is not None and at + size > self._end
+            if offset < end or size < 0 or offset + size > member.size or beyond:
                 raise DamagedError("a sparse file has impossible holes")
             end = offset + size
             while offset < end:

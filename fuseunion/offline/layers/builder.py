@@ -36,6 +36,8 @@ _ZEROS = bytes(_HOLE)
 
 # What an ordinary user, or the root of a user namespace, cannot give, and what a filesystem has no place for.
 _NOT_OURS = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW, errno.EOPNOTSUPP})
+_TOO_LONG = frozenset({errno.ERANGE, errno.E2BIG})
+"""A name or a value that Linux has no attribute for (xattr(7))."""
 
 
 _OF_THE_MACHINE = frozenset({b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm"})
@@ -396,7 +398,7 @@ class Builder:
             self._union.check_xattr_name(name)
             self._union.setxattr(inode, name, value)
         except OSError as error:
-            if error.errno not in _NOT_OURS:
+            if error.errno not in _NOT_OURS | _TOO_LONG:
                 raise
             self._lose(f"the attribute {os.fsdecode(name)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from difflib import unified_diff
 
@@ -14,8 +15,16 @@ LONGEST = 1 << 20
 """Bytes of a file that is compared line by line: difflib needs time that grows with the square of the lines."""
 
 
-def of_objects(path: str, before: Union, was: Inode | None, after: Union, now: Inode | None) -> Iterator[str]:
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+"""What no text has; a line end, a form feed or an escape sequence is in some."""
+
+_QUOTED = {7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r", 34: '\\"', 92: "\\\\"}
+
+
+def of_objects(path: bytes, before: Union, was: Inode | None, after: Union, now: Inode | None) -> Iterator[str]:
     """Lines without a line end; none where neither is a regular file or a link.
+
+    Bytes that are no UTF-8 are surrogates (PEP 383), so that a patch can be made of the lines.
 
     Args:
         path: for the headings.
@@ -27,15 +36,36 @@ def of_objects(path: str, before: Union, was: Inode | None, after: Union, now: I
     old, new = _content(before, was), _content(after, now)
     if old == new:
         return
-    if old is _LONG or new is _LONG or any(b"\0" in side for side in (old, new) if isinstance(side, bytes)):
-        yield f"Binary or long files a/{path} and b/{path} differ"
+    names = (_heading(b"a/" + path), _heading(b"b/" + path))
+    if old is _LONG or new is _LONG or any(_is_binary(side) for side in (old, new) if isinstance(side, bytes)):
+        yield f"Binary or long files {names[0].rstrip()} and {names[1].rstrip()} differ"
         return
-    names = (f"a/{path}" if was is not None else "/dev/null", f"b/{path}" if now is not None else "/dev/null")
+    names = (names[0] if was is not None else "/dev/null", names[1] if now is not None else "/dev/null")
     for line in unified_diff(_lines(old), _lines(new), *names, lineterm="\n"):
         text = line.removesuffix("\n")
         yield text
         if text == line:
             yield "\\ No newline at end of file"
+
+
+def _heading(name: bytes) -> str:
+    """A name as git writes it and patch(1) reads it: quoted as in C where it has to be; with a tab after spaces."""
+    text = os.fsdecode(name)
+    if text.isprintable() and not {'"', "\\"} & {*text}:
+        return text + "\t" * (" " in text)
+    return (
+        '"' + "".join(_QUOTED.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in name) + '"'
+    )
+
+
+def _is_binary(content: bytes) -> bool:
+    if b"\0" in content:
+        return True
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return _CONTROL.search(content) is not None
+    return False
 
 
 class _Long:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.offline import beside
 
 
 def note_of(directory: str) -> str:
     """Where the note of a directory lies."""
-    parent, name = os.path.split(os.path.realpath(directory))
-    return os.path.join(parent, f".{name}.fuseunion-unfinished")
+    return beside.place(directory, "unfinished")
 
 
 def refuse_unfinished(directory: str) -> None:

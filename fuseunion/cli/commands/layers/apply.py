@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         work = [] if asked.work is None else [f"--work={asked.work}"]
         escaped = os.path.join(".", lower).replace("\\", "\\\\").replace(":", "\\:")
         return diff.main([f"--lower={escaped}", *work, "--", upper])
-    with said.reading(upper):
+    with said.reading(upper, [lower], into=lower):
         _apply(upper, lower, asked.work)
     return ExitCode.OK
 
@@ -144,6 +144,13 @@ def _target(stack: ExitStack, lower: str) -> Target:
     if not os.path.isdir(lower):
         raise UserError(
             f"lower directory '{lower}' does not exist, or is no directory; check the path", ExitCode.LAYERS
+        )
+    owner = os.stat(lower).st_uid
+    if owner != os.geteuid() and not os.access(lower, os.W_OK | os.X_OK, effective_ids=True):
+        raise UserError(
+            f"lower directory '{lower}' belongs to another user ({owner}), and you may not write there; apply as that "
+            "user, or make a new lower directory with fuseunion commit",
+            ExitCode.LAYERS,
         )
     target = Target(stack.enter_context(opening.owned(lower, writes=True)))
     stack.callback(target.close)

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     lowers, (upper, new) = parse_lowers(asked.operands[0]), asked.operands[1:]
     _refuse_inside(new, [*lowers, upper])
     stored = XattrPermissions.CONTAINERS if asked.fakeroot else XattrPermissions.OFF
-    with said.reading(upper), ExitStack() as stack:
+    with said.reading(upper, lowers, into=new), ExitStack() as stack:
         view = stack.enter_context(opening.readable(upper, lowers, asked.work))
         said.tell_notes(view)
         done = stack.enter_context(Progress("commit"))

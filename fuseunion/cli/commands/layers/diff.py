@@ -169,9 +169,19 @@ def _show(found: _Found, asked: Arguments) -> int:
 
 def _print_content(found: _Found, change: Change) -> None:
     assert found.before is not None
-    path = _plain(change.path)
-    for line in text_diff.of_objects(path, found.before, change.was, found.view.union, change.now):
-        print(one_line(line))
+    lines = text_diff.of_objects(change.path, found.before, change.was, found.view.union, change.now)
+    if sys.stdout.isatty():
+        for line in lines:
+            print("\t".join(one_line(part) for part in line.split("\t")))
+        return
+    sys.stdout.flush()
+    # As it is, so that patch(1) can make of it what it is about, whatever the locale.
+    file = getattr(sys.stdout, "buffer", None)
+    for line in lines:
+        if file is not None:
+            file.write(line.encode("utf-8", "surrogateescape") + b"\n")
+        else:
+            print(line)
 
 
 def _plain(path: bytes) -> str:

@@ -90,7 +90,8 @@ def main(arguments: list[str]) -> int:
     options = _options(asked)
     path = asked.output or STDOUT
     _refuse_inside(path, [asked.operands[0], *said.lowers_of(asked.lower)])
-    with said.reading(asked.operands[0]):
+    written = "the standard output" if path == STDOUT else path
+    with said.reading(asked.operands[0], said.lowers_of(asked.lower), into=written):
         if chosen is Format.OCI_ARCHIVE:
             facts = _write_image(asked, path, style, options)
         else:
@@ -166,7 +167,7 @@ def _write_image(asked: Arguments, path: str, style: export.Style, options: Opti
         # Lowest first, as a manifest has them.
         for index in range(len(lowers) - 1, -1, -1):
             with (
-                said.reading(lowers[index]),
+                said.reading(lowers[index], lowers[index + 1 :], into=path),
                 opening.opened_directories(lowers[index:]) as fds,
                 opening.shared(fds[0], fds[1:], options) as view,
             ):

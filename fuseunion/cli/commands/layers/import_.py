@@ -81,7 +81,8 @@ def main(arguments: list[str]) -> int:
         for line in unpacker.says_left_out:
             log.tell(f"warning: {line}")
         said.tell_lost(builder.lost)
-    print(f"imported {unpacker.entries} entries of {len(layers)} {'layer' if len(layers) == 1 else 'layers'}")
+    entries = "1 entry" if unpacker.entries == 1 else f"{unpacker.entries} entries"
+    print(f"imported {entries} of {len(layers)} {'layer' if len(layers) == 1 else 'layers'}")
     return ExitCode.OK
 
 

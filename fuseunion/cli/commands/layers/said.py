@@ -30,8 +30,16 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 @contextmanager
-def reading(upper: str) -> Iterator[None]:
-    """Turn what goes wrong with one object of an upper into one line that names it."""
+def reading(upper: str, lowers: Sequence[str] = (), *, into: str | None = None) -> Iterator[None]:
+    """Turn what goes wrong with one object of an upper into one line that names it.
+
+    Args:
+        lowers: below it, topmost first; what is in none of these directories is said to be in the upper.
+        into: what is written meanwhile, where that is not the upper.
+
+    Raises:
+        UserError: LAYERS, FAILURE.
+    """
     try:
         yield
     except IncompleteError as error:
@@ -47,8 +55,12 @@ def reading(upper: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if into is not None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Whatever was read at that moment, it is not what lacks space.
+            raise UserError(f"'{into}' cannot be written: {error.strerror}", ExitCode.FAILURE) from None
         hint = "; run it as root, or in the user namespace of its owner" if error.errno == errno.EACCES else ""
-        name = f"'{join(upper, error.filename)}': " if isinstance(error.filename, bytes) else _named(error)
+        path = error.filename
+        name = f"'{join(_holder(path, upper, lowers), path)}': " if isinstance(path, bytes) else _named(error)
         raise UserError(f"{name}{error.strerror or error}{hint}", ExitCode.FAILURE) from None
 
 
@@ -62,6 +74,11 @@ def to_a_pipe() -> Iterator[None]:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+def _holder(path: bytes, upper: str, lowers: Sequence[str]) -> str:
+    """Which directory shows what is at a path."""
+    return next((layer for layer in (upper, *lowers) if os.path.lexists(join(layer, path))), upper)
 
 
 def _named(error: OSError) -> str:

@@ -20,7 +20,6 @@ from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.origin_paths import note_path
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import lookup, lower_name
 from fuseunion.core.tree.state import State
 
@@ -84,32 +83,53 @@ def complete(state: State, file: File, directory: Directory, name: bytes) -> Non
 
 
 def repair(state: State) -> None:
-    """After a mount that was killed: names that the link index counts as gone, but that are there, count again."""
+    """After a mount that was killed: names that the link index counts as gone, but that are there, count again.
+
+    By directories, each of which is kept while its names are looked up: it is listed when it is met (`.wh.` files), and
+    would be again for each name.
+    """
     if state.upper is None or not state.upper.links.was_killed:
         return
+    counted: dict[bytes, list[bytes]] = {}
     for group in state.upper.links.groups():
-        for token in sorted(group.covered):
+        for token in group.covered:
             try:
-                _see(state, group.covered_path(token))
+                way, _, name = group.covered_path(token).rpartition(b"/")
             except OSError as error:
                 log.warning("cannot tell whether a name of inode %d is still there: %s", group.number, error)
+                continue
+            counted.setdefault(way, []).append(name)
+    for way, names in sorted(counted.items()):
+        try:
+            _see(state, way.split(b"/") if way else [], sorted(names))
+        except OSError as error:
+            log.warning("cannot tell what there is in %r: %s", way, error)
 
 
-def _see(state: State, path: bytes) -> None:
-    names = path.split(b"/")
-    if b"\0" in path or {b"", b".", b".."} & {*names}:
-        return  # cut off when the process was killed, or not written by us
-    inode: Inode | None = state.root
+def _see(state: State, way: list[bytes], names: list[bytes]) -> None:
+    """Look names up in a directory that may not be there any more."""
     directory = state.root
-    for name in names:
-        if not isinstance(inode, Directory):
+    for part in way:
+        found = lookup(state, directory, part) if _is_name(part) else None
+        if not isinstance(found, Directory):
+            state.table.drop_if_unused(directory if found is None else found)
             return
-        directory = inode
-        inode = lookup(state, directory, name)
-    if isinstance(inode, File):
-        complete(state, inode, directory, names[-1])
-    if inode is not None:
-        state.table.drop_if_unused(inode)
+        directory = found
+    with state.table.held(directory):
+        for name in filter(_is_name, names):
+            try:
+                inode = lookup(state, directory, name)
+                if isinstance(inode, File):
+                    complete(state, inode, directory, name)
+                if inode is not None:
+                    state.table.drop_if_unused(inode)
+            except OSError as error:
+                log.warning("cannot tell whether %r is still there: %s", name, error)
+
+
+def _is_name(name: bytes) -> bool:
+    """False for what was cut off when the process was killed, or not written by us."""
+    return b"\0" not in name and name not in (b"", b".", b"..")
 
 
 # -- links in the upper -----------------------------------------------------------------------------------------------

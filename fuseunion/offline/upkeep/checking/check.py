@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -19,10 +20,13 @@ from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.ownership.store_choice import detect
 from fuseunion.core.tree.state import Settings
 from fuseunion.core.union import Union
+from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux import syscalls
 from fuseunion.mounting.checks.placement import Part
 from fuseunion.mounting.sources import scratch
 from fuseunion.offline.layers.opening import opened_directories
-from fuseunion.offline.upkeep.checking.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.findings import Finding, Repair, Severity
+from fuseunion.offline.upkeep.checking.journal import RepairJournal
 from fuseunion.offline.upkeep.checking.objects import Objects
 from fuseunion.offline.upkeep.checking.work_area import WorkArea
 from fuseunion.offline.upkeep.holding import HeldUpper
@@ -69,34 +73,72 @@ def looked_at(held: HeldUpper, lowers: Sequence[str]) -> Iterator[list[Finding]]
         yield found
 
 
-def look(held: HeldUpper, lowers: Sequence[str]) -> list[Outcome]:
-    """What is wrong. Raises as `looked_at`."""
+def look(held: HeldUpper, lowers: Sequence[str], journal: RepairJournal | None = None) -> list[Outcome]:
+    """What is wrong.
+
+    Args:
+        journal: of the upper; None where it is of no interest.
+
+    Raises:
+        As `looked_at`.
+    """
+    cut_off = [] if journal is None else _of_journal(journal)
     with looked_at(held, lowers) as findings:
-        return [Outcome(finding) for finding in findings]
+        return [Outcome(finding) for finding in cut_off + findings]
 
 
-def repair(held: HeldUpper, lowers: Sequence[str]) -> list[Outcome]:
-    """Put right what can be, and tell of everything that was found. Raises as `looked_at`."""
+def repair(held: HeldUpper, lowers: Sequence[str], journal: RepairJournal) -> list[Outcome]:
+    """Put right what can be, and tell of everything that was found.
+
+    Raises:
+        As `looked_at`; UserError: LAYERS, FAILURE: the journal cannot be used or written.
+    """
+    objection = journal.objection()
+    if objection is not None:
+        raise UserError(objection, ExitCode.LAYERS)
+    cut_off = _of_journal(journal)
     repaired: list[Outcome] = []
     for _ in range(_ROUNDS):
         with looked_at(held, lowers) as findings:
-            outcomes = [_repaired(finding) for finding in findings]
+            became = {id(finding): Outcome(finding) for finding in findings}
+            wanted = [each for each in findings if each.repair is not None and each.severity is not Severity.NOTE]
+            for step, finding, why_not in journal.steps(wanted):
+                became[id(finding)] = _repaired(journal, step, finding, why_not)
+            outcomes = [*became.values()]
         repaired += [outcome for outcome in outcomes if outcome.repaired]
         rest = [outcome for outcome in outcomes if not outcome.repaired]
         if len(rest) == len(outcomes):
             break
     _remove_work(held)
-    return repaired + rest
+    if repaired:
+        syscalls.syncfs(held.root_fd)
+    journal.finish()
+    return [Outcome(finding, repaired=True) for finding in cut_off] + repaired + rest
 
 
-def _repaired(finding: Finding) -> Outcome:
-    if finding.repair is None or finding.severity is Severity.NOTE:
-        return Outcome(finding)
-    try:
-        finding.repair()
-    except OSError as error:
-        return Outcome(finding, why_not=error)
-    return Outcome(finding, repaired=True)
+def _of_journal(journal: RepairJournal) -> list[Finding]:
+    path = os.fsencode(journal.path)
+    if journal.objection() is not None:
+        text = "is a journal of repairs that is not yours alone, and is not believed; with it nothing is repaired"
+        return [Finding("foreign-journal", Severity.NOTE, path, text)]
+    cut_off = journal.cut_off()
+    if cut_off is None:
+        return []
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(cut_off.since))
+    text = f"says that a repair of {since} was cut off, {cut_off.taken} of {cut_off.steps} known steps were taken"
+    going_on = Repair("goes on", journal.finish, dict)
+    return [Finding("cut-off-repair", Severity.LEFTOVER, path, text, going_on)]
+
+
+def _repaired(journal: RepairJournal, step: int, finding: Finding, why_not: OSError | None) -> Outcome:
+    assert finding.repair is not None
+    if why_not is None:
+        try:
+            finding.repair.call()
+        except OSError as error:
+            why_not = error
+    journal.note(step, why_not)
+    return Outcome(finding, repaired=why_not is None, why_not=why_not)
 
 
 def _remove_work(held: HeldUpper) -> None:

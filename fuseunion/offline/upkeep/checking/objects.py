@@ -20,7 +20,8 @@ from fuseunion.core.ownership import facts, stored_names
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.union import Union
 from fuseunion.linux.real_object import RealObject
-from fuseunion.offline.upkeep.checking.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.described import at_name, attribute
+from fuseunion.offline.upkeep.checking.findings import Finding, Repair, Severity
 
 _KERNEL_INDEX = frozenset({b"nlink", b"upper"})
 """What the option `index` of the kernel leaves on objects (fs/overlayfs/overlayfs.h)."""
@@ -118,7 +119,8 @@ class Objects:
     ) -> Iterator[Finding]:
         if alone or self._hides_nothing(directory, hidden):
             text = "is a whiteout of nothing" + (", in an opaque directory" if alone else "")
-            yield Finding("whiteout-of-nothing", Severity.LEFTOVER, path, text, partial(_remove, real, name))
+            repair = Repair("removes it", partial(_remove, real, name), partial(at_name, real, name))
+            yield Finding("whiteout-of-nothing", Severity.LEFTOVER, path, text, repair)
 
     def _hides_nothing(self, directory: Directory | None, name: bytes) -> bool:
         if self._union is None or directory is None:
@@ -177,7 +179,7 @@ class Objects:
         suffixes = {_suffix(name) for name in values}
         for name, value in values.items():
             suffix = _suffix(name)
-            drop = partial(_drop, seen, name)
+            drop = Repair("removes the mark", partial(_drop, seen, name), partial(attribute, name, value))
             if suffix == xattr_names.OPAQUE:
                 meaningless = not is_directory or value not in (b"y", b"x")
                 alone = sum(_suffix(other) == suffix for other in values) == 1
@@ -218,8 +220,11 @@ class Objects:
             return
         if _is_opaque(seen.real.child(seen.name, seen.st)):
             return
-        cut = partial(_cut_off, seen, name)
-        if not _is_redirect(_value(seen, name)):
+        value = _value(seen, name)
+        cut = Repair(
+            "makes it opaque, then removes the mark", partial(_cut_off, seen, name), partial(attribute, name, value)
+        )
+        if not _is_redirect(value):
             text = "says in a malformed way where it was renamed from, and cannot be used"
             yield Finding("malformed-redirect", Severity.ERROR, seen.path, text, cut)
         elif directory is not None and not directory.lowers:

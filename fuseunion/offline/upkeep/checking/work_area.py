@@ -14,7 +14,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import link_entries
 from fuseunion.core.marks.link_migration import listed, migrate
 from fuseunion.core.ops.copy_up.unshown_links import lower_tokens
-from fuseunion.core.ownership.facts import DATABASE_FILE
+from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower
 from fuseunion.core.union import Union
@@ -22,7 +22,8 @@ from fuseunion.errors import UserError
 from fuseunion.linux import owned
 from fuseunion.mounting.checks import volatile
 from fuseunion.offline.layers import reader
-from fuseunion.offline.upkeep.checking.findings import Finding, Severity
+from fuseunion.offline.upkeep.checking.described import Had, at_name, at_names
+from fuseunion.offline.upkeep.checking.findings import Finding, Repair, Severity
 from fuseunion.steps import in_one_piece
 
 _INNER = b"work"
@@ -30,6 +31,8 @@ _LINKS = b"links"
 _INDEX = b"index"
 _VOLATILE = b"incompat"
 _DIRTY = b"dirty"
+_MOST_OWNERS = 1000
+"""In one record of the journal."""
 _OURS = frozenset({_INNER, _LINKS, _INDEX, DATABASE_FILE, *(DATABASE_FILE + end for end in (b"-wal", b"-shm"))})
 
 
@@ -76,7 +79,7 @@ class WorkArea:
             path = _INNER + b"/" + name
             if name != _VOLATILE:
                 text = "was left by a mount that was killed"
-                yield Finding("work-file", Severity.LEFTOVER, path, text, partial(trees.remove, inner, name), True)
+                yield Finding("work-file", Severity.LEFTOVER, path, text, _tree_removal(inner, name), True)
                 continue
             try:
                 volatile.refuse_older(self._layer.root_fd, self._layer.label)
@@ -101,8 +104,7 @@ class WorkArea:
             path = _INDEX + b"/" + name
             if st.st_ino in self._numbers or st.st_size == 0:
                 text = "is of the kernel's index, which is not true any more once another program has written"
-                repair = partial(trees.remove, index, name)
-                yield Finding("kernel-index-entry", Severity.LEFTOVER, path, text, repair, True)
+                yield Finding("kernel-index-entry", Severity.LEFTOVER, path, text, _tree_removal(index, name), True)
             else:
                 text = "is of the kernel's index, and perhaps the only name of its data; mount with index=on"
                 yield Finding("kernel-index-orphan", Severity.ERROR, path, text, in_work=True)
@@ -124,24 +126,24 @@ class WorkArea:
                 dirty = True
             elif is_directory and link_entries.number_in(name) is not None:
                 text = "is of an older version, and is looked at once it has its present form"
-                repair = partial(migrate, links)
+                repair = Repair("gives it its present form", partial(migrate, links), partial(at_name, links, name))
                 yield Finding("older-index", Severity.LEFTOVER, path, text, repair, True)
             elif entry is None:
                 text = "is nothing of the hard-link index"
                 yield Finding("strange-index-entry", Severity.NOTE, path, text, in_work=True)
             else:
                 groups.add(name, entry)
-        yield from self._of_groups(groups, dirty=dirty)
+        yield from self._of_groups(links, groups, dirty=dirty)
         if dirty:
             text = "says that a mount was killed: the index was checked"
             if self._union is None:
                 text = "says that a mount was killed; the next one checks the index, or this command with --lower"
                 yield Finding("killed", Severity.NOTE, _LINKS + b"/" + _DIRTY, text, in_work=True)
                 return
-            removal = partial(links.unlink, _DIRTY)
+            removal = Repair("removes it", partial(links.unlink, _DIRTY), partial(at_name, links, _DIRTY))
             yield Finding("killed", Severity.LEFTOVER, _LINKS + b"/" + _DIRTY, text, removal, True)
 
-    def _of_groups(self, groups: _Groups, *, dirty: bool) -> Iterator[Finding]:
+    def _of_groups(self, links: RealDir, groups: _Groups, *, dirty: bool) -> Iterator[Finding]:
         asked = [key for key in groups.all_keys() if dirty or not groups.has_name_in_upper(key)]
         if not asked:
             return
@@ -161,7 +163,7 @@ class WorkArea:
             for name, token in groups.tokens(key):
                 if dirty and shown is not None and token in shown.tokens:
                     text = "counts a name as gone that is there, because a mount was killed"
-                    repair = partial(groups.links.unlink, name)
+                    repair = Repair("removes it", partial(links.unlink, name), partial(at_name, links, name))
                     yield Finding("untrue-link", Severity.ERROR, _LINKS + b"/" + name, text, repair, True)
 
     # -- stored owners -----------------------------------------------------------------------------------------------
@@ -182,7 +184,8 @@ class WorkArea:
             store.close()
         if stray:
             text = f"holds owners of {len(stray)} objects that are not in the upper"
-            repair = partial(_forget_owners, self._layer.root_fd, stray)
+            work_fd = self._layer.root_fd
+            repair = Repair("forgets them", partial(_forget_owners, work_fd, stray), partial(_owners, work_fd, stray))
             yield Finding("stray-owners", Severity.LEFTOVER, DATABASE_FILE, text, repair, True)
 
 
@@ -192,6 +195,22 @@ def _numbers_in(links: RealDir) -> Iterator[int]:
         st = links.stat(name)
         if st is not None:
             yield st.st_ino
+
+
+def _tree_removal(directory: RealDir, name: bytes) -> Repair:
+    return Repair("removes it", partial(trees.remove, directory, name), partial(at_name, directory, name))
+
+
+def _owners(work_fd: int, numbers: list[int]) -> Had:
+    from fuseunion.core.ownership.database_store import DatabaseStore
+
+    store = DatabaseStore(work_fd)
+    try:
+        rows = {str(number): store.of_number(number) for number in numbers[:_MOST_OWNERS]}
+    finally:
+        store.close()
+    had: Had = {"columns": list(Facts._fields), "owners": rows}
+    return had if len(numbers) == len(rows) else had | {"more": True}
 
 
 def _forget_owners(work_fd: int, numbers: list[int]) -> None:
@@ -243,10 +262,10 @@ class _Groups:
             if entry.token is not None:
                 yield name, entry.token
 
-    def removal(self, key: bytes) -> partial[None]:
+    def removal(self, key: bytes) -> Repair:
         # The copy first, as LinkGroup.remove does.
         names = sorted((name for name, _ in self._entries[key]), key=len)
-        return partial(_unlink_all, self.links, names)
+        return Repair("removes them", partial(_unlink_all, self.links, names), partial(at_names, self.links, names))
 
 
 def _unlink_all(real: RealDir, names: list[bytes]) -> None:

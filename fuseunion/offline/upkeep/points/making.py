@@ -59,11 +59,13 @@ def make(there: Place, name: str, work: str | None) -> Made:
     if os.fsencode(name) in there.names():
         raise UserError(f"'{there.upper}' has a snapshot '{name}' already; give another name", ExitCode.LAYERS)
     there.clean()
-    mount = _mount_of(there.upper)
-    made = _of_unmounted(there, work) if mount is None else _of_mounted(there, mount)
-    syscalls.syncfs(there.layer.root_fd)
-    there.root.rename(NEW, there.root, os.fsencode(name))
-    there.clean()
+    try:
+        mount = _mount_of(there.upper)
+        made = _of_unmounted(there, work) if mount is None else _of_mounted(there, mount)
+        syscalls.syncfs(there.layer.root_fd)
+        there.root.rename(NEW, there.root, os.fsencode(name))
+    finally:
+        there.clean()  # a part of a copy can be what fills a disk
     return made
 
 

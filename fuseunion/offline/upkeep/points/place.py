@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.ownership.facts import DATABASE_FILE
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned
+from fuseunion.offline import beside
 
 NEW, BASE, RESTORE = b"#new", b"#base", b"#restore"
 UPPER, WORK, MANIFEST = b"upper", b"work", b"manifest"
@@ -89,6 +89,11 @@ class Place:
             trees.remove(self.root, name)
 
 
+def path_of(upper: str) -> str:
+    """Where the snapshots of an upper lie, or would."""
+    return beside.place(upper, "snapshots")
+
+
 @contextmanager
 def place(upper: str, *, make: bool = False) -> Iterator[Place | None]:
     """The snapshots of an upper, for the length of a block; None where there are none.
@@ -97,8 +102,7 @@ def place(upper: str, *, make: bool = False) -> Iterator[Place | None]:
         UserError: LAYERS for a directory that is not this user's alone; BUSY where another command uses it.
     """
     path = os.path.realpath(upper)
-    parent, name = os.path.split(path)
-    where = os.path.join(parent, f".{name}.fuseunion-snapshots")
+    where = path_of(path)
     if not os.path.isdir(path):
         raise UserError(f"upper directory '{upper}' does not exist; check the path", ExitCode.LAYERS)
     if make:
@@ -121,7 +125,11 @@ def place(upper: str, *, make: bool = False) -> Iterator[Place | None]:
             raise UserError(
                 f"another command uses the snapshots of '{upper}'; wait for its end", ExitCode.BUSY
             ) from None
-        yield Place(path, layer)
+        try:
+            yield Place(path, layer)
+        finally:
+            if not layer.root.names():
+                os.rmdir(where)
     finally:
         layer.close()
 
@@ -155,11 +163,6 @@ def remove(there: Place, name: str) -> None:
     there.clean()
     there.root.rename(os.fsencode(name), there.root, NEW)
     there.clean()
-    try:
-        os.rmdir(there.layer.label)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
 
 
 # -- layers ----------------------------------------------------------------------------------------------------------

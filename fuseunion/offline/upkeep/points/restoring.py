@@ -46,20 +46,33 @@ def restore(there: Place, name: str, work: str | None) -> None:
         OSError: of the filesystem.
     """
     source = there.existing(name)
+    _finish(there, work)
     with ExitStack() as stack:
         held = hold(stack, there.upper, work)
         work_fd = _work_directory(stack, held)
         new = there.root.child(RESTORE)
-        if _is_under_way(new, work_fd):
-            _go_on(there, held, new, work_fd)
         trees.remove(there.root, RESTORE)
         new.renew()
         there.clean()
-        _build(there, source, new)
+        try:
+            _build(there, source, new)
+        except BaseException:
+            trees.remove(there.root, RESTORE)  # a part of a copy can be what fills a disk
+            _remove_empty(held)
+            raise
         os.close(owned.new_file(MARK, work_fd))
         _write(new, _READY, b"%d" % new.child(UPPER).own_stat().st_ino)
         _go_on(there, held, new, work_fd)
     _remove_empty(held)
+
+
+def _finish(there: Place, work: str | None) -> None:
+    """Finish a restore that was cut off. UPPER may be another directory then, so nothing of this is held any longer."""
+    with ExitStack() as stack:
+        held = hold(stack, there.upper, work)
+        new = there.root.child(RESTORE)
+        if held.work_fd is not None and _is_under_way(new, held.work_fd):
+            _go_on(there, held, new, held.work_fd)
 
 
 def _is_under_way(new: RealDir, work_fd: int) -> bool:

@@ -13,6 +13,7 @@ from fuseunion.errors import ExitCode, UserError, one_line
 from fuseunion.offline.upkeep.checking import check
 from fuseunion.offline.upkeep.checking.check import Outcome
 from fuseunion.offline.upkeep.checking.findings import Severity
+from fuseunion.offline.upkeep.checking.journal import RepairJournal
 from fuseunion.offline.upkeep.holding import HeldUpper, hold
 
 HELP = """\
@@ -27,8 +28,9 @@ Exits with 0 when there are neither errors nor leftovers, 10 when all were repai
 Options:
   --lower LOWER[:LOWER...]  the lower directories, topmost first; repeatable
   --work DIR                the work directory of UPPER, when that is not the default one
-  --repair                  put right what can be without the loss of anybody's data. When it is cut off, give the same
-                            command again
+  --repair                  put right what can be without the loss of anybody's data. What is taken away is written
+                            down first, in .UPPER.fuseunion-repairs/journal beside UPPER. When it is cut off, give the
+                            same command again
   --json                    for programs
   -h, --help                print this help
 
@@ -69,11 +71,16 @@ def main(arguments: list[str]) -> int:
     lowers = said.lowers_of(asked.lower)
     with said.to_a_pipe(), ExitStack() as stack, said.reading(upper):
         held = hold(stack, upper, asked.work)
-        outcomes = check.repair(held, lowers) if asked.repair else check.look(held, lowers)
+        journal = RepairJournal(held)
+        stack.callback(journal.close)
+        outcomes = (check.repair if asked.repair else check.look)(held, lowers, journal)
+        kept = journal.path if journal.objection() is None and journal.exists() else None
         if asked.json:
-            print(json.dumps(_as_json(held, outcomes), indent=2, ensure_ascii=True))
+            print(json.dumps(_as_json(held, outcomes) | {"journal": kept}, indent=2, ensure_ascii=True))
         else:
             _print(held, outcomes)
+            if kept is not None:
+                print(one_line(f"what repairs took away is written down in '{kept}'"))
     return _code(outcomes)
 
 

@@ -62,7 +62,10 @@ def run(asked: Arguments, form: Form, command: str) -> None:
     (upper,) = asked.operands
     lowers = said.lowers_of(asked.lower)
     options = Options(opening.NOWHERE, ())._replace(metacopy=True)
-    with said.reading(upper), opening.owned(upper, lowers, asked.work, options, writes=True) as view:
+    with (
+        said.reading(upper, lowers, into=upper),
+        opening.owned(upper, lowers, asked.work, options, writes=True) as view,
+    ):
         said.tell_notes(view)
         if view.alone and view.union.state.writable().links.groups():
             raise UserError(

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if len(asked.operands) != 2:
         raise UserError("give the upper directory and the name of a snapshot; see fuseunion restore --help")
     upper, name = asked.operands
-    with said.reading(upper), place.place(upper) as there:
+    with said.reading(upper, into=place.path_of(upper)), place.place(upper) as there:
         if there is None:
             raise UserError(f"'{upper}' has no snapshots", ExitCode.LAYERS)
         restoring.restore(there, name, asked.work)

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("give the upper directory and a name; see fuseunion snapshot --help")
     upper, name = asked.operands
     place.check_name(name)
-    with said.reading(upper), place.place(upper, make=True) as there:
+    with said.reading(upper, into=place.path_of(upper)), place.place(upper, make=True) as there:
         assert there is not None
         made = making.make(there, name, asked.work)
     sizes = f"{said.size_of(made.copied)} copied, {said.size_of(made.linked)} shared"
