@@ -11,6 +11,7 @@ import sys
 from fuseunion.errors import ExitCode, UserError, one_line
 
 COMMANDS = {
+    "add-lower": "fuseunion.cli.commands.live.lowers.add_lower",
     "apply": "fuseunion.cli.commands.layers.apply",
     "check": "fuseunion.cli.commands.layers.upkeep.check",
     "chown": "fuseunion.cli.commands.chown",
@@ -26,7 +27,7 @@ COMMANDS = {
     "import": "fuseunion.cli.commands.layers.import_",
     "log": "fuseunion.cli.commands.live.log",
     "promote": "fuseunion.cli.commands.promote",
-    "refresh": "fuseunion.cli.commands.live.refresh",
+    "refresh": "fuseunion.cli.commands.live.lowers.refresh",
     "restore": "fuseunion.cli.commands.layers.upkeep.restore",
     "snapshot": "fuseunion.cli.commands.layers.upkeep.snapshot",
     "snapshots": "fuseunion.cli.commands.layers.upkeep.snapshots",

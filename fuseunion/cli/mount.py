@@ -20,7 +20,7 @@ Usage: fuseunion LOWER[:LOWER...] UPPER MERGED [options]
        fuseunion exec LOWER[:LOWER...] [UPPER] [-- COMMAND...]
        fuseunion umount MERGED...
        fuseunion status | doctor | chown | image | promote | sync | completion ...     (each has its own --help)
-       fuseunion top | log | which | refresh ...                                       (a live mount)
+       fuseunion top | log | which | refresh | add-lower ...                           (a live mount)
        fuseunion diff | export | import | commit | apply ...                           (layers without a mount)
        fuseunion check | flatten | convert | vacuum | snapshot | snapshots | restore ...   (an upper, not mounted)
 

@@ -16,7 +16,7 @@ _OTHER_NAMES = {
     "flush": "sync", "fsync": "sync",
     "copy-up": "promote", "copyup": "promote",
     "logs": "log", "history": "log", "where": "which", "whence": "which", "watch": "top", "monitor": "top",
-    "reload": "refresh", "invalidate": "refresh",
+    "reload": "refresh", "invalidate": "refresh", "add": "add-lower", "append": "add-lower",
     "list": "status", "ls": "status", "ps": "status",
     "changes": "diff", "changed": "diff", "pack": "export", "save": "export", "tar": "export",
     "load": "import", "unpack": "import", "push": "apply", "merge": "commit",

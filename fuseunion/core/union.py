@@ -33,6 +33,7 @@ from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
 from fuseunion.core.ops.copy_up.plain import PlainCopy, plain_copy, plainly_copied
 from fuseunion.core.ops.create import Owner
+from fuseunion.core.ops.live.addition import Addition
 from fuseunion.core.ops.live.refresh import Refresh, refresh
 from fuseunion.core.ops.live.whereabouts import Part, Whereabouts, lies_at, whereabouts
 from fuseunion.core.ops.moving import independence, redirect
@@ -334,6 +335,10 @@ class Union:
     def refresh(self, path: bytes, is_busy: Callable[[File], bool]) -> Refresh:
         """Forget what is remembered of the lowers at a path and beneath it (refresh.refresh)."""
         return refresh(self.state, path, is_busy)
+
+    def addition(self, layer: Layer) -> Addition:
+        """Begin to add a lower on top of the others, which belongs to the result (addition.Addition)."""
+        return Addition(self.state, layer)
 
     def lies_at(self, inode: Inode) -> Part | None:
         """What of which layer shows an inode; None for one that has no name."""

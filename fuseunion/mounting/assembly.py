@@ -85,7 +85,7 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
             from fuseunion.core.format import squashfuse_xattrs  # most mounts have none
 
             lower.true_names = squashfuse_xattrs.names
-        lower.ownership = _store_of_lower(lower, options, ignored)
+        lower.ownership = store_of_lower(lower, options, ignored)
     if prepared.upper is None:
         return Layers(lowers, None, None, ignored)
     work = _open_work(prepared, options, descriptors) if prepared.work is not None else None
@@ -159,7 +159,18 @@ def _store_of_full_upper(upper: Layer, options: Options, ignored: list[str]) -> 
     return GuardedStore(found, believed, upper.label)
 
 
-def _store_of_lower(lower: Layer, options: Options, ignored: list[str]) -> OwnershipStore | None:
+def store_of_lower(lower: Layer, options: Options, ignored: list[str]) -> OwnershipStore | None:
+    """What a lower was written with.
+
+    Args:
+        ignored: gets the label of one whose stored ownership is not believed.
+
+    Returns:
+        None where its files are what they look like.
+
+    Raises:
+        OSError: of the layer.
+    """
     found = detect(lower.root_fd)
     if found is None or not belief.is_needed():
         return found

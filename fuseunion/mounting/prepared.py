@@ -6,8 +6,9 @@ that holds the hard-link index or anything else that must outlive it.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,8 @@ from fuseunion.mounting.options import Form
 
 if TYPE_CHECKING:
     from fuseunion.images.layers.mounted import Mounted
+
+_log = logging.getLogger("fuseunion.lowers")
 
 
 class Opened(NamedTuple):
@@ -155,6 +158,20 @@ class Prepared:
         # As they are called here: the daemon works elsewhere.
         self._paths = [os.path.abspath(opened.label) for opened in self.lowers]
         self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
+
+    def add_lower(self, opened: Opened, lower_fds: Iterable[int]) -> None:
+        """One more lower lies on top of the others; an upper that remembers its lowers remembers it too.
+
+        Args:
+            lower_fds: of all lowers, topmost first.
+        """
+        self.lowers.insert(0, opened)
+        if self._lowers is None or self.upper is None or self.full is not None:
+            return
+        try:
+            same_lowers.remember(self.upper.fd, same_lowers.identity(lower_fds))
+        except OSError as error:
+            _log.warning("the upper does not remember a lower that was added: %s", error)
 
     @property
     def says_exchanged(self) -> str:

@@ -58,7 +58,7 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (COMMAND_LINE, "give the upper directory and the name of a snapshot", ["restore", "m"]),
     (COMMAND_LINE, "a mount has no command name", ["mount", "base", "up", "m"]),
     (COMMAND_LINE, "see fuseunion --help", ["help"]),
-    (COMMAND_LINE, "unknown command 'frobnicate'; the commands are apply, check, chown, ", ["frobnicate"]),
+    (COMMAND_LINE, "unknown command 'frobnicate'; the commands are add-lower, apply, check, ", ["frobnicate"]),
     (COMMAND_LINE, "did you mean 'fuseunion import'?", ["load", "layer.tar", "m"]),
     # layers
     (COMMAND_LINE, "give one directory: fuseunion diff UPPER", ["diff"]),

@@ -14,6 +14,7 @@ from fuseunion.cli.parser import CommandParser
 from fuseunion.errors import ExitCode, UserError
 
 ENOUGH = {
+    "add-lower": [],
     "apply": ["--dry-run"],
     "commit": ["--fakeroot"],
     "diff": ["--stat"],
@@ -93,6 +94,7 @@ def test_names_that_begin_with_a_dash(command: str, capsys: pytest.CaptureFixtur
     """After `--` nothing is an option, not even -h or another `--`."""
     after = {
         "promote": ["-h", "--"],
+        "add-lower": ["-h", "--"],
         "which": ["-h", "--"],
         "snapshot": ["-h", "--"],
         "restore": ["-h", "--"],

@@ -84,6 +84,7 @@ BEHIND_THE_DOOR = ("core.ops", "core.marks", "core.tree")
 """What only `Union` uses on behalf of others."""
 
 DATA_AND_PURE_RULES = {
+    "core.ops.live.addition": {"Addition"},
     "core.ops.live.refresh": {"Forgotten"},
     "core.ops.live.whereabouts": {"Part", "Role", "Whereabouts"},
     "core.tree.directory": {"Directory"},

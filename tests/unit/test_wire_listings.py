@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuseunion.engines.fuse.wire import listings
+from fuseunion.engines.fuse.wire.entries import unkept_listing
+from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
 from fuseunion.engines.fuse.wire.listings import Listing
 
 NAMES = st.lists(st.binary(min_size=1, max_size=8), unique=True, max_size=300)
@@ -58,3 +60,23 @@ def test_names_with_one_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listings, "crc32", lambda _name, _start=0: 5)
     names = [b"%d" % number for number in range(5)]
     assert sorted(_in_parts([_listing(names) for _ in range(6)], [1])) == sorted(names)
+
+
+def test_names_that_are_not_to_be_remembered() -> None:
+    """Each name of an answer gets no time; everything else stays as it is."""
+    entries, names = b"", [b"a", b"eight888", b"x" * 255]
+    for number, name in enumerate(names, 7):
+        fields = [number, 0, 99, 98, 97, 96, number, *range(15)]
+        entries += ENTRY.pack(*fields) + DIRENT.pack(number, 1, len(name), 8) + name + bytes(-len(name) % 8)
+    told: set[tuple[int, bytes]] = {(1, b"before")}
+    changed = unkept_listing(entries, 5, told)
+    assert told == {(1, b"before"), *((5, name) for name in names)}
+    assert len(changed) == len(entries)
+    begin = 0
+    for number, name in enumerate(names, 7):
+        assert ENTRY.unpack_from(changed, begin)[:7] == (number, 0, 0, 98, 0, 96, number)
+        assert ENTRY.unpack_from(changed, begin)[7:] == ENTRY.unpack_from(entries, begin)[7:]
+        begin += ENTRY.size
+        end = begin + DIRENT.size + len(name) + (-len(name) % 8)
+        assert changed[begin:end] == entries[begin:end]
+        begin = end

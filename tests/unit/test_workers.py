@@ -185,3 +185,18 @@ async def test_an_error_of_the_work_is_not_one_of_the_thread() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         await Workers().read(broken)
     assert len(calls) == 1
+
+
+async def test_a_rename_is_under_way_from_the_call(tmp_path: Path) -> None:
+    """Its task runs later, and what must not come in between looks before that."""
+    for name in ("lower/d", "upper", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    for number in range(200):
+        (tmp_path / f"lower/d/{number}").write_bytes(b"x")
+    with in_process([tmp_path / "lower"], tmp_path / "upper", tmp_path / "work") as inside, trio.fail_after(LIMIT):
+        requests = Requests(inside.union)
+        later = requests.rename(inside.union.root.ino, b"d", inside.union.root.ino, b"e", 0)
+        assert later is not None and requests.workers.in_long_operation
+        await later
+        assert not requests.workers.in_long_operation
+        assert len(inside.names("/e")) == 200

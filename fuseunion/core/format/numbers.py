@@ -46,6 +46,19 @@ class Numbers:
         """The same st_dev, as one object for all who keep it: each lstat makes another, of 32 bytes."""
         return self._devices.setdefault(device, device)
 
+    def knows(self, device: int) -> bool:
+        """Whether a filesystem has its index."""
+        return device in self._index
+
+    def agrees(self, devices: list[int]) -> bool:
+        """Whether the layers, with one more among them, would be counted from the beginning as they are now.
+
+        Args:
+            devices: as of the class.
+        """
+        following = len(self._index)
+        return all(self._index.get(device, following) == index for device, index in Numbers(devices)._index.items())
+
     def index(self, device: int) -> int | None:
         """What the real numbers of a filesystem get in their upper bits; None where they are hashed."""
         index = self._index.setdefault(device, len(self._index))

@@ -79,7 +79,11 @@ class Upper:
 
 
 class State:
-    """Everything of one union."""
+    """Everything of one union.
+
+    Attributes:
+        lowers: topmost first; others only once one is added (ops/live/addition.py).
+    """
 
     __slots__ = (
         "descriptors",

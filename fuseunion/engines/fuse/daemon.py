@@ -202,7 +202,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         if sockets:
             status, control, *pauses = sockets
             beside.append(partial(status_socket.serve, status, facts))
-            beside.append(ControlSocket(control, Orders(requests, facts).by_name()).serve)
+            beside.append(ControlSocket(control, Orders(requests, facts, prepared, options).by_name()).serve)
             beside += (partial(pause_socket.serve, pause) for pause in pauses)
         shown = ((image.pidfd, image.died) for image in prepared.images)
         beside += (partial(session.watch, pidfd, died) for pidfd, died in shown if pidfd is not None)

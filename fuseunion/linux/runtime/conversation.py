@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import time
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,8 @@ from typing import Self
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.runtime import directory, frames
 from fuseunion.linux.runtime.frames import Record
+
+_CREDENTIALS = struct.Struct("3i")
 
 PATIENCE = 10.0
 """Seconds for one answer."""
@@ -61,11 +64,18 @@ class Conversation:
         """The descriptor, to wait for what comes next."""
         return self._socket.fileno()
 
-    def send(self, order: str, **fields: str | bytes | float | list[str]) -> None:
+    @property
+    def daemon_uid(self) -> int:
+        """Whose daemon it is, by the kernel's word (unix(7), SO_PEERCRED)."""
+        data = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(data)[1])
+
+    def send(self, order: str, descriptor: int | None = None, /, **fields: str | bytes | float | list[str]) -> None:
         """Ask for something.
 
         Args:
             order: what.
+            descriptor: goes along; it stays the caller's.
             fields: more about it; a list is a field for each.
 
         Raises:
@@ -78,6 +88,8 @@ class Conversation:
         if len(message) > frames.LARGEST_ORDER:
             raise RefusedError("that is too much at once; give fewer paths")
         try:
+            if descriptor is not None:
+                message = message[socket.send_fds(self._socket, [message], [descriptor]) :]
             self._socket.sendall(message)
         except BrokenPipeError:
             pass  # it has ended the conversation; what it said before that says why

@@ -10,11 +10,12 @@ from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.runtime.conversation import Conversation
 
 
-def reach(given: str) -> tuple[Status, Conversation]:
+def reach(given: str, otherwise: str = "there is nothing to be asked") -> tuple[Status, Conversation]:
     """The mount at a path, and a conversation with its daemon, which the caller closes.
 
     Args:
         given: the path as the user wrote it.
+        otherwise: what is said of an engine without a daemon.
 
     Raises:
         UserError: LAYERS when nothing of this user is there; UNAVAILABLE where nobody can be spoken to.
@@ -26,7 +27,7 @@ def reach(given: str) -> tuple[Status, Conversation]:
         raise UserError(f"nothing of yours is mounted at '{given}'; see all with: fuseunion status", ExitCode.LAYERS)
     status, conversation = found
     if conversation is None:
-        raise UserError(_why_not(given, status), ExitCode.UNAVAILABLE)
+        raise UserError(_why_not(given, status, otherwise), ExitCode.UNAVAILABLE)
     return status, conversation
 
 
@@ -38,12 +39,10 @@ def _at(path: str) -> tuple[Status, Conversation | None] | None:
     return None
 
 
-def _why_not(given: str, status: Status) -> str:
+def _why_not(given: str, status: Status, otherwise: str) -> str:
     if status.state is not State.LIVE:
         remedy = f"; {status.remedy}" if status.remedy else ""
         return f"the mount at '{given}' is {status.state.value}{remedy}"
     if status.reading is None and status.pid is None:
-        return (
-            f"'{given}' is shown by the {status.engine.value} engine, which nobody serves: there is nothing to be asked"
-        )
+        return f"'{given}' is shown by the {status.engine.value} engine, which nobody serves: {otherwise}"
     return f"the daemon of '{given}' cannot be asked: it has no runtime directory, or is of an older version"

@@ -41,6 +41,7 @@ def drop(state: State) -> Steps[int]:
         return 0
     links = state.upper.links
     keys = frozenset(links.suspects)
+    lowers = state.lowers
     try:
         tokens = yield from lower_tokens(state, keys)
     except OSError as error:
@@ -49,6 +50,8 @@ def drop(state: State) -> Steps[int]:
             links.trusted(key)
         return 0
     # From here on in one piece.
+    if state.lowers is not lowers:
+        return 0  # one more was added meanwhile, and may hold names of them: at the next look
     ended = 0
     for key in keys:
         try:

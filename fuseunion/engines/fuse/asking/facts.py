@@ -7,7 +7,7 @@
     alone.NAME                       how many of the requests the extension answered without Python
     duration.NAME                    of the answers: nanoseconds together, and the number of each place (counts.py)
 
-What does not change is written down once. The rest is read without waiting and without looking at any file.
+What hardly changes is written down once. The rest is read without waiting and without looking at any file.
 """
 
 from __future__ import annotations
@@ -48,8 +48,16 @@ class Facts:
                 fields.append(("work", prepared.work.label))
         fields += (("option", word) for word in words(options))
         fields += (("image", f"{image.path}: {image.by}") for image in prepared.images)
+        self._fields = fields
+        self._prepared = prepared
+        self._lasting = b""
+        self.lowers_changed()
+
+    def lowers_changed(self) -> None:
+        """What does not change is written down anew, for once."""
+        fields = list(self._fields)
         room = _MOST_LOWERS
-        for lower in prepared.lowers:
+        for lower in self._prepared.lowers:
             room -= len(lower.label)
             if room < 0:
                 fields.append(("lower", "..."))

@@ -25,7 +25,7 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
 from fuseunion.engines.fuse.asking.watching.counts import Counts, Histogram
 from fuseunion.engines.fuse.pyfuse.boundary import answered
-from fuseunion.engines.fuse.pyfuse.replies import Replies
+from fuseunion.engines.fuse.pyfuse.replies import Replies, Unkept
 from fuseunion.engines.fuse.serving.later import ended
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
@@ -70,6 +70,7 @@ class Operations(pyfuse3.Operations):
         self._identity = self._union.settings.identity
         self._callers = requests.callers
         self._replies = Replies(self._union, timeout)
+        self._unkept = Unkept(self._replies)
         self._handles: dict[int, Handle] = {}
         self._openers: dict[int, int] = {}  # who opened what is copied up when it is written: a write does not say
         self._next_fh = itertools.count(1)
@@ -135,6 +136,13 @@ class Operations(pyfuse3.Operations):
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         inode = self._requests.lookup(parent_inode, name)
+        if self._requests.renewed is not None:
+            self._requests.renewed.add((parent_inode, name))
+            if inode is None:
+                raise os_error(errno.ENOENT)  # which the kernel does not remember
+            entry = self._unkept.attributes(inode)
+            self._requests.told(inode)
+            return entry
         return self._replies.negative if inode is None else self._told(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -325,7 +333,15 @@ class Operations(pyfuse3.Operations):
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         handle = self._directory_handle(fh)
-        directory = handle.directory
+        listing = object()
+        self._requests.listings.add(listing)
+        try:
+            await self._list(handle, start_id, token)
+        finally:
+            self._requests.listings.discard(listing)
+
+    async def _list(self, handle: DirectoryHandle, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        directory, renewed = handle.directory, self._requests.renewed
         names = await in_steps(self._union.names(handle, again=start_id == 0))
         pace = Pace()
         position = start_id
@@ -336,7 +352,7 @@ class Operations(pyfuse3.Operations):
                 position += 1
         for index in range(max(start_id - 2, 0), len(names)):
             try:
-                sent = self._send_entry(directory, names[index], token, index + 3)
+                sent = self._send_entry(directory, names[index], token, index + 3, renewed)
             except OSError:
                 if position == start_id:
                     raise
@@ -346,9 +362,22 @@ class Operations(pyfuse3.Operations):
             position += sent is Sent.DONE
             await pace.pause()
 
-    def _send_entry(self, directory: Directory, name: bytes, token: pyfuse3.ReaddirToken, next_id: int) -> Sent:
-        """Send one entry. Raises as Requests.listed."""
-        listed = self._requests.listed(directory, name, self._replies)
+    def _send_entry(
+        self,
+        directory: Directory,
+        name: bytes,
+        token: pyfuse3.ReaddirToken,
+        next_id: int,
+        renewed: set[tuple[int, bytes]] | None,
+    ) -> Sent:
+        """Send one entry. Raises as Requests.listed.
+
+        Args:
+            renewed: of Requests, when the listing began.
+        """
+        if renewed is not None:
+            renewed.add((directory.ino, name))
+        listed = self._requests.listed(directory, name, self._replies if renewed is None else self._unkept)
         if listed is None:
             return Sent.NOTHING
         inode, entry = listed

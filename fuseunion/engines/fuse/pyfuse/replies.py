@@ -50,6 +50,12 @@ class Replies:
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
+    def unkept(self, inode: Inode) -> EntryAttributes:
+        """As `attributes`, of a name that the kernel must not remember; the attributes it may."""
+        entry = self._entry(inode, *self._union.stat(inode))
+        entry.entry_timeout = 0
+        return entry
+
     def _entry(self, inode: Inode, st: os.stat_result, nlink: int) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(inode.ino)
@@ -66,3 +72,20 @@ class Replies:
         entry.st_mtime_ns = st.st_mtime_ns
         entry.st_ctime_ns = st.st_ctime_ns
         return entry
+
+
+class Unkept:
+    """The replies of one mount while names are about to mean something else (Requests.renewed)."""
+
+    __slots__ = ("_replies",)
+
+    def __init__(self, replies: Replies) -> None:
+        self._replies = replies
+
+    def attributes(self, inode: Inode) -> EntryAttributes:
+        """As Replies.unkept."""
+        return self._replies.unkept(inode)
+
+    def unreadable(self, inode: Inode, st: os.stat_result) -> EntryAttributes:
+        """As Replies.unreadable."""
+        return self._replies.unreadable(inode, st)

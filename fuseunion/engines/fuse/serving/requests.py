@@ -21,7 +21,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Protocol, TypeAlias, TypeVar
 
 import pyfuse3
@@ -93,6 +93,9 @@ class Requests:
         lists_layers: the same.
         device: the /dev/fuse descriptor that the requests come from, once there are any.
         busiest: which inodes are asked for most.
+        renewed: while names are about to mean something else (asking/sockets/adding.py): the number of the directory
+            and the name of each that the kernel was told of since then, and may not remember. None else, when it may.
+        listings: those under way; who lists goes by what `renewed` was at the beginning.
         forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
         count_open: how many files and directories are open; set by the adapter.
         counts: how many requests there were, and how they were answered; set by the adapter.
@@ -110,6 +113,8 @@ class Requests:
         self._retyped: dict[int, Inode] = {}
         self.device = -1
         self.busiest = Busiest()
+        self.renewed: set[tuple[int, bytes]] | None = None
+        self.listings: set[object] = set()
         self.forget_layers: Callable[[], None] = lambda: None
         self.count_open: Callable[[], int] = lambda: 0
         self.counts: Callable[[], Counts] = lambda: NONE
@@ -240,7 +245,7 @@ class Requests:
             if error.errno != errno.ENOTEMPTY or self.union.keeps_removed:
                 raise
             return self._rmdir_when_closed(directory, name)
-        return result if result is None else self._long(result)
+        return result if result is None else self._long(self._in_long_operation(), result)
 
     async def _rmdir_when_closed(self, directory: Directory, name: bytes) -> None:
         """Remove a directory as soon as the files that were in it are closed.
@@ -252,8 +257,18 @@ class Requests:
             await trio.sleep(_UNTIL_CLOSED / 100)
         await in_steps(self.union.rmdir(directory, name))
 
-    async def _long(self, operation: Later[None]) -> None:
-        with self.workers.long_operation():
+    def _in_long_operation(self) -> ExitStack:
+        """Say that an operation is in the middle of several steps, until the end of a block.
+
+        From the call on, and not from the beginning of the block: that of a coroutine begins when its task first runs.
+        """
+        end = ExitStack()
+        end.enter_context(self.workers.long_operation())
+        return end
+
+    @staticmethod
+    async def _long(under_way: ExitStack, operation: Later[None]) -> None:
+        with under_way:
             await operation
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Later[None] | None:
@@ -270,15 +285,19 @@ class Requests:
         pace = Pace()
         for files in preparation:
             if files or pace.is_over:
-                return self._move_later(preparation, files, move)
+                return self._move_later(self._in_long_operation(), preparation, files, move)
         move()
         return None
 
     async def _move_later(
-        self, preparation: Preparation, files: Sequence[File] | None, move: Callable[[], None]
+        self,
+        under_way: ExitStack,
+        preparation: Preparation,
+        files: Sequence[File] | None,
+        move: Callable[[], None],
     ) -> None:
         pace = Pace()
-        with self.workers.long_operation():
+        with under_way:
             with closing(preparation):
                 await self.copy_ups.all_done(files or ())
                 for more in preparation:

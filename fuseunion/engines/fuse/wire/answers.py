@@ -33,7 +33,7 @@ from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.entries import Entries
+from fuseunion.engines.fuse.wire.entries import Entries, unkept, unkept_listing
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.native.device import device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
@@ -197,6 +197,9 @@ class Answers:
 
     def _lookup(self, parent: int, name: bytes) -> bytes:
         inode = self._requests.lookup(parent, name)
+        if self._requests.renewed is not None:
+            self._requests.renewed.add((parent, name))
+            return unkept(self._entries.negative if inode is None else self._told(inode))
         if inode is not None:
             return self._told(inode)
         self._directories.lacks_a_name(self._union.directory(parent))
@@ -337,7 +340,8 @@ class Answers:
         # It is going to be written to.
         file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
         self._open_files.share_new(self._open_files.keep(handle), mode)
-        self._directories.made_file(directory)
+        if self._requests.renewed is None:
+            self._directories.made_file(directory)
         return self._told(file)
 
     def made(self, parent: int, name: bytes, fd: int, device: int, number: int) -> int:
@@ -408,6 +412,15 @@ class Answers:
             raise
 
     def _list(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
+        renewed, listing = self._requests.renewed, object()
+        self._requests.listings.add(listing)
+        try:
+            entries = yield from self._listed(directory, position, size)
+        finally:
+            self._requests.listings.discard(listing)
+        return entries if renewed is None else unkept_listing(entries, directory.ino, renewed)
+
+    def _listed(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
         listing = yield from self._listings.of(directory, again=position == 0)
         parts: list[bytes] = []
         left = size

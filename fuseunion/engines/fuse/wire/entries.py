@@ -11,12 +11,14 @@ import os
 
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
-from fuseunion.engines.fuse.wire.layouts import ENTRY
+from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
 
 _SECOND = 1_000_000_000
 _LONGEST = 1 << 62
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF
+_ENTRY_VALID, _ENTRY_VALID_NSEC = 2, 4
+"""Fields of struct fuse_entry_out."""
 
 
 class Entries:
@@ -82,3 +84,30 @@ class Entries:
             st.st_blksize & _WORD,
             0,
         )
+
+
+def unkept(entry: bytes) -> bytes:
+    """The same entry, of a name that the kernel must not remember; the attributes it may."""
+    fields = list(ENTRY.unpack(entry))
+    fields[_ENTRY_VALID] = fields[_ENTRY_VALID_NSEC] = 0
+    return ENTRY.pack(*fields)
+
+
+def unkept_listing(entries: bytes, directory: int, names: set[tuple[int, bytes]]) -> bytes:
+    """As `unkept`, of each name in an answer to READDIRPLUS (struct fuse_direntplus).
+
+    Args:
+        directory: its number.
+        names: gets them.
+    """
+    parts: list[bytes] = []
+    begin = 0
+    while begin < len(entries):
+        end = begin + ENTRY.size
+        _, _, length, _ = DIRENT.unpack_from(entries, end)
+        name = end + DIRENT.size
+        names.add((directory, entries[name : name + length]))
+        parts.append(unkept(entries[begin:end]))
+        begin = name + (length + 7 & ~7)
+        parts.append(entries[end:begin])
+    return b"".join(parts)

@@ -2,7 +2,8 @@
 
 A directory is shared with it by descriptors of all its layers. What it says of names that are not there cannot be wrong
 later: it asks the layers each time, and all of them, because layers are never added to a directory that is shared
-(Union.whole_stack); one that is taken away only makes it leave the answer to Python. What it says of the directory is
+(Union.whole_stack), but for a lower of the whole mount, before which all are taken back (asking/sockets/adding.py); one
+that is taken away only makes it leave the answer to Python. What it says of the directory is
 what the upper's has now. A file that it makes is Python's as soon as it is made (Answers.made).
 
 A shared directory is forgotten when the kernel forgets its number, when another takes its place, and when nobody has

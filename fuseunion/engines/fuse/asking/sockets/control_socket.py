@@ -9,10 +9,11 @@ mount.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing
-from typing import TypeAlias
+from contextlib import ExitStack, aclosing
+from typing import Self, TypeAlias
 
 import trio
 
@@ -26,13 +27,44 @@ _PAUSE = 0.01
 """Seconds between two connections."""
 
 _MOST = 16
+_MOST_GIVEN = 1
+"""Descriptors with one order."""
+
 _QUIET = 60.0
 """Seconds that a connection may stay without an order."""
 
 Said: TypeAlias = Iterable[Iterable[tuple[str, str | bytes | float]]]
 """The records of one message."""
 
-Order: TypeAlias = Callable[[Record], AsyncGenerator[Said, None]]
+
+class Asker:
+    """Who asks, as long as the conversation goes on.
+
+    Attributes:
+        given: the descriptors that came along with the order; who takes one out closes it.
+        at_end: what is called when the conversation has ended.
+    """
+
+    __slots__ = ("at_end", "given")
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+        self.at_end = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self.at_end:
+            self.close_given()
+
+    def close_given(self) -> None:
+        """Close what nobody took."""
+        while self.given:
+            os.close(self.given.pop())
+
+
+Order: TypeAlias = Callable[[Record, Asker], AsyncGenerator[Said, None]]
 """Does what a record asks for, and says one message after another. Raises OSError, or ValueError for what it does not
 understand."""
 
@@ -79,9 +111,10 @@ class ControlSocket:
 
     async def _converse(self, connection: socket.socket) -> None:
         try:
-            with connection:
-                while (order := await _received(connection)) is not None:
-                    await self._obey(connection, order)
+            with connection, Asker() as asker:
+                while (order := await _received(connection, asker.given)) is not None:
+                    await self._obey(connection, order, asker)
+                    asker.close_given()
         except OSError as error:
             _log.debug("a conversation ended: %s", error)
         except Exception:  # noqa: BLE001 - whatever it is, it is not worth a mount
@@ -89,7 +122,7 @@ class ControlSocket:
         finally:
             self._count -= 1
 
-    async def _obey(self, connection: socket.socket, order: Record) -> None:
+    async def _obey(self, connection: socket.socket, order: Record, asker: Asker) -> None:
         name = frames.first(order, "order")
         obey = self._orders.get(name)
         if obey is None:
@@ -100,7 +133,7 @@ class ControlSocket:
             # Who has gone is noticed, also while there is nothing to be said.
             nursery.start_soon(_until_gone, connection, nursery.cancel_scope)
             try:
-                async with aclosing(obey(order)) as messages:
+                async with aclosing(obey(order, asker)) as messages:
                     async for message in messages:
                         await _send(connection, message)
             except OSError as error:
@@ -122,26 +155,33 @@ async def _until_gone(connection: socket.socket, scope: trio.CancelScope) -> Non
         scope.cancel()
 
 
-async def _received(connection: socket.socket) -> Record | None:
-    """The next order; None when there is no more, or none comes in time."""
+async def _received(connection: socket.socket, given: list[int]) -> Record | None:
+    """The next order; None when there is no more, or none comes in time.
+
+    Args:
+        given: gets the descriptors that come along.
+    """
     with trio.move_on_after(_QUIET):
-        head = await _exactly(connection, frames.LENGTH.size)
+        head = await _exactly(connection, frames.LENGTH.size, given)
         if head is None:
             return None
         (length,) = frames.LENGTH.unpack(head)
         if not 0 < length <= frames.LARGEST_ORDER:
             return None
-        body = await _exactly(connection, length)
+        body = await _exactly(connection, length, given)
         records = frames.records(body or b"")
         return records[0] if records else None
     return None
 
 
-async def _exactly(connection: socket.socket, size: int) -> bytes | None:
+async def _exactly(connection: socket.socket, size: int, given: list[int]) -> bytes | None:
     data = b""
     while len(data) < size:
         await trio.lowlevel.wait_readable(connection)
-        piece = connection.recv(size - len(data))
+        piece, fds, _, _ = socket.recv_fds(connection, size - len(data), _MOST_GIVEN, socket.MSG_CMSG_CLOEXEC)
+        given += fds
+        if len(given) > _MOST_GIVEN:
+            return None  # nobody asks like that
         if not piece:
             return None
         data += piece

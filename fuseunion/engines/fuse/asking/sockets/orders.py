@@ -1,14 +1,16 @@
 """What the daemon of a mount can be asked for at its control socket, each with the fields of the order.
 
+    add-lower path=PATH               get ready for one more lower on top of the others; its descriptor comes along
+    add-lower-now                     add it
     log     since=NUMBER [follow=1]   the copy-ups after that one; with `follow` also those that come
-
     refresh path=PATH ...             forget what is remembered of the lowers there and beneath
     top     milliseconds=NUMBER       all numbers again and again, the busiest inodes and the copy-ups in between
     which   path=PATH ...             where each path from the root of the mount comes from
 
-`refresh` says of directories (`directory`, its path) what the kernel may remember of them and cannot be told from here:
-the names (`name`) that it has to look up again, and the files (`file`) whose pages it has to drop. What takes long says
-now and then that it is `going` on. It ends with `done`.
+`refresh`, and what adds a lower, say of directories (`directory`, its path) what the kernel may remember of them and
+cannot be told from here: the names (`name`) that it has to look up again, and the files (`file`) whose pages it has to
+drop. What takes long says now and then that it is `going` on. It ends with `done`, or with `ready` for `add-lower-now`,
+once the names were looked up; that may have to be said again.
 
 A number of a copy-up counts from the first of the mount. An answer to `log` begins with a record of how many are
 `missed`, because they are kept no more.
@@ -20,20 +22,22 @@ import errno
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 
 import pyfuse3
 import trio
 
-from fuseunion.core.ops.live.refresh import Forgotten
 from fuseunion.core.ops.live.whereabouts import Part
 from fuseunion.engines.fuse.asking.facts import Facts
-from fuseunion.engines.fuse.asking.sockets.control_socket import Order, Said
+from fuseunion.engines.fuse.asking.sockets.adding import ALIVE, BUSY, GOING, Adding, forgotten_fields, tell_kernel
+from fuseunion.engines.fuse.asking.sockets.control_socket import Asker, Order, Said
 from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp, path_of
 from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.linux.runtime import frames
 from fuseunion.linux.runtime.frames import Record
+from fuseunion.mounting.options import Options
+from fuseunion.mounting.prepared import Prepared
 
 _LARGEST_NUMBER = 1 << 62
 
@@ -43,12 +47,6 @@ _SHORTEST, _LONGEST = 100, 60_000
 _SHOWN = 50
 """How many inodes and copy-ups are in one message at most."""
 
-_ALIVE = 1.0
-"""Seconds after which who waits is told that something is done."""
-
-_BUSY = 0.01
-"""Seconds between two looks whether a long operation has ended."""
-
 
 class Orders:
     """The orders of one mount.
@@ -56,18 +54,27 @@ class Orders:
     Args:
         requests: those of the mount.
         facts: what is said of it.
+        prepared, options: how it was made.
     """
 
-    def __init__(self, requests: Requests, facts: Facts) -> None:
+    def __init__(self, requests: Requests, facts: Facts, prepared: Prepared, options: Options) -> None:
         self._requests = requests
         self._facts = facts
+        self._adding = Adding(requests, facts, prepared, options)
         self._log = requests.copy_ups.log
 
     def by_name(self) -> Mapping[str, Order]:
         """What does each."""
-        return {"log": self._tell_log, "refresh": self._refresh, "top": self._watch, "which": self._tell_where}
+        return {
+            "add-lower": self._adding.begin,
+            "add-lower-now": self._adding.finish,
+            "log": self._tell_log,
+            "refresh": self._refresh,
+            "top": self._watch,
+            "which": self._tell_where,
+        }
 
-    async def _watch(self, order: Record) -> AsyncGenerator[Said, None]:
+    async def _watch(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         interval = min(max(_number(order, "milliseconds"), _SHORTEST), _LONGEST) / 1000
         number = max(self._log.count - _SHOWN, 0)
         with self._requests.busiest.watched() as most:
@@ -88,7 +95,7 @@ class Orders:
             path = b""  # it has gone, or is one that nobody understands
         return [("busy", count), ("inode", number), ("path", path)]
 
-    async def _refresh(self, order: Record) -> AsyncGenerator[Said, None]:
+    async def _refresh(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         requests, directories = self._requests, 0
         pace, said = Pace(), time.monotonic()
         for path in order.get("path", ()):
@@ -96,31 +103,22 @@ class Orders:
                 for forgotten in steps:
                     if forgotten is not None:
                         directories += forgotten.directory.ino in forgotten.inodes
-                        self._tell_kernel(forgotten)
+                        requests.forget_layers()
+                        tell_kernel(forgotten)
                         if forgotten.names or forgotten.files:
-                            yield [_forgotten_fields(forgotten)]
+                            yield [forgotten_fields(forgotten)]
                             said = time.monotonic()
                     await pace.pause()
                     while True:
-                        if time.monotonic() - said > _ALIVE:
-                            yield [[("going", "on")]]
+                        if time.monotonic() - said > ALIVE:
+                            yield GOING
                             said = time.monotonic()
                         if not requests.workers.in_long_operation:
                             break
-                        await trio.sleep(_BUSY)
+                        await trio.sleep(BUSY)
         yield [[("done", directories)]]
 
-    def _tell_kernel(self, forgotten: Forgotten) -> None:
-        """Neither of these waits for a request that waits for us: of files no page is touched, and no page of a
-        directory is locked for longer than it takes to copy names into it (fs/fuse/inode.c fuse_reverse_inval_inode,
-        fs/fuse/readdir.c)."""
-        self._requests.forget_layers()
-        directory = forgotten.directory.ino
-        for number in forgotten.inodes:
-            with suppress(OSError):  # it does not know it
-                pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=number != directory)
-
-    async def _tell_where(self, order: Record) -> AsyncGenerator[Said, None]:
+    async def _tell_where(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         for path in order.get("path", ()):
             try:
                 found = await in_steps(self._requests.union.whereabouts(os.fsencode(path)))
@@ -135,7 +133,7 @@ class Orders:
                 *([copy_up_fields(copy_up)] if copy_up is not None else ()),
             ]
 
-    async def _tell_log(self, order: Record) -> AsyncGenerator[Said, None]:
+    async def _tell_log(self, order: Record, _asker: Asker) -> AsyncGenerator[Said, None]:
         number = _number(order, "since")
         follows = "follow" in order
         while True:
@@ -145,14 +143,6 @@ class Orders:
                 return
             number = entries[-1].number if entries else number
             await self._log.more(number)
-
-
-def _forgotten_fields(forgotten: Forgotten) -> list[tuple[str, str | bytes | float]]:
-    return [
-        ("directory", path_of(forgotten.directory)),
-        *(("name", name) for name in forgotten.names),
-        *(("file", name) for name in forgotten.files),
-    ]
 
 
 def _part_fields(part: Part) -> list[tuple[str, str | bytes | float]]:

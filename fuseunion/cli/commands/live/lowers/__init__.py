@@ -1,0 +1,1 @@
+"""Telling a mount that its lowers are others."""
