@@ -67,10 +67,6 @@ enum {
 #define LONG_TURN (SECOND / 2000)
 #define CROWDED (SECOND / 10)
 
-/* After so many requests that were looked for, one is slept for. The scheduler puts who wakes up where it is woken from
- * cheapest, which on a virtual machine is the core of whoever asks: that of another may have been halted meanwhile. */
-#define AWAKE 64
-
 enum outcome { IDLE, PASSED, TURN };
 
 /* What a shared descriptor may be used for. NEVER_WAITS: for a disk. ATTRIBUTES: what it has is what is shown of the
@@ -123,7 +119,6 @@ static struct {
     uint32_t nsec;
     bool compares;
     int64_t crowded_until; /* CLOCK_MONOTONIC */
-    int awake;             /* requests that were looked for since we slept */
     char *data; /* what is answered without Python */
     uint64_t requests[OPCODES]; /* how many there were */
     uint64_t alone[OPCODES];    /* how many of them were answered without Python */
@@ -1126,8 +1121,6 @@ static ssize_t read_request(int64_t patience, int64_t sleep)
     if (got >= 0 || errno != EAGAIN || (patience <= 0 && sleep <= 0))
         return got;
     int error = EAGAIN;
-    if (device.awake++ >= AWAKE && sleep > 0)
-        patience = device.awake = 0;
     Py_BEGIN_ALLOW_THREADS
     if (patience > 0) {
         got = look_for_request(patience);
