@@ -487,15 +487,6 @@ class Union:
         """Remove a non-directory (remove.unlink)."""
         remove.unlink(self.state, directory, name)
 
-    @property
-    def keeps_removed(self) -> bool:
-        """Whether the upper's filesystem keeps files that were removed for whoever has a descriptor, of any kind."""
-        return self.state.upper is None or self.state.upper.layer.keeps_removed
-
-    def waits_for_closing(self, directory: Directory, name: bytes) -> Steps[bool]:
-        """Whether all that is in a directory are removed files that are still open (remove.holds_removed)."""
-        return remove.holds_removed(self.state, directory, name)
-
     def rmdir(self, directory: Directory, name: bytes) -> Steps[None]:
         """Remove an empty directory, in steps (remove.rmdir)."""
         return remove.rmdir(self.state, directory, name)

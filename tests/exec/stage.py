@@ -90,10 +90,9 @@ class Stage:
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
             **who,
-            **more,
+            **{"stderr": subprocess.PIPE, **more},
         )
 
     def run(self, *arguments: str | Path, cwd: str | Path = "/") -> tuple[int, str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import stat
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from tests.exec.stage import SINGLE, Stage, tree
 from tests.images.commands import succeed
 from tests.images.conftest import content, ext, fsck, names, squashfs
+from tests.support.actor import Role
 from tests.support.arena import Arena
 from tests.support.interpreter import Interpreter
 from tests.support.layers import File, Symlink, build
@@ -133,7 +136,7 @@ def _owned(layout: Path, owner: int, *files: str) -> Path:
 
 @pytest.mark.actors("root", "user")
 def test_whose_the_upper_is_is_said_where_it_matters(stage: Stage) -> None:
-    """In exec one is root: what is root's is used without a word, of somebody else's a line says how to change it."""
+    """In exec one is root: of what is root's a person is told that, of somebody else's a line says how to change it."""
     root = stage.arena.root
     base, image = _base(stage), ext(root / "my.img", tree=_owned_by_me(root / "layout"))
     succeed("chown", image, "--to", "root")
@@ -144,6 +147,15 @@ def test_whose_the_upper_is_is_said_where_it_matters(stage: Stage) -> None:
     assert (code, output, errors) == (0, "7\n", f"fuseunion: {says}\n")
     succeed("chown", image, "--to", "root")
     assert stage.shell([base, image], "cat /data/new") == ["new"]
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    with stage.start(base, image, "--", "true", stderr=theirs) as process:
+        assert process.wait(timeout=50) == 0
+    said = os.read(ours, 4096).decode() if select.select([ours], [], [], 0)[0] else ""
+    told = f"fuseunion: what is in '{image}' belongs to root, who you are here, as with --fakeroot\r\n"
+    assert said == ("" if stage.arena.actor.role is Role.ROOT else told)
+    os.close(ours)
+    os.close(theirs)
     fsck(image)
 
 

@@ -11,6 +11,7 @@ is to be removed with all that is in it is therefore recognised once more in wor
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,15 +21,11 @@ from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.listing import found_empty, listing
-from fuseunion.core.tree.lookup import existing, lower_is_positive, resolve_in
+from fuseunion.core.tree.listing import found_empty
+from fuseunion.core.tree.lookup import existing, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
-
-_KEPT_OPEN = (b".fuse_hidden", b".nfs")
-"""How names begin that filesystems of paths give to removed files while they are open (libfuse fuse.c hide_node,
-fs/nfs/unlink.c nfs_sillyrename)."""
 
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 """What rmdir(2) answers for a directory that has something in it."""
@@ -104,26 +101,6 @@ def rmdir(state: State, directory: Directory, name: bytes) -> Steps[None]:
         yield from remove_directory(state, target, directory, name)
 
 
-def holds_removed(state: State, directory: Directory, name: bytes) -> Steps[bool]:
-    """Whether nothing is in a directory but what the upper's filesystem keeps of removed files while they are open.
-
-    Raises:
-        OSError: as `rmdir`.
-    """
-    target = existing(state, directory, name)
-    if not isinstance(target, Directory):
-        return False
-    with state.table.held(target):
-        target.stale()  # they come and go by themselves
-        found = False
-        for below in (yield from listing(state, target)):
-            if resolve_in(state, target, below) is not None:
-                if not below.startswith(_KEPT_OPEN):
-                    return False
-                found = True
-        return found
-
-
 def remove_directory(
     state: State, target: Directory, directory: Directory, name: bytes, *, if_empty: bool = False
 ) -> Steps[None]:
@@ -159,8 +136,10 @@ def remove_directory(
         try:
             yield from side.work.removal(garbage)
         except OSError as error:
-            # The directory is gone for the user; what resists is garbage in work.
-            state.log.warning("cannot remove %r from the work directory: %s", garbage, error)
+            # The directory is gone for the user; what resists is garbage in work. On a filesystem of paths these are
+            # files that somebody has open.
+            level = logging.WARNING if side.layer.keeps_removed else logging.DEBUG
+            state.log.log(level, "cannot remove %r from the work directory: %s", garbage, error)
 
 
 def _take_out(

@@ -14,6 +14,7 @@ from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format.numbers import Ino
+from fuseunion.core.format.removed_names import is_of_removed
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.marks.holders import DEEP, Holders
 from fuseunion.core.tree.directory import Directory, Names
@@ -46,6 +47,8 @@ def listing(state: State, directory: Directory) -> Steps[Names]:
     for real in () if directory.removed else reversed(directory.layers()):
         marks[real] = found = []
         for names in real.scan():
+            if not real.layer.keeps_removed:
+                names = [name for name in names if not is_of_removed(name)]
             for name in names:
                 if is_reserved(name):
                     found.append(name)

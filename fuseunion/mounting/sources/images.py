@@ -76,7 +76,10 @@ def add_upper(prepared: Prepared, place: Place, options: Options) -> tuple[Opene
 
 
 def _of_somebody(place: Place, owner: int, below: int) -> str | None:
-    """What root is told of an upper that belongs neither to root nor to whom the lower does; None for any other."""
+    """What root is told of an upper that belongs neither to root nor to whom the lower does; a person at a terminal who
+    is root in a user namespace, as in `exec`, of root's too; None for any other."""
+    if owner == 0 and not namespaces.in_first_user_namespace() and os.isatty(2):
+        return f"what is in '{place.given}' belongs to root, who you are here, as with --fakeroot"
     if owner in (0, below):
         return None
     return (

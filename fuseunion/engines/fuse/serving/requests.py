@@ -19,7 +19,6 @@ import errno
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from typing import Protocol, TypeAlias, TypeVar
@@ -43,7 +42,7 @@ from fuseunion.engines.fuse.asking.watching.counts import NONE, Counts
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
 from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
-from fuseunion.engines.fuse.serving.pace import Pace, in_steps, now_or_in_steps
+from fuseunion.engines.fuse.serving.pace import Pace, now_or_in_steps
 from fuseunion.engines.fuse.serving.reader import Reader
 from fuseunion.engines.fuse.serving.workers import Workers
 from fuseunion.linux.os_error import os_error
@@ -62,9 +61,6 @@ _OF_ALL = (LAYER_XATTR, PATH_XATTR)
 OWNER_XATTR = b"user.containers.override_stat"
 
 T = TypeVar("T")
-
-_UNTIL_CLOSED = 1.0
-"""Seconds in which the last user of a removed file has closed it, or has not."""
 
 Preparation: TypeAlias = Generator[Sequence[File] | None, None, None]
 """Steps before a rename, which say what has to be copied up meanwhile (Union.make_movable)."""
@@ -238,24 +234,8 @@ class Requests:
 
     def rmdir(self, parent: int, name: bytes) -> Later[None] | None:
         """Remove an empty directory."""
-        directory = self.union.directory(parent)
-        try:
-            result = now_or_in_steps(self.union.rmdir(directory, name))
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY or self.union.keeps_removed:
-                raise
-            return self._rmdir_when_closed(directory, name)
+        result = now_or_in_steps(self.union.rmdir(self.union.directory(parent), name))
         return result if result is None else self._long(self._in_long_operation(), result)
-
-    async def _rmdir_when_closed(self, directory: Directory, name: bytes) -> None:
-        """Remove a directory as soon as the files that were in it are closed.
-
-        That their users have closed them is known when the kernel forgets them, a little later.
-        """
-        end = time.monotonic() + _UNTIL_CLOSED
-        while time.monotonic() < end and await in_steps(self.union.waits_for_closing(directory, name)):
-            await trio.sleep(_UNTIL_CLOSED / 100)
-        await in_steps(self.union.rmdir(directory, name))
 
     def _in_long_operation(self) -> ExitStack:
         """Say that an operation is in the middle of several steps, until the end of a block.
