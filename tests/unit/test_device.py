@@ -44,6 +44,21 @@ def test_it_was_built() -> None:
 
 
 CALLER = (UID, GID, PID)
+
+
+def test_one_that_was_built_from_other_sources() -> None:
+    """A checkout that was updated, and not installed again: mounts go on without it."""
+    name = "fuseunion.engines.fuse.wire.native._device"
+    code = f"""
+import sys, types
+sys.modules[{name!r}] = types.ModuleType({name!r})
+from fuseunion.engines.fuse.wire.native import device
+print(device.device)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
 REQUESTS: dict[str, tuple[int, bytes, tuple[Any, ...]]] = {
     "lookup": (layouts.LOOKUP, b"name\0", (NODE, b"name")),
     "getattr": (layouts.GETATTR, bytes(16), (NODE,)),

@@ -10,6 +10,10 @@ from types import ModuleType
 device: ModuleType | None = None
 """`_device`, or None where it was not built or is switched off by FUSEUNION_WIRE=0."""
 
+_INTERFACE = 2
+"""Of what `_device.c` offers. An extension with another number was built from other sources, as in a checkout that was
+updated: it is as if there were none, until the next `pip install`."""
+
 compares = os.environ.get("FUSEUNION_WIRE") == "compare"
 """Whether Python is asked too where it need not be, and a difference is logged as the bug that it is: for tests."""
 
@@ -18,7 +22,9 @@ if os.environ.get("FUSEUNION_WIRE") != "0":
     _flags = sys.getdlopenflags()
     sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
     try:
-        device = import_module("fuseunion.engines.fuse.wire.native._device")
+        _built = import_module("fuseunion.engines.fuse.wire.native._device")
+        if getattr(_built, "INTERFACE", 0) == _INTERFACE:
+            device = _built
     except ImportError:
         pass
     finally:
