@@ -101,3 +101,20 @@ def test_directories_of_removed_files_are_removed(arena: Arena) -> None:
             assert os.pread(file.fileno(), 100, 0) == b"contents"
         assert os.listdir(mount.merged) == []
     fsck(image)
+
+
+def test_without_space(arena: Arena) -> None:
+    """What is removed gives its space back, though it cannot be kept for who has it open; no loss is spoken of."""
+    image = ext(arena.root / "image")
+    for turn in range(2):
+        with arena.mount(arena.lower({}), upper=image, options=BY_PROGRAM) as mount:
+            if turn:
+                assert (mount / "big").stat().st_size > 1 << 20
+                (mount / "big").unlink()
+            with open(mount / "big", "xb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+                while True:
+                    file.write(bytes(1 << 16))
+            if turn:
+                (mount / "big").unlink()
+                (mount / "big").write_bytes(bytes(1 << 20))
+    fsck(image)

@@ -9,6 +9,7 @@ It lies on the upper's filesystem, so that each thing enters the upper by one re
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -211,7 +212,9 @@ class WorkDirectory:
             os.fsync(fd)
         finally:
             os.close(fd)
-            os.unlink(name, dir_fd=self.tmp.fd())
+            # It may be called open for a moment yet, and then not be removed for want of space; `clean` does it later.
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self.tmp.fd())
 
     # -- removing ---------------------------------------------------------------------------------------------------
 

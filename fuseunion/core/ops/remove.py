@@ -60,6 +60,18 @@ def _removed_from_upper(state: State, file: File, directory: Directory, upper: R
         OSError: ESTALE for what was exchanged; nothing has changed then, as with any other error.
     """
     try:
+        return _remove(state, file, directory, upper, name)
+    except OSError as error:
+        # A filesystem of paths renames what is removed while it is open, which may need space that it does not have.
+        if error.errno != errno.ENOSPC or upper.layer.keeps_removed or not file.is_at(upper, name):
+            raise
+        state.log.warning("no space is left to keep %r for who may have it open", name)
+    file.give_up_data()
+    return _remove(state, file, directory, upper, name)
+
+
+def _remove(state: State, file: File, directory: Directory, upper: RealDir, name: bytes) -> bool:
+    try:
         with holding(file, upper, name) as recognised:
             if not recognised:
                 st = upper.stat(name)

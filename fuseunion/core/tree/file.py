@@ -314,6 +314,19 @@ class File(Inode):
         self._pin = fd
         return True
 
+    def give_up_data(self) -> None:
+        """Keep the file by a descriptor of its path alone: whoever has it open gets EBADF once its name has gone.
+
+        Raises:
+            OSError: as `grasp`.
+        """
+        fd, is_own = self.grasped()
+        for handle in self.handles:
+            handle.switch(fd)
+        if is_own:
+            self.unhold()
+            self._pin = fd
+
     def unhold(self) -> None:
         """Close the descriptor that the file has for itself."""
         if self._pin >= 0:
