@@ -25,8 +25,14 @@ _FEW = 8
 """So many modules are imported from elsewhere without the file being made anew."""
 
 
+_before: frozenset[str] = frozenset()
+"""What was imported before it could be used: the same at each start, and not to be had sooner."""
+
+
 def install() -> None:
     """Import what the file has from there."""
+    global _before
+    _before = frozenset(sys.modules)
     found = read()
     if found is not None:
         sys.meta_path.insert(0, Finder(*found))
@@ -36,7 +42,7 @@ def finish() -> None:
     """All is imported: let go of the file, and make it where it is missing or lacks much. What fails does no harm."""
     for finder in [finder for finder in sys.meta_path if isinstance(finder, Finder)]:
         sys.meta_path.remove(finder)
-    found = {name: spec for name, spec in specs().items() if type(spec.loader) is SourceFileLoader}
+    found = [name for name, spec in specs().items() if name not in _before and type(spec.loader) is SourceFileLoader]
     if len(found) > _FEW and _may_write():
         try:
             from fuseunion.bytecode.writing import write

@@ -122,6 +122,26 @@ def test_it_is_made_by_the_owner_of_the_package_alone(package: Path) -> None:
     assert _loaders(package) == FROM_IT
 
 
+def test_it_is_not_made_anew_by_each_mount(package: Path) -> None:
+    """Not all that is imported can come from it: the interpreter's own start cannot."""
+    before = _file(package).stat()
+    code = """
+import sys
+sys.dont_write_bytecode = False
+from fuseunion import bytecode
+bytecode.install()
+from fuseunion.cli import arguments, main, mount
+from fuseunion.engines.registry import load, order
+from fuseunion.mounting.options import EngineChoice
+load(order(EngineChoice.AUTO)[0]).preload()
+bytecode.finish()
+"""
+    done = _python(package, "-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    after = _file(package).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_it_cannot_be_made(package: Path) -> None:
     shutil.rmtree(package / "__pycache__")
     (package / "__pycache__").write_text("in the way")
