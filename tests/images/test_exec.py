@@ -161,14 +161,15 @@ def test_whose_the_upper_is_is_said_where_it_matters(stage: Stage) -> None:
 
 def test_directories_that_were_made_with_the_image_are_roots(stage: Stage) -> None:
     base, image = _base(stage), stage.arena.root / "my.img"
-    succeed("create", "--size", "16M", "--sparse", "--create-dir", "opt/project/data", image)
+    made = ["--create-dir", "opt/project/data", "--create-dir", "srv/more"]
+    succeed("create", "--size", "16M", "--sparse", *made, image)
     script = """
         stat -c %u / /opt/project/data; echo x >/opt/project/data/file
         mkdir /opt/project/x; chown 7:7 /opt/project/x 2>&1
     """
     stage.shell([base, image], script)
-    found = stage.shell([base, image], "stat -c %u / /opt/project/data; stat -c %u /opt/project/x")
-    assert found[:2] == ["0", "0"] and found[2] in ("0", "7")
+    found = stage.shell([base, image], "stat -c %u / /opt/project/data /srv/more; stat -c %u /opt/project/x")
+    assert found[:3] == ["0", "0", "0"] and found[3] in ("0", "7")
     fsck(image)
 
 
