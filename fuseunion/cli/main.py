@@ -48,6 +48,8 @@ def run(argv: list[str]) -> int:
         argv: with the program's name first.
     Returns:
         The exit status (errors.ExitCode).
+    Raises:
+        BrokenPipeError: whoever reads stdout has read enough.
     """
     program, *arguments = argv
     try:
@@ -69,11 +71,22 @@ def run(argv: list[str]) -> int:
         say(error.message)
         return error.exit_code
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _has_read_enough():
+            raise  # as `head` does; nothing is wrong
         say(_of_system(error))
         return ExitCode.FAILURE
     except KeyboardInterrupt:
         # The shell's convention for a program ended by SIGINT.
         return 130
+
+
+def _has_read_enough() -> bool:
+    """Whether nobody reads what is written to stdout any more."""
+    import select
+
+    poll = select.poll()
+    poll.register(1, 0)
+    return bool(poll.poll(0))
 
 
 def _of_system(error: OSError) -> str:

@@ -85,6 +85,29 @@ def test_help_has_examples(arguments: list[str]) -> None:
     assert "Example" in done.stdout
 
 
+@ONCE
+@pytest.mark.parametrize("arguments", [["diff", "--lower", "lower", "upper"], ["status"], ["--help"]])
+def test_who_reads_may_have_read_enough(arena: Arena, arguments: list[str]) -> None:
+    """As `| head` does: nothing is wrong, and nothing is said."""
+    for name in ("lower", "upper"):
+        arena.directory(name)
+    (arena.root / "upper/new").write_bytes(b"")
+    environment = {**arena.place.environment(), "PYTHONUNBUFFERED": "1"}
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        own().command(*arguments),
+        env=environment,
+        cwd=arena.root,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_refusals_come_before_pyfuse3_is_imported(arena: Arena) -> None:
     program = (
         "import sys; from fuseunion.cli.main import run\n"

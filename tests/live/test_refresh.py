@@ -219,7 +219,11 @@ def test_while_it_is_used(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPat
             (mount / f"d{number % 5}/new").rename(mount / f"d{(number + 1) % 5}/moved")
             (mount / f"d{(number + 1) % 5}/moved").unlink()
 
-        calls = (write, move, lambda _: look(mount.merged / "d1"), lambda number: (mount / f"d2/no{number}").exists())
+        def read_all(_: int) -> None:
+            """But for what `move` has there for a moment."""
+            assert all(path.read_bytes()[:3000] == b"x" * 3000 for path in (mount / "d1").glob("f*"))
+
+        calls = (write, move, read_all, lambda number: (mount / f"d2/no{number}").exists())
         threads = [threading.Thread(target=repeated, args=(call,)) for call in calls]
         for thread in threads:
             thread.start()
