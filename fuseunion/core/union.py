@@ -483,9 +483,14 @@ class Union:
         """Give a copied-up file one more name (create.link)."""
         return create.link(self.state, file, directory, name)
 
-    def unlink(self, directory: Directory, name: bytes) -> None:
+    def unlink(self, directory: Directory, name: bytes, *, keeps_data: bool = True) -> None:
         """Remove a non-directory (remove.unlink)."""
-        remove.unlink(self.state, directory, name)
+        remove.unlink(self.state, directory, name, keeps_data=keeps_data)
+
+    @property
+    def keeps_removed(self) -> bool:
+        """Whether the upper's filesystem keeps files that were removed without being open (LayerAccess)."""
+        return self.state.writable().layer.keeps_removed
 
     def rmdir(self, directory: Directory, name: bytes) -> Steps[None]:
         """Remove an empty directory, in steps (remove.rmdir)."""

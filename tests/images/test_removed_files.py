@@ -118,3 +118,27 @@ def test_without_space(arena: Arena) -> None:
                 (mount / "big").unlink()
                 (mount / "big").write_bytes(bytes(1 << 20))
     fsck(image)
+
+
+def test_what_cannot_be_removed_without_space_stays_as_it_was(arena: Arena) -> None:
+    """A whiteout needs an inode: the file stays, and so does what programs have open."""
+    image = ext(arena.root / "image")
+    lower = arena.lower({"f": File(b"x" * 10)})
+    with arena.mount(lower, upper=image, options=BY_PROGRAM) as mount:
+        with open(mount / "f", "r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"y", 0)
+            with open(mount / "big", "xb", buffering=0) as big, pytest.raises(OSError, match="No space"):
+                while True:
+                    big.write(bytes(1 << 16))
+            os.pwrite(file.fileno(), b"z", 1)
+            with pytest.raises(OSError, match="No space"):
+                for number in range(10_000):
+                    (mount / f"small{number}").write_bytes(b"x")
+            with pytest.raises(OSError, match="No space"):
+                os.unlink(mount / "f")
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(file.fileno(), 100, 0) == b"yz" + b"x" * 8
+            os.pwrite(file.fileno(), b"y", 2)
+            (mount / "big").unlink()
+        assert (mount / "f").read_bytes() == b"yzy" + b"x" * 7
+    fsck(image)

@@ -31,8 +31,12 @@ _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 """What rmdir(2) answers for a directory that has something in it."""
 
 
-def unlink(state: State, directory: Directory, name: bytes) -> None:
+def unlink(state: State, directory: Directory, name: bytes, *, keeps_data: bool = True) -> None:
     """Remove a non-directory.
+
+    Args:
+        keeps_data: for who may have it open. Some filesystems rename what is open (LayerAccess.keeps_removed), and may
+            have no space for that.
 
     Raises:
         OSError: ENOENT, EISDIR, EROFS, ENOSPC (a whiteout needs an inode), EACCES; ESTALE for what was exchanged;
@@ -44,9 +48,10 @@ def unlink(state: State, directory: Directory, name: bytes) -> None:
         if not isinstance(file, File):
             raise os_error(errno.EISDIR, name)
         upper = copy_up_directory(state, directory)
-        if not _removed_from_upper(state, file, directory, upper, name):
-            with covering_lower_name(state, directory, name):
-                state.writable().whiteouts.cover(upper, name)
+        with nullcontext() if keeps_data else file.holding(data=False):
+            if not _removed_from_upper(state, file, directory, upper, name):
+                with covering_lower_name(state, directory, name):
+                    state.writable().whiteouts.cover(upper, name)
         name_gone(state, file, directory, name)
 
 
@@ -59,18 +64,6 @@ def _removed_from_upper(state: State, file: File, directory: Directory, upper: R
     Raises:
         OSError: ESTALE for what was exchanged; nothing has changed then, as with any other error.
     """
-    try:
-        return _remove(state, file, directory, upper, name)
-    except OSError as error:
-        # A filesystem of paths renames what is removed while it is open, which may need space that it does not have.
-        if error.errno != errno.ENOSPC or upper.layer.keeps_removed or not file.is_at(upper, name):
-            raise
-        state.log.warning("no space is left to keep %r for who may have it open", name)
-    file.give_up_data()
-    return _remove(state, file, directory, upper, name)
-
-
-def _remove(state: State, file: File, directory: Directory, upper: RealDir, name: bytes) -> bool:
     try:
         with holding(file, upper, name) as recognised:
             if not recognised:

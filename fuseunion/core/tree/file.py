@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
+from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.numbers import Ino
@@ -49,16 +50,16 @@ class OpenFile(Protocol):
 _NONE_OPEN: frozenset[OpenFile] = frozenset()
 
 
-def kept_open(fd: int) -> int:
-    """A descriptor that keeps what an O_PATH descriptor, which is closed, is of: where only that is kept that is open
-    (LayerAccess.keeps_removed).
+def kept_open(fd: int, layer: LayerAccess) -> int:
+    """A descriptor that keeps what an O_PATH descriptor is of: the same, or, where only that is kept that is open
+    (LayerAccess.keeps_removed), another in its place.
 
     Raises:
         OSError: as open(2).
     """
     held = RealObject(fd)
-    if not stat.S_ISREG(held.stat().st_mode):
-        return fd  # nobody needs more of it than what it is
+    if layer.keeps_removed or not stat.S_ISREG(held.stat().st_mode):
+        return fd  # of what is no regular file nobody needs more
     try:
         return as_owner_of(held, lambda: held.open(os.O_RDONLY | os.O_NONBLOCK))
     finally:
@@ -100,13 +101,14 @@ class Grasp:
 class Holding:
     """A file that is held while the name that leads to it goes (File.holding)."""
 
-    __slots__ = ("_file", "_new")
+    __slots__ = ("_data", "_file", "_new")
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, *, data: bool) -> None:
         self._file = file
+        self._data = data
 
     def __enter__(self) -> bool:
-        self._new = self._file.hold()
+        self._new = self._file.hold(data=self._data)
         return self._new
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -295,37 +297,26 @@ class File(Inode):
             self.hold()
             self._place = Held(self._place.disk_id, not self._place.real.layer.keeps_removed)
 
-    def holding(self) -> AbstractContextManager[bool]:
+    def holding(self, *, data: bool = True) -> AbstractContextManager[bool]:
         """Hold the file by a descriptor while, in the block, the name that leads to it goes.
 
-        The block is told whether the name has been recognised for that.
+        The block is told whether the name has been recognised for that. `data` is as for `hold`.
         """
-        return Holding(self)
+        return Holding(self, data=data)
 
-    def hold(self) -> bool:
-        """Hold the file by a descriptor, if nothing does; True when that is new. Raises as `grasp`."""
+    def hold(self, *, data: bool = True) -> bool:
+        """Hold the file by a descriptor, if nothing does; True when that is new. Raises as `grasp`.
+
+        Args:
+            data: so that its data stays, too, where only that of what is open does.
+        """
         if self._pin >= 0 or (self.handles and self.in_upper):
             return False  # a descriptor of who has it open serves as well
         if self._place.location is None:
             return False
         fd, _ = self.grasped()
-        if isinstance(self._place, InUpper) and not self._place.real.layer.keeps_removed:
-            fd = kept_open(fd)
-        self._pin = fd
+        self._pin = kept_open(fd, self._place.real.layer) if data and isinstance(self._place, InUpper) else fd
         return True
-
-    def give_up_data(self) -> None:
-        """Keep the file by a descriptor of its path alone: whoever has it open gets EBADF once its name has gone.
-
-        Raises:
-            OSError: as `grasp`.
-        """
-        fd, is_own = self.grasped()
-        for handle in self.handles:
-            handle.switch(fd)
-        if is_own:
-            self.unhold()
-            self._pin = fd
 
     def unhold(self) -> None:
         """Close the descriptor that the file has for itself."""

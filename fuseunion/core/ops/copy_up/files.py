@@ -184,9 +184,7 @@ def show(state: State, file: File, temporary: bytes, lower_st: os.stat_result, d
                 upper.work.install(temporary, target, name)
             directory.stale()  # its times are others where they could not be kept
         elif not file.handles:
-            pin = tmp.hold(temporary)
-            if not upper.layer.keeps_removed:
-                pin = kept_open(pin)
+            pin = kept_open(tmp.hold(temporary), upper.layer)
         undo.pop_all()
     # Everybody sees the copy from here on: nothing may fail any more.
     if location is None:

@@ -93,6 +93,7 @@ class Requests:
             and the name of each that the kernel was told of since then, and may not remember. None else, when it may.
         listings: those under way; who lists goes by what `renewed` was at the beginning.
         forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
+        close_file: the adapter keeps no descriptor of its own of the file with a number; set by the adapter.
         count_open: how many files and directories are open; set by the adapter.
         counts: how many requests there were, and how they were answered; set by the adapter.
     """
@@ -112,6 +113,7 @@ class Requests:
         self.renewed: set[tuple[int, bytes]] | None = None
         self.listings: set[object] = set()
         self.forget_layers: Callable[[], None] = lambda: None
+        self.close_file: Callable[[int], None] = lambda _number: None
         self.count_open: Callable[[], int] = lambda: 0
         self.counts: Callable[[], Counts] = lambda: NONE
         # Who asks to write out waits for the one before: two at once would be no faster, and take two threads.
@@ -230,7 +232,17 @@ class Requests:
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a non-directory."""
-        self.union.unlink(self.union.directory(parent), name)
+        directory = self.union.directory(parent)
+        try:
+            self.union.unlink(directory, name)
+        except OSError as error:
+            file = directory.children.get(name)
+            if error.errno != errno.ENOSPC or self.union.keeps_removed or file is None:
+                raise
+            # To free space comes before keeping what somebody may have open: where even that needs some, it goes.
+            self.close_file(file.ino)
+            self.union.unlink(directory, name, keeps_data=False)
+            log.warning("no space was left to keep %r for who may have it open", name)
 
     def rmdir(self, parent: int, name: bytes) -> Later[None] | None:
         """Remove an empty directory."""

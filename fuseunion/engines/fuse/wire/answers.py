@@ -107,6 +107,7 @@ class Answers:
         self._directories = SharedDirectories(self._union, shows_all=shows_all)
         self._listings = Listings(self._union)
         requests.forget_layers = self._forget_layers
+        requests.close_file = self._open_files.close
         self._lost_capability = -1  # the inode of which the kernel took one away last
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
