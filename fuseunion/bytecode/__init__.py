@@ -24,7 +24,6 @@ from fuseunion.bytecode.file import PACKAGE, Finder, path, read, specs
 _FEW = 8
 """So many modules are imported from elsewhere without the file being made anew."""
 
-
 _before: frozenset[str] = frozenset()
 """What was imported before it could be used: the same at each start, and not to be had sooner."""
 

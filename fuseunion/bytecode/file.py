@@ -104,6 +104,7 @@ def way() -> tuple[str, ...]:
 
 
 def read() -> tuple[dict[str, tuple[str, bool, int, int, int, int]], memoryview] | None:
+    """The index and the code; None where there is no file that may be used."""
     if sys.flags.optimize or sys.pycache_prefix is not None:
         return None
     try:

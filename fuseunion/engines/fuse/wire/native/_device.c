@@ -491,8 +491,10 @@ static bool is_known(const struct fuse_in_header *header, const char *body, size
 {
     struct stat st;
     if (header->opcode == FUSE_LOOKUP) {
+        if (!is_absent(header->nodeid, body, size))
+            return false;
         say_absent(known);
-        return is_absent(header->nodeid, body, size);
+        return true;
     }
     if (header->opcode == FUSE_GETATTR && look_at_directory(header->nodeid, &st)) {
         say_attributes(header->nodeid, &st, known);

@@ -141,14 +141,7 @@ int make_file(const struct fuse_in_header *header, const char *body, size_t size
     (void)fcntl(fd, F_SETFL, O_NOATIME);
     if (fstat(fd, st) == 0)
         return fd;
-    unmake_file(header, body, fd);
-    return -1;
-}
-
-void unmake_file(const struct fuse_in_header *header, const char *body, int fd)
-{
     close(fd);
-    const struct directory *directory = find(header->nodeid);
-    if (directory != NULL)
-        unlinkat(directory->fds[0], body + sizeof(struct fuse_mknod_in), 0);
+    unlinkat(directory->fds[0], name, 0); /* nobody has seen it */
+    return -1;
 }

@@ -30,7 +30,4 @@ bool look_at_directory(uint64_t number, struct stat *st);
 
 /* Make the file that a request asks for in a shared directory, and open it. Returns -1 where Python has to. */
 int make_file(const struct fuse_in_header *header, const char *body, size_t size, struct stat *st);
-
-/* Nobody has seen a file that was made: take it away. */
-void unmake_file(const struct fuse_in_header *header, const char *body, int fd);
 #pragma GCC visibility pop
