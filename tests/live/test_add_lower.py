@@ -8,9 +8,8 @@ import os
 import shutil
 import stat
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,11 +22,12 @@ from fuseunion.linux.runtime.conversation import RefusedError
 from tests.differential import recipes
 from tests.differential.generator import Generator
 from tests.differential.operations import Call, Operation, World
+from tests.live.traffic import UNCHANGED, traffic
 from tests.support import libc
 from tests.support.arena import Arena
 from tests.support.layers import Dir, File, Mark, Node, Opacity, Opaque, Symlink, Whiteout, build
 from tests.support.mounts import FuseunionMount, KernelMount
-from tests.support.tree import assert_same, inode_faults, snapshot
+from tests.support.tree import assert_same, inode_faults, look, snapshot
 
 WIRE = pytest.mark.parametrize("wire", ["1", "0"], ids=["extension", "pyfuse3"])
 
@@ -44,17 +44,6 @@ def refused(arena: Arena, *arguments: str | Path) -> tuple[int, str]:
     done = arena.place.fuseunion("add-lower", *arguments)
     assert done.stdout == "" and done.stderr.count("\n") == 1, (done.stdout, done.stderr)
     return done.returncode, done.stderr
-
-
-def look(top: Path) -> dict[str, bytes]:
-    """Every path with its content."""
-    found = {}
-    for path in sorted(top.rglob("*")):
-        if path.is_symlink():
-            found[str(path.relative_to(top))] = os.fsencode(os.readlink(path))
-        else:
-            found[str(path.relative_to(top))] = path.read_bytes() if path.is_file() else b"/"
-    return found
 
 
 def on_disk(upper: Path) -> dict[bytes, object]:
@@ -269,53 +258,18 @@ def test_deep_stacks_links_and_reading_alone(arena: Arena) -> None:
 def test_while_it_is_used(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that look up, list, write and rename in the same directories are not held up, and lose nothing."""
     monkeypatch.setenv("FUSEUNION_WIRE", wire)
-    old = arena.lower({f"d{n % 5}/f{n}": File(b"x" * 3000) for n in range(200)})
+    old = arena.lower({f"d{n % 5}/f{n}": File(UNCHANGED) for n in range(200)})
     additions = [arena.lower({f"d{n}/more{n}": File(b"m"), f"d4/gone{n}": Whiteout()}) for n in range(4)]
     with arena.mount(old, arguments=["--volatile"]) as mount:
-        ended = threading.Event()
-        failures: list[Exception] = []
-
-        def repeated(call: Callable[[int], object]) -> None:
-            round_ = 0
-            try:
-                while not ended.is_set():
-                    call(round_)
-                    round_ += 1
-                assert round_
-            except (OSError, AssertionError) as error:
-                failures.append(error)
-
-        def write(number: int) -> None:
-            path = mount / f"d{number % 5}/f{number % 200}"
-            with path.open("ab") as file:
-                file.write(b"y")
-            assert path.stat().st_size > 3000
-
-        def move(number: int) -> None:
-            (mount / f"d{number % 5}/new").write_bytes(b"n")
-            (mount / f"d{number % 5}/new").rename(mount / f"d{(number + 1) % 5}/moved")
-            (mount / f"d{(number + 1) % 5}/moved").unlink()
-
-        def move_directory(number: int) -> None:
-            (mount / "d3").rename(mount / "d3 moved")
-            (mount / "d3 moved").rename(mount / "d3")
-
-        calls = (write, move, lambda _: look(mount.merged / "d1"), lambda number: (mount / f"d2/no{number}").exists())
-        threads = [threading.Thread(target=repeated, args=(call,)) for call in calls]
-        for thread in threads:
-            thread.start()
-        for number, above in enumerate(additions):
-            assert not (mount / f"d{number}/more{number}").exists()
-            add(arena, mount, above)
-            assert (mount / f"d{number}/more{number}").read_bytes() == b"m"
-        ended.set()
-        for thread in threads:
-            thread.join(20)
-        assert not failures
+        with traffic(mount, 200):
+            for number, above in enumerate(additions):
+                assert not (mount / f"d{number}/more{number}").exists()
+                add(arena, mount, above)
+                assert (mount / f"d{number}/more{number}").read_bytes() == b"m"
         written = sorted(arena.upper.glob("d*/f*"))
         assert written
         for path in written:
-            assert path.read_bytes().strip(b"y") == b"x" * 3000
+            assert path.read_bytes().strip(b"y") == UNCHANGED
         now = look(mount.merged)
     with arena.mount(*reversed(additions), old, arguments=["--volatile"]) as mount:
         assert look(mount.merged) == now

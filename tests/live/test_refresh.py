@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.live.traffic import UNCHANGED, traffic
 from tests.support.arena import Arena
 from tests.support.layers import Dir, File, Symlink
 from tests.support.mounts import FuseunionMount
-from tests.support.tree import snapshot
+from tests.support.tree import look, snapshot
 
 WIRE = pytest.mark.parametrize("wire", ["1", "0"], ids=["extension", "pyfuse3"])
 
@@ -22,17 +21,6 @@ WIRE = pytest.mark.parametrize("wire", ["1", "0"], ids=["extension", "pyfuse3"])
 def refresh(arena: Arena, mount: FuseunionMount, *paths: str) -> None:
     done = arena.place.fuseunion("refresh", mount.merged, *paths)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def look(top: Path) -> dict[str, bytes]:
-    """Every path with its content, and every name in `absent` looked for."""
-    found = {}
-    for path in sorted(top.rglob("*")):
-        if path.is_symlink():
-            found[str(path.relative_to(top))] = os.fsencode(os.readlink(path))
-        else:
-            found[str(path.relative_to(top))] = path.read_bytes() if path.is_file() else b"/"
-    return found
 
 
 def changed_lower(arena: Arena, tree: dict[str, File | Dir | Symlink]) -> Path:
@@ -193,50 +181,15 @@ def test_a_part(arena: Arena) -> None:
 def test_while_it_is_used(arena: Arena, wire: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that look up, list, write and rename in the same directories are not held up, and lose nothing."""
     monkeypatch.setenv("FUSEUNION_WIRE", wire)
-    lower = changed_lower(arena, {f"d{n % 5}/f{n}": File(b"x" * 3000) for n in range(300)})
+    lower = changed_lower(arena, {f"d{n % 5}/f{n}": File(UNCHANGED) for n in range(300)})
     with arena.mount(lower, arguments=["--volatile"]) as mount:
-        ended = threading.Event()
-        failures: list[Exception] = []
-
-        def repeated(call: Callable[[int], object]) -> None:
-            round_ = 0
-            try:
-                while not ended.is_set():
-                    call(round_)
-                    round_ += 1
-                assert round_
-            except (OSError, AssertionError) as error:
-                failures.append(error)
-
-        def write(number: int) -> None:
-            path = mount / f"d{number % 5}/f{number % 300}"
-            with path.open("ab") as file:
-                file.write(b"y")
-            assert path.stat().st_size > 3000
-
-        def move(number: int) -> None:
-            (mount / f"d{number % 5}/new").write_bytes(b"n")
-            (mount / f"d{number % 5}/new").rename(mount / f"d{(number + 1) % 5}/moved")
-            (mount / f"d{(number + 1) % 5}/moved").unlink()
-
-        def read_all(_: int) -> None:
-            """But for what `move` has there for a moment."""
-            assert all(path.read_bytes()[:3000] == b"x" * 3000 for path in (mount / "d1").glob("f*"))
-
-        calls = (write, move, read_all, lambda number: (mount / f"d2/no{number}").exists())
-        threads = [threading.Thread(target=repeated, args=(call,)) for call in calls]
-        for thread in threads:
-            thread.start()
-        for number in range(4):
-            (lower / f"d3/more{number}").write_bytes(b"m")
-            refresh(arena, mount)
-            assert (mount / f"d3/more{number}").read_bytes() == b"m"
-        ended.set()
-        for thread in threads:
-            thread.join(20)
-        assert not failures
+        with traffic(mount, 300):
+            for number in range(4):
+                (lower / f"d3/more{number}").write_bytes(b"m")
+                refresh(arena, mount)
+                assert (mount / f"d3/more{number}").read_bytes() == b"m"
         for path in arena.upper.glob("d*/f*"):
-            assert path.read_bytes().strip(b"y") == b"x" * 3000
+            assert path.read_bytes().strip(b"y") == UNCHANGED
 
 
 @pytest.mark.actors("root", "user")

@@ -218,3 +218,14 @@ def inode_faults(root: Path | bytes) -> list[str]:
         if not one_file:
             found.append(f"{path!r} and {other[0]!r} share st_ino {status.st_ino} and are not hard links")
     return found
+
+
+def look(top: Path) -> dict[str, bytes]:
+    """Every path with its content: of a link where it leads, of a directory `/`."""
+    found = {}
+    for path in sorted(top.rglob("*")):
+        if path.is_symlink():
+            found[str(path.relative_to(top))] = os.fsencode(os.readlink(path))
+        else:
+            found[str(path.relative_to(top))] = path.read_bytes() if path.is_file() else b"/"
+    return found
