@@ -142,22 +142,27 @@ class Prepared:
         if self._lowers is None or self.upper is None or self.full is not None:
             return
         same_lowers.remember(self.upper.fd, self._lowers)
-        if self.has_image_upper and self.work is not None:
-            from fuseunion import __version__
-            from fuseunion.images import used  # most mounts have none
-
-            used.note(self.work.fd, __version__, self._paths)
+        self._note_use()
         if self.exchanged and self._form is Form.PLAIN:
             log.tell(f"warning: {self.says_exchanged}")
 
     def compare_lowers(self) -> None:
         """Compare with the lowers that the upper remembers, and remember these once the mount is live."""
         assert self.upper is not None
-        images = {mounted.device for mounted in self.images}
-        self._lowers = same_lowers.identity((opened.fd for opened in self.lowers), images)
+        self._lowers = self._identity(opened.fd for opened in self.lowers)
         # As they are called here: the daemon works elsewhere.
         self._paths = [os.path.abspath(opened.label) for opened in self.lowers]
         self.exchanged = same_lowers.differ(self.upper.fd, self._lowers)
+
+    def _identity(self, lower_fds: Iterable[int]) -> bytes:
+        return same_lowers.identity(lower_fds, {mounted.device for mounted in self.images})
+
+    def _note_use(self) -> None:
+        if self.has_image_upper and self.work is not None:
+            from fuseunion import __version__
+            from fuseunion.images import used  # most mounts have none
+
+            used.note(self.work.fd, __version__, self._paths)
 
     def add_lower(self, opened: Opened, lower_fds: Iterable[int]) -> None:
         """One more lower lies on top of the others; an upper that remembers its lowers remembers it too.
@@ -169,9 +174,11 @@ class Prepared:
         if self._lowers is None or self.upper is None or self.full is not None:
             return
         try:
-            same_lowers.remember(self.upper.fd, same_lowers.identity(lower_fds))
+            same_lowers.remember(self.upper.fd, self._identity(lower_fds))
         except OSError as error:
             _log.warning("the upper does not remember a lower that was added: %s", error)
+        self._paths.insert(0, os.path.abspath(opened.label))
+        self._note_use()
 
     @property
     def says_exchanged(self) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from fuseunion.images import loops as product_loops
 from tests.engines.shown import Engine, run, shown
-from tests.images.commands import a_sif, image, succeed
+from tests.images.commands import a_sif, image, info, succeed
 from tests.images.conftest import content, ext, fsck, names, repair, squashfs
 from tests.support import libc, loops, processes
 from tests.support.arena import Arena
@@ -105,6 +105,20 @@ def test_the_other_lowers_warning_does_not_depend_on_the_way(arena: Arena) -> No
     for way in ("kernel", "fuse", "kernel"):
         merged = arena.directory("merged")
         assert run(arena, "-o", f"images={way}", lower, upper, merged) == ""
+        run(arena, "umount", merged)
+
+
+def test_a_lower_that_was_added_is_remembered(arena: Arena) -> None:
+    """The next mount over the same layers has nothing to warn of, and the image says what it was used with."""
+    lower, upper = _images(arena)
+    above, below = arena.lower({"above": File(b"a")}), arena.lower({"below": File(b"b")})
+    merged = arena.directory("merged")
+    run(arena, "-o", "images=kernel", f"{lower}:{below}", upper, merged)
+    run(arena, "add-lower", merged, above)
+    run(arena, "umount", merged)
+    assert info(upper)["filesystems"][0]["last_used_with"][1:] == [str(above), str(lower), str(below)]
+    for way in ("kernel", "fuse"):
+        assert run(arena, "-o", f"images={way}", f"{above}:{lower}:{below}", upper, merged) == ""
         run(arena, "umount", merged)
 
 
@@ -217,6 +231,17 @@ def test_overlayfs_over_images(arena: Arena, end: Callable[[Arena, Path], None])
     assert content(upper, "/upper/file") == b"changed"
     assert names(upper) == {"file", "gone", "new"}
     assert names(upper, "/work") <= {"work"}
+
+
+def test_overlayfs_over_what_is_called_like_a_loop_device(arena: Arena) -> None:
+    """A copy of a machine's /sys: whoever has that device is not waited for."""
+    merged, file = arena.directory("merged"), arena.root / "file"
+    file.write_bytes(bytes(1 << 20))
+    with loops.taken(file) as device:
+        lower = build(arena.root / f"copy/sys/block/{Path(device).name}", {"file": File(b"x")})
+        run(arena, "--engine", "kernel", lower, ext(arena.root / "image"), merged)
+        assert [line.split(": ")[0] for line in _shown_by(arena, merged)] == [str(arena.root / "image")]
+        run(arena, "umount", merged)
 
 
 def test_overlayfs_keeps_the_lock(arena: Arena) -> None:

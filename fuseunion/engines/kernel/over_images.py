@@ -29,6 +29,7 @@ from fuseunion.linux import namespaces, syscalls
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.proc.holders import elsewhere
+from fuseunion.mounting.options.grammar import split_unescaped
 from fuseunion.mounting.prepared import Opened, Prepared
 
 _log = logging.getLogger("fuseunion.kernel")
@@ -147,7 +148,8 @@ def said_of(entry: Mount) -> tuple[str, ...]:
 def _names(entry: Mount) -> dict[str, bool]:
     """The loop devices of an overlay, and whether it writes there."""
     upper = entry.option("upperdir") or ""
-    return {found[1]: found[0] == upper for found in _PLACE.finditer(f"{entry.option('lowerdir')}:{upper}")}
+    layers = (*split_unescaped(entry.option("lowerdir") or "", ":"), upper)
+    return {found[1]: layer == upper for layer in layers if (found := _PLACE.fullmatch(layer))}
 
 
 def images_of(entry: Mount) -> list[Left]:
