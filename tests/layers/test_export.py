@@ -281,3 +281,24 @@ def test_marks_that_cannot_be_understood(arena: Arena) -> None:
         assert (said.code, said.out) == (3, "") and f"the marks on '{arena.upper}/d'" in said.err
         assert len(said.err.splitlines()) == 1
     assert sorted(path.name for path in arena.root.iterdir()) == ["logs", "lower0", "upper"]
+
+
+@pytest.mark.actors("user")
+@pytest.mark.parametrize("chosen", ["oci", "oci-archive"])
+def test_half_an_archive_is_a_failure(arena: Arena, chosen: str) -> None:
+    """Whoever reads it may have died; nobody has read enough of it."""
+    _upper(arena)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    said = subprocess.run(
+        arena.place.interpreter.command("export", "--format", chosen, str(arena.upper)),
+        env=arena.place.environment(),
+        cwd="/",
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(theirs)
+    assert said.returncode == 1
+    assert said.stderr == "fuseunion: the standard output was closed before the archive was complete\n"

@@ -77,13 +77,19 @@ def written(path: str) -> Iterator[Callable[[bytes], object]]:
         path: `-` for the standard output.
 
     Raises:
-        UserError: USAGE for a terminal; OSError: it cannot be written.
+        UserError: USAGE for a terminal; FAILURE where the reader of the standard output has gone; OSError: it cannot be
+            written.
     """
     if path == STDOUT:
         if sys.stdout.isatty():
             raise UserError("an archive is nothing for a terminal; give a file with -o, or a pipe")
-        yield sys.stdout.buffer.write
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer.write
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # Of a listing one may read the beginning alone; a part of an archive is none.
+            message = "the standard output was closed before the archive was complete"
+            raise UserError(message, ExitCode.FAILURE) from None
         return
     try:
         special = not stat.S_ISREG(os.stat(path).st_mode)
