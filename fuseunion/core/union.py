@@ -500,6 +500,10 @@ class Union:
         """Rename (rename.rename). Precondition: `make_movable` of what moves is done."""
         rename.rename(self.state, old_dir, old_name, new_dir, new_name, flags)
 
+    def renamed_at_once(self, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes) -> bool:
+        """Rename a file that needs no `make_movable`, if it is that simple (rename.renamed_at_once)."""
+        return rename.renamed_at_once(self.state, old_dir, old_name, new_dir, new_name)
+
     # -- whole entries -----------------------------------------------------------------------------------------------
 
     def list_names(self, directory: Directory) -> list[bytes]:

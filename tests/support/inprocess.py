@@ -139,6 +139,9 @@ class InProcess:
 
     def rename(self, source: str, target: str, flags: int = 0) -> None:
         ends = *self._split(source), *self._split(target)
+        self.find(source)
+        if not flags and self.union.renamed_at_once(*ends):
+            return
         sources = [source, target] if flags & 2 else [source]
         for path in sources:
             for files in self.union.make_movable(self.find(path)):

@@ -34,8 +34,8 @@ from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import OpenObject, RealObject
 from fuseunion.linux.recognition import DiskId
 
-_NEVER_INHERITED = frozenset({xattr_names.CAPABILITY})
-"""What no new object has, and what the kernel asks for before the first write."""
+_NEVER_INHERITED = frozenset({xattr_names.CAPABILITY, xattr_names.UNION_ORIGIN})
+"""What no new object has: what the kernel asks for before the first write, and what only copies get."""
 
 _Make = Callable[[bytes, int, int], int | None]
 """`make(name, dirfd, mode)` does the system call and may return a descriptor."""

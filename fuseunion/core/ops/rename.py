@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.marks.marks import is_whiteout
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_name
-from fuseunion.core.ops.copy_up.origin_paths import note_path
+from fuseunion.core.ops.copy_up.origin_paths import has_no_mark, note_path
 from fuseunion.core.ops.create import check_name
 from fuseunion.core.ops.moving import redirect
 from fuseunion.core.ops.remove import directory_gone, holding, name_gone
@@ -34,6 +35,7 @@ from fuseunion.core.tree.lookup import existing, lookup, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
+from fuseunion.linux.recognition import id_of
 
 _FLAGS = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
 
@@ -85,6 +87,47 @@ def rename(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory
             raise os_error(errno.ENOENT, new_name)
         else:
             _exchange(state, source, old, target, new)
+
+
+def renamed_at_once(state: State, old_dir: Directory, old_name: bytes, new_dir: Directory, new_name: bytes) -> bool:
+    """Make the rename that most are: of a file that lies in the upper, to a name that nothing has.
+
+    It takes two system calls where no lower takes part, and asks each lower once where one does.
+
+    Returns:
+        False for any other, and for one that fails: nothing has changed then, and `rename` knows what is to be said.
+    """
+    source, here, there = old_dir.children.get(old_name), old_dir.upper, new_dir.upper
+    if (
+        here is None
+        or there is None
+        or not isinstance(source, File)
+        or not source.is_at(here, old_name)
+        or source.data is not None
+        or source.lower_links is not None
+        or source.group is not None
+        or new_name in new_dir.children
+        or is_reserved(new_name)
+        or new_dir.removed
+        or old_dir.exchanged
+        or new_dir.exchanged
+        or not state.writable().work.capabilities.noreplace
+    ):
+        return False
+    try:
+        if old_dir.lowers and not (has_no_mark(source) and not lower_is_positive(state, old_dir, old_name)):
+            return False
+        if new_dir.lowers and lower_is_positive(state, new_dir, new_name):
+            return False
+        st = here.stat(old_name)
+        if st is None or id_of(st) != source.disk_id or stat.S_IFMT(st.st_mode) != source.kind:
+            return False
+        syscalls.renameat2(here.fd(), old_name, there.fd(), new_name, syscalls.RENAME_NOREPLACE)
+    except OSError:
+        return False
+    _renamed(source, _End(old_dir, old_name, here), _End(new_dir, new_name, there))
+    state.writable().whiteouts.drop_file_mark(there, new_name)
+    return True
 
 
 def _recognise(inode: Inode, end: _End) -> None:

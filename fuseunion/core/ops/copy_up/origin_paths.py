@@ -16,6 +16,11 @@ from fuseunion.core.tree.lookup import FoundFile, resolve_below
 from fuseunion.core.tree.state import State
 
 
+def has_no_mark(inode: Inode) -> bool:
+    """Whether an object is known to have no origin mark: it was made here (create.py), and only copies get one."""
+    return xattr_names.UNION_ORIGIN in inode.absent_xattrs
+
+
 def note_path(state: State, inode: Inode, directory: Directory, name: bytes) -> bool:
     """Complete the origin mark of an object that leaves the place of its lower (origin_mark.py).
 
@@ -29,7 +34,7 @@ def note_path(state: State, inode: Inode, directory: Directory, name: bytes) -> 
         OSError: ESTALE when the name leads to another object now; of the system calls.
     """
     prefix = state.writable().work.capabilities.xattr_prefix
-    if prefix is None or directory.upper is None or not directory.lowers:
+    if prefix is None or directory.upper is None or not directory.lowers or has_no_mark(inode):
         return True
     with directory.upper.held(name) as held:
         inode.recognise(held.stat())

@@ -268,6 +268,8 @@ class Requests:
         check_flags(flags)
         old = self.union.directory(parent)
         new = self.union.directory(new_parent)
+        if not flags and self.union.renamed_at_once(old, name, new, new_name):
+            return None
         preparation = self._ready_to_rename(old, name, new, new_name, flags)
 
         def move() -> None:
