@@ -44,6 +44,7 @@ from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
 from fuseunion.core.tree.inode import Inode, Unreadable
 from fuseunion.core.tree.listing import PlainFiles, candidates, listing
 from fuseunion.core.tree.lookup import existing, lookup, unreadable
+from fuseunion.core.tree.place import Held
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
@@ -580,6 +581,36 @@ class Union:
             self.state.descriptors.give_back()
             raise
         return FileHandle(file, fd, writable=wants_write)
+
+    def place_to_open(self, file: File) -> tuple[int, bytes, int, int] | None:
+        """Where one openat(2) opens a regular file for reading, and what has to be there.
+
+        Returns:
+            The descriptor of a directory, borrowed as of RealDir.fd; a name in it; st_dev and st_ino. None where it may
+            take more (`open`).
+
+        Raises:
+            OSError: as RealDir.fd.
+        """
+        place = file.place
+        if file.kind != stat.S_IFREG or file.data is not None or isinstance(place, Held):
+            return None
+        real = place.real
+        if not real.layer.noatime or real.holds_the_mount:
+            return None
+        return real.fd(), place.name, place.device, place.number
+
+    def opened_for_reading(self, file: File, fd: int) -> FileHandle:
+        """As `open`, of a file that was opened where `place_to_open` says.
+
+        Args:
+            fd: the handle's, unless this fails.
+
+        Raises:
+            OSError: ENFILE.
+        """
+        self.state.descriptors.take_for_file()
+        return FileHandle(file, fd, writable=False)
 
     def open_for_a_moment(self, file: File) -> int:
         """A descriptor of a file to read from, which the caller closes before anybody else gets a turn.

@@ -340,7 +340,7 @@ class Answers:
             return self._told(self._union.mknod(directory, name, mode, rdev, owner))
         # It is going to be written to.
         file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
-        self._open_files.share_new(self._open_files.keep(handle), mode)
+        self._open_files.share_new(self._open_files.keep(handle, readable=True), mode)
         if self._requests.renewed is None:
             self._directories.made_file(directory)
         return self._told(file)
@@ -360,7 +360,7 @@ class Answers:
             os.close(fd)
             self._union.take_back(directory, name)
             raise
-        self._open_files.share_new(self._open_files.keep(handle), 0)
+        self._open_files.share_new(self._open_files.keep(handle, readable=True), 0)
         self._requests.told(file)
         return file.ino
 
@@ -368,7 +368,7 @@ class Answers:
         directory = self._union.directory(parent)
         owner = self._callers.owner(Sender(uid, gid, pid, umask))
         file, handle = self._open_files.retried(lambda: self._union.tmpfile(directory, mode, owner))
-        self._open_files.share_new(self._open_files.keep(handle), mode)
+        self._open_files.share_new(self._open_files.keep(handle, readable=True), mode)
         return self._told(file) + layouts.OPENED.pack()
 
     def _mkdir(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, name: bytes) -> bytes:
@@ -517,6 +517,11 @@ class Answers:
     def _read_whole(self, file: File, most: int) -> bytes | None:
         """All of a small file, which nobody is going to ask for again; None where more has to be said or done."""
         try:
+            place = self._union.place_to_open(file)
+            if place is not None:
+                assert device is not None
+                waits = self._requests.reader.may_wait(place[2])
+                return device.read_plain(*place, most, waits)  # type: ignore[no-any-return]
             fd = self._union.open_for_a_moment(file)
         except OSError:
             return None
@@ -633,23 +638,26 @@ class Answers:
         """Copy what takes no longer than a usual request; None for all else."""
         if not file.in_upper:
             return None
-        with ExitStack() as held:  # to open the one may close the other, above all of one file
+        try:
+            target = self._open_files.writing(file)
+            target.use()  # to open the other may close it, above all where both are one file
             try:
-                target = self._open_files.writing(file)
-                held.enter_context(target.used())
                 origin = self._open_files.reading(source)
-                held.enter_context(origin.used())
-            except BlockingIOError:
-                return None  # somebody has a lease
-            fd = origin.handle.fd
-            length = min(length, max(os.fstat(fd).st_size - offset, 0))
-            if length > _SMALL_RANGE or (length and self._requests.reader.would_wait(fd, length, offset)):
-                return None
-            self._open_files.share_for_reading(origin)
-            if not target.plain:
-                self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
-            file.stale()
-            return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0
+                fd = origin.handle.fd
+                length = min(length, max(os.fstat(fd).st_size - offset, 0))
+                if length > _SMALL_RANGE:
+                    return None
+                self._open_files.share_for_reading(origin)
+                if length and not origin.never_waits and self._requests.reader.would_wait(fd, length, offset):
+                    return None
+                if not target.plain:
+                    self._data_changes(target, caller, kills=not self._callers.keeps_set_id(caller))
+                file.stale()
+                return os.copy_file_range(fd, target.handle.fd, length, offset, target_offset) if length else 0
+            finally:
+                target.release()
+        except BlockingIOError:
+            return None  # somebody has a lease
 
     async def _copy_range(
         self, source: File, offset: int, file: File, target_offset: int, length: int, caller: Sender

@@ -35,19 +35,26 @@ T = TypeVar("T")
 class OpenFile:
     """A file with a descriptor.
 
+    Args:
+        readable: see below; None where that has to be asked for.
+
     Attributes:
         readable: the descriptor can be read from.
         plain: has no set-ID bits and no capability that a write would have to take away.
         uses: what the descriptor is shared for.
+        never_waits: known to lie on a filesystem in memory.
     """
 
-    __slots__ = ("_closing", "_users", "handle", "plain", "readable", "uses")
+    __slots__ = ("_closing", "_users", "handle", "never_waits", "plain", "readable", "uses")
 
-    def __init__(self, handle: FileHandle) -> None:
+    def __init__(self, handle: FileHandle, readable: bool | None) -> None:
         self.handle = handle
-        # A file that its owner may only write to can be opened for that alone (Union.open).
-        self.readable = not handle.writable or fcntl.fcntl(handle.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY
+        if readable is None:
+            # A file that its owner may only write to can be opened for that alone (Union.open).
+            readable = not handle.writable or fcntl.fcntl(handle.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY
+        self.readable = readable
         self.plain = False
+        self.never_waits = False
         self.uses = 0
         self._users = 0
         self._closing: Callable[[FileHandle], None] | None = None
@@ -64,12 +71,17 @@ class OpenFile:
 
         From the call, and not from the beginning of the block: that of a coroutine begins when its task first runs.
         """
-        self._users += 1
+        self.use()
         end = ExitStack()
-        end.callback(self._release)
+        end.callback(self.release)
         return end
 
-    def _release(self) -> None:
+    def use(self) -> None:
+        """As `used`, until `release`: for what does not wait."""
+        self._users += 1
+
+    def release(self) -> None:
+        """Undo `use`."""
         self._users -= 1
         if not self._users and self._closing is not None:
             self._closing(self.handle)
@@ -114,11 +126,34 @@ class OpenFiles:
         return self._open(file, os.O_WRONLY)
 
     def _open(self, file: File, flags: int) -> OpenFile:
+        if flags == os.O_RDONLY:
+            handle = self._opened_at_once(file)
+            if handle is not None:
+                return self.keep(handle, readable=True)
         return self.keep(self.retried(lambda: self._union.open(file, flags)))
 
-    def keep(self, handle: FileHandle) -> OpenFile:
-        """Keep the descriptor of a handle, which belongs to this object from now on."""
-        opened = OpenFile(handle)
+    def _opened_at_once(self, file: File) -> FileHandle | None:
+        """A file that was opened for reading in one call, if it is that simple; `Union.open` says what is wrong."""
+        try:
+            place = self._union.place_to_open(file)
+        except OSError:
+            return None
+        fd = None if place is None else _device().open_plain(*place)
+        if fd is None:
+            return None
+        try:
+            return self.retried(lambda: self._union.opened_for_reading(file, fd))
+        except OSError:
+            os.close(fd)
+            raise
+
+    def keep(self, handle: FileHandle, *, readable: bool | None = None) -> OpenFile:
+        """Keep the descriptor of a handle, which belongs to this object from now on.
+
+        Args:
+            readable: as of OpenFile.
+        """
+        opened = OpenFile(handle, readable)
         self.close(handle.file.ino)
         self._files[handle.file.ino] = opened
         self._shrink(self._most)
@@ -171,7 +206,8 @@ class OpenFiles:
         handle = opened.handle
         if self._files.get(handle.file.ino) is opened:
             opened.uses |= uses
-            if self._reader.never_waits(handle.fd):
+            opened.never_waits = opened.never_waits or self._reader.never_waits(handle.fd)
+            if opened.never_waits:
                 opened.uses |= _device().NEVER_WAITS
             if opened.plain and self._shows_all and self._union.shows_as_it_is(handle.file):
                 opened.uses |= _device().ATTRIBUTES

@@ -24,6 +24,7 @@
 #define _GNU_SOURCE
 #include "copy.h"
 #include "directories.h"
+#include "opening.h"
 #include "plain.h"
 
 #include <dlfcn.h>
@@ -68,7 +69,7 @@ enum {
 #define CROWDED (SECOND / 10)
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 2
+#define INTERFACE 3
 
 enum outcome { IDLE, PASSED, TURN };
 
@@ -1417,6 +1418,8 @@ static PyMethodDef functions[] = {
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"copy_plain", copy_plain, METH_VARARGS, copy_plain_doc},
+    {"open_plain", (PyCFunction)(void (*)(void))open_plain, METH_FASTCALL, open_plain_doc},
+    {"read_plain", (PyCFunction)(void (*)(void))read_plain, METH_FASTCALL, read_plain_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
     {"counts", counts, METH_NOARGS, counts_doc},
     {"durations", durations, METH_O, durations_doc},

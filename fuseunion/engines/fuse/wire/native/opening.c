@@ -1,0 +1,118 @@
+/* Regular files that are reached by a name: opened, or read whole, in one call.
+ *
+ * It is what RealDir.open_regular, File.recognise and Reader.whole do, without a Python call for each step. What is not as
+ * it was believed to be, or fails, is said to be so: Python begins again, and knows what is to be answered.
+ */
+
+#define _GNU_SOURCE
+#include "opening.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+const char open_plain_doc[] =
+    "open_plain(dirfd, name, device, number) -> fd or None\n--\n\n"
+    "A descriptor to read from of `name` in a directory, which is the regular file (device, number) and has nobody's lease.\n"
+    "None: nothing was done.";
+const char read_plain_doc[] =
+    "read_plain(dirfd, name, device, number, most, waits) -> bytes or None\n--\n\n"
+    "All of such a file, which has less than `most` bytes. waits: it may have to be waited for; then only what is in memory\n"
+    "is read. None: it is another, or longer, or not in memory.";
+
+enum { LARGEST = 1 << 20 }; /* FUSE_MAX_MAX_PAGES, 256, of 4 KiB */
+
+struct file {
+    long dirfd;
+    const char *name;
+    unsigned long long device, number;
+};
+
+/* The first four arguments. Returns false with an exception. */
+static bool read_file_arguments(PyObject *const *args, struct file *file)
+{
+    file->dirfd = PyLong_AsLong(args[0]);
+    file->name = PyBytes_AsString(args[1]);
+    if (file->name == NULL)
+        return false;
+    file->device = PyLong_AsUnsignedLongLong(args[2]);
+    file->number = PyLong_AsUnsignedLongLong(args[3]);
+    return !PyErr_Occurred();
+}
+
+/* Not its time of access, where that is allowed; no link is followed; waits for no lease and for no FIFO. Returns -1. */
+static int open_file(const struct file *file, struct stat *st)
+{
+    const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int fd = openat((int)file->dirfd, file->name, flags | O_NOATIME);
+    if (fd < 0 && errno == EPERM)
+        fd = openat((int)file->dirfd, file->name, flags);
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, st) == 0 && S_ISREG(st->st_mode) && st->st_dev == file->device && st->st_ino == file->number)
+        return fd;
+    close(fd);
+    return -1;
+}
+
+PyObject *open_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    struct file file;
+    struct stat st;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "open_plain(dirfd, name, device, number)");
+        return NULL;
+    }
+    if (!read_file_arguments(args, &file))
+        return NULL;
+    const int fd = open_file(&file, &st);
+    if (fd < 0)
+        Py_RETURN_NONE;
+    /* Reads of regular files ignore it, but a FUSE filesystem is told of it (fs/fuse/file.c). */
+    const int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
+        close(fd);
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromLong(fd);
+}
+
+/* Into new bytes; NULL, perhaps without an exception, where they are not all of the file. */
+static PyObject *read_all(int fd, size_t size, bool waits)
+{
+    PyObject *data = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (data == NULL || size == 0)
+        return data;
+    struct iovec iov = {.iov_base = PyBytes_AS_STRING(data), .iov_len = size};
+    if (preadv2(fd, &iov, 1, 0, waits ? RWF_NOWAIT : 0) == (ssize_t)size)
+        return data;
+    Py_DECREF(data);
+    return NULL;
+}
+
+PyObject *read_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    struct file file;
+    struct stat st;
+    if (count != 6) {
+        PyErr_SetString(PyExc_TypeError, "read_plain(dirfd, name, device, number, most, waits)");
+        return NULL;
+    }
+    const long most = PyLong_AsLong(args[4]);
+    const int waits = PyObject_IsTrue(args[5]);
+    if (PyErr_Occurred() || !read_file_arguments(args, &file))
+        return NULL;
+    const int fd = open_file(&file, &st);
+    if (fd < 0)
+        Py_RETURN_NONE;
+    PyObject *data = st.st_size < most && st.st_size <= LARGEST ? read_all(fd, (size_t)st.st_size, waits) : NULL;
+    close(fd);
+    if (data == NULL && !PyErr_Occurred())
+        Py_RETURN_NONE;
+    return data;
+}
