@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from fuseunion.core.disk.descriptors import FLOOR, Descriptors
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.requests import Requests
@@ -128,6 +129,51 @@ def test_plain_files_are_listed_as_any_other(
     monkeypatch.setattr(Union, "plain_files", lambda *_: None)
     assert plain == listed()
     assert len(plain[1]) > 200
+
+
+@pytest.mark.parametrize("marked", [2, 7, 1000])
+def test_plain_files_of_an_upper_are_listed_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marked: int
+) -> None:
+    """Copies have marks that say another number; what is known already is not looked at again."""
+    for name in ("lower/copies", "upper/own", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    for number in range(100):
+        path = tmp_path / ("lower/copies" if number % marked == 0 else "upper/own") / f"file {number}"
+        path.write_bytes(b"x" * (number % 3))
+    (tmp_path / "upper/own/link").symlink_to("nothing")
+    (tmp_path / "upper/own/first name").write_bytes(b"two")
+    (tmp_path / "upper/own/second name").hardlink_to(tmp_path / "upper/own/first name")
+    os.setxattr(_file(tmp_path / "upper/own/hidden"), "user.overlay.whiteout", b"")
+    os.mknod(tmp_path / "upper/own/gone", 0o020000)
+    (tmp_path / "upper/own/directory").mkdir()
+    with _union(tmp_path) as inside:
+        for number in range(0, 100, marked):
+            inside.copied(f"copies/file {number}")
+            inside.rename(f"copies/file {number}", f"own/file {number}")
+        inside.forget()
+
+    def listed() -> tuple[list[bytes], dict[bytes, tuple[Any, ...]]]:
+        with _union(tmp_path) as inside:
+            answers = Answers(Requests(inside.union), 1.0)
+            number = ENTRY.unpack(answers._lookup(1, b"own"))[0]
+            directory = inside.union.directory(number)
+            answers._lookup(number, b"file 7")
+            parts, position = [], 0
+            while part := in_one_piece(answers._list(directory, position, 4096)):
+                parts.append(part)
+                position = _last_position(part)
+            children = {
+                name: (child.ino, child.kind, child.nlookup, child.place)
+                for name, child in directory.children.items()
+                if isinstance(child, File)
+            }
+            return parts, {name: (*some, place.name, place.disk_id) for name, (*some, place) in children.items()}
+
+    plain = listed()
+    assert set(plain[1]) == {*(b"file %d" % number for number in range(100)), b"link", b"first name", b"second name"}
+    monkeypatch.setattr(Union, "plain_files", lambda *_: None)
+    assert plain == listed()
 
 
 def test_plain_files_of_more_layers_than_can_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -547,9 +547,10 @@ def test_plain_files_of_several_layers(listed: int, above: int, tmp_path: Path) 
         (b"file", 1, 2),
         (b"link", 1, 2),
     ]
-    _, files = pack(_layers(above, listed), True, names[1:], 0, 4096, 1, 0)
-    assert [name for name, *_ in files] == [b"file", b"link"]
-    assert pack(_layers(above, listed), True, names, 0, 4096, 1, 0) == (b"", []), "it is of the upper"
+    assert pack(_layers(above, listed), True, names, 0, 4096, 1, 0)[1] == files, "in the upper it is without marks too"
+    assert pack(_layers(above), True, [(3, b"marked")], 0, 4096, 1, 0) == (b"", []), (
+        "its mark counts where it is written"
+    )
     assert pack(_layers(above, listed), False, [(3, b"marked")], 0, 4096, 1, 0) == (b"", [])
     assert len(pack(_layers(listed, above), False, [(3, b"marked")], 0, 4096, 1, 0)[1]) == 1, "nothing lies below"
     assert pack(_layers(above, listed), False, [(3, b"missing")], 0, 4096, 1, 0) == (b"", [])
@@ -640,6 +641,11 @@ def feed(seed: int, module: str) -> None:
             kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), dice.randrange(8))
             layers = [(directory, device, 0)] * dice.randrange(4)
             kernel.device.pack_plain(layers, dice.random() < 0.5, names, dice.randrange(4), dice.randrange(700), 1, 0)
+            name, number = names[dice.randrange(4)][1], os.stat(place / "LICENSE").st_ino
+            kernel.device.read_plain(directory, name, device, number, dice.randrange(1 << 17), dice.random() < 0.5)
+            opened = kernel.device.open_plain(directory, name, device, number)
+            if opened is not None:
+                os.close(opened)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])
         opcode = dice.choice([dice.randrange(64), dice.randrange(1 << 32)])

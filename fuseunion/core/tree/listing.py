@@ -20,7 +20,7 @@ from fuseunion.core.marks.holders import DEEP, Holders
 from fuseunion.core.tree.directory import Directory, Names
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.lookup import resolve_in
-from fuseunion.core.tree.place import InLower
+from fuseunion.core.tree.place import InLower, InUpper
 from fuseunion.core.tree.state import State
 from fuseunion.steps import Steps, in_one_piece
 
@@ -74,17 +74,17 @@ def candidates(state: State, directory: Directory) -> Names:
 
 
 class PlainFiles:
-    """The files of a directory's lowers that need nothing but an lstat(2): most that are listed.
+    """The files of a directory that need nothing but an lstat(2): most that are listed.
 
     No mark takes part in a symbolic link with one name, or in a regular file with one name, no stored owner, and either
-    data or no attributes; and in none without attributes, where layers lie below it. It is shown where no layer above
-    has its name. Whoever looks at them tells which are such (`add`), and gets what `lookup` would give.
+    data or no attributes; and in none without attributes, where layers lie below it, or in the upper. It is shown where
+    no layer above has its name. Whoever looks at them tells which are such (`add`), and gets what `lookup` would give.
 
     Args:
         directory: `is_for` it is true, and stays so while this object is used.
 
     Attributes:
-        is_written: the first of the directories is the upper's, whose files are none of these.
+        is_written: the first of the directories is the upper's.
     """
 
     __slots__ = ("_directory", "_layers", "_state", "is_written")
@@ -97,8 +97,8 @@ class PlainFiles:
 
     @staticmethod
     def is_for(directory: Directory) -> bool:
-        """Whether there can be such files in a directory that was listed."""
-        if not directory.lowers or directory.exchanged or directory.removed:
+        """Whether there can be such files in a directory: where more than one layer takes part, it has to be listed."""
+        if directory.exchanged or directory.removed:
             return False
         layers = directory.layers()
         return not any(real.layer.ownership is not None or real.holds_the_mount for real in layers) and all(
@@ -128,7 +128,7 @@ class PlainFiles:
         return name in self._directory.children
 
     def add(self, name: bytes, layer: int, number: int, real_number: int, kind: int) -> File | None:
-        """The inode of a name that is not known; None when another object has its number.
+        """The inode of a name that is not known; None when another object has its number, or the link index knows it.
 
         Args:
             layer: which of `layers`.
@@ -140,7 +140,14 @@ class PlainFiles:
         if table.find(number) is not None:
             return None
         real, device = self._layers[layer]
-        file = File(Ino(number), kind, InLower(real, name, device, real_number))
+        place: InUpper | InLower
+        if real is self._directory.upper:
+            if real_number in self._state.writable().links.by_copy:
+                return None
+            place = InUpper(real, name, device, real_number)
+        else:
+            place = InLower(real, name, device, real_number)
+        file = File(Ino(number), kind, place)
         file.add_name(self._directory, name)
         table.add(file)
         self._directory.children[name] = file

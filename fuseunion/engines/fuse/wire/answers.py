@@ -430,17 +430,26 @@ class Answers:
                 parts.append(_dots(special.ino, offset, dots))
                 left -= len(parts[-1])
         names = listing.after(position)
+        others = passed = (
+            0  # names one after the other that were not plain, and how many of the next are not asked for it
+        )
         at_once = _NAMES_AT_ONCE if self._union.plain_files(directory) is None else _PLAIN_AT_ONCE
         while batch := list(islice(names, at_once)):
             done = 0
             while done < len(batch):
-                packed, count = self._plain(directory, batch, done, left)
-                if count:
-                    parts.append(packed)
-                    left -= len(packed)
-                    done += count
-                    continue
                 place, name = batch[done]
+                if passed:
+                    passed -= 1
+                elif name not in directory.children:
+                    packed, count = self._plain(directory, batch, done, left)
+                    if count:
+                        parts.append(packed)
+                        left -= len(packed)
+                        done += count
+                        others = 0
+                        continue
+                    others += 1
+                    passed = others - 1
                 room = layouts.ENTRY.size + layouts.DIRENT.size + (len(name) + 7 & ~7)
                 if room > left:
                     return b"".join(parts)
@@ -470,7 +479,7 @@ class Answers:
     def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
         """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""
         plain = self._union.plain_files(directory)
-        if plain is None or plain.is_known(names[first][1]):
+        if plain is None:
             return b"", 0
         assert device is not None
         try:

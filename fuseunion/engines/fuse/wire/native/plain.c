@@ -22,8 +22,8 @@ const char pack_plain_doc[] =
     "pack_plain(layers, is_written, names, first, room, seconds, nsec) -> (entries, files)\n--\n\n"
     "Entries for the plain files among `names`, from number `first` up to the first that is none, or has no room.\n\n"
     "layers: a list of (descriptor of the directory, st_dev of its filesystem, what is added to a real inode number\n"
-    "(core/format/numbers.py)), topmost first; is_written: the files of the first are none of these; names: a list of\n"
-    "(position, name); seconds, nsec: how long the kernel may keep an entry.\n"
+    "(core/format/numbers.py)), topmost first; is_written: the files of the first are only when they have no attributes;\n"
+    "names: a list of (position, name); seconds, nsec: how long the kernel may keep an entry.\n"
     "Returns bytes of at most `room`, and for each file (name, number of its layer, number shown, real number, S_IFMT of\n"
     "its mode, length of its entry).";
 
@@ -41,7 +41,8 @@ struct layer {
 
 struct stack {
     struct layer layers[LAYERS];
-    size_t count, first; /* the files of those before the first are not plain */
+    size_t count;
+    bool is_written; /* the first, whose files can have marks, however few layers lie below */
 };
 
 /* An attribute can make a whiteout of an empty file, and say that another layer has the data: not one without any. */
@@ -67,7 +68,7 @@ static int find_plain(const struct stack *stack, const char *name, struct stat *
     for (size_t i = 0; i < stack->count; i++) {
         const struct layer *layer = &stack->layers[i];
         if (fstatat(layer->dirfd, name, st, AT_SYMLINK_NOFOLLOW) == 0)
-            return i >= stack->first && is_plain(layer, i + 1 == stack->count, name, st) ? (int)i : -1;
+            return is_plain(layer, i + 1 == stack->count && !(stack->is_written && i == 0), name, st) ? (int)i : -1;
         if (errno != ENOENT)
             return -1;
     }
@@ -137,7 +138,7 @@ static bool read_layers(PyObject *list, int is_written, struct stack *stack)
 {
     if (PyList_GET_SIZE(list) > LAYERS)
         return false;
-    *stack = (struct stack){.count = (size_t)PyList_GET_SIZE(list), .first = is_written ? 1 : 0};
+    *stack = (struct stack){.count = (size_t)PyList_GET_SIZE(list), .is_written = is_written != 0};
     for (size_t i = 0; i < stack->count; i++) {
         unsigned long long device, index;
         PyObject *item = PyList_GET_ITEM(list, (Py_ssize_t)i);
