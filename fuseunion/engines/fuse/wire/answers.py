@@ -440,7 +440,7 @@ class Answers:
                 place, name = batch[done]
                 if passed:
                     passed -= 1
-                elif name not in directory.children:
+                else:
                     packed, count = self._plain(directory, batch, done, left)
                     if count:
                         parts.append(packed)
@@ -448,8 +448,9 @@ class Answers:
                         done += count
                         others = 0
                         continue
-                    others += 1
-                    passed = others - 1
+                    if name not in directory.children:
+                        others += 1
+                        passed = others - 1
                 room = layouts.ENTRY.size + layouts.DIRENT.size + (len(name) + 7 & ~7)
                 if room > left:
                     return b"".join(parts)
@@ -479,7 +480,7 @@ class Answers:
     def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
         """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""
         plain = self._union.plain_files(directory)
-        if plain is None:
+        if plain is None or plain.is_known(names[first][1]):
             return b"", 0
         assert device is not None
         try:
