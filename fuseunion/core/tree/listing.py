@@ -101,9 +101,10 @@ class PlainFiles:
         if directory.exchanged or directory.removed:
             return False
         layers = directory.layers()
-        return not any(real.layer.ownership is not None or real.holds_the_mount for real in layers) and all(
-            real.is_known_to_hide_nothing for real in layers[:-1]
-        )
+        for real in layers:  # asked for each name that is looked up
+            if real.layer.ownership is not None or real.holds_the_mount:
+                return False
+        return len(layers) == 1 or all(real.is_known_to_hide_nothing for real in layers[:-1])
 
     def layers(self) -> list[tuple[int, int, int]] | None:
         """Of each real directory, topmost first: its descriptor (RealDir.fd); st_dev of its files, since what lies on
@@ -119,7 +120,8 @@ class PlainFiles:
             if index is None:
                 return None
             found.append((real.fd(), device, index))
-        if not all(real.has_as_descriptor(fd) for (real, _), (fd, *_) in zip(self._layers, found, strict=True)):
+        pairs = zip(self._layers, found, strict=True)
+        if len(found) > 1 and not all(real.has_as_descriptor(fd) for (real, _), (fd, *_) in pairs):
             return None  # to open one closed another
         return found
 

@@ -21,6 +21,7 @@ from itertools import islice
 from types import CoroutineType
 from typing import NamedTuple, TypeVar
 
+from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, without_privileges
@@ -197,6 +198,15 @@ class Answers:
         return entry
 
     def _lookup(self, parent: int, name: bytes) -> bytes:
+        directory = self._union.directory(parent)
+        if name not in directory.children and not directory.is_merged and not is_reserved(name):
+            packed, _ = self._plain(directory, [(0, name)], 0, _LONGEST_ENTRY)
+            if packed:
+                entry = packed[: layouts.ENTRY.size]
+                if self._requests.renewed is None:
+                    return entry
+                self._requests.renewed.add((parent, name))
+                return unkept(entry)
         inode = self._requests.lookup(parent, name)
         if self._requests.renewed is not None:
             self._requests.renewed.add((parent, name))
@@ -717,6 +727,7 @@ class Answers:
         return _done(self._requests.removexattr(number, name))
 
 
+_LONGEST_ENTRY = layouts.ENTRY.size + layouts.DIRENT.size + 256
 _PADDING = [b"\0" * (-length & 7) for length in range(8)]
 _NO_ENTRY = b"\0" * layouts.ENTRY.size
 

@@ -24,7 +24,7 @@
 #define _GNU_SOURCE
 #include "copy.h"
 #include "directories.h"
-#include "opening.h"
+#include "calls/opening.h"
 #include "plain.h"
 
 #include <dlfcn.h>
