@@ -68,7 +68,7 @@ enum {
 #define CROWDED (SECOND / 10)
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 2
+#define INTERFACE 3
 
 enum outcome { IDLE, PASSED, TURN };
 
@@ -1415,6 +1415,7 @@ static PyMethodDef functions[] = {
     {"share", (PyCFunction)(void (*)(void))share_number, METH_FASTCALL, share_doc},
     {"unshare", unshare_number, METH_O, unshare_doc},
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
+    {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"copy_plain", copy_plain, METH_VARARGS, copy_plain_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
