@@ -2,9 +2,9 @@
 
 A directory is shared with it by descriptors of all its layers. What it says of names that are not there cannot be wrong
 later: it asks the layers each time, and all of them (Union.whole_stack). A directory that is copied up is taken back
-before anything is made in its upper part (Union.on_directory_copied), all are before a lower of the whole mount is added
-(asking/sockets/adding.py), and a layer that is taken away only makes it leave the answer to Python. What it says of the
-directory is what the upper's has now. A file that it makes is Python's as soon as it is made (Answers.made).
+before anything is made in its upper part (Union.on_directory_copied), all are before a lower of the whole mount is
+added (asking/sockets/adding.py), and a layer that is taken away only makes it leave the answer to Python. What it says
+of the directory is what the upper's has now. A file that it makes is Python's as soon as it is made (Answers.made).
 
 A shared directory is forgotten when the kernel forgets its number, when another takes its place, and when nobody has
 asked for anything for a while.
