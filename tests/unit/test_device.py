@@ -614,7 +614,7 @@ def test_random_messages(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     module = tmp_path / "_device.so"
     include = sysconfig.get_paths()["include"]
-    sources = sorted(map(str, (PROJECT / "fuseunion/engines/fuse/wire/native").glob("*.c")))
+    sources = sorted(map(str, (PROJECT / "fuseunion/engines/fuse/wire/native").rglob("*.c")))
     watching = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [
         "gcc",

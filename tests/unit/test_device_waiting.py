@@ -1,4 +1,4 @@
-"""Reads that threads of the extension module make (wire/native/waiting.c)."""
+"""Reads that threads of the extension module make (wire/native/reads/waiting.c)."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@
  */
 
 #define _GNU_SOURCE
-#include "copy.h"
+#include "plain/copy.h"
 #include "directories.h"
-#include "plain.h"
-#include "spliced.h"
-#include "waiting.h"
+#include "plain/plain.h"
+#include "reads/spliced.h"
+#include "reads/waiting.h"
 
 #include <dlfcn.h>
 #include <errno.h>
