@@ -219,13 +219,17 @@ class Union:
         """Descriptors of all real directories that may hold a name of a directory, borrowed as of RealDir.fd.
 
         Returns:
-            None where one might be added some day, or where a name is not looked for in all of them.
+            None where a name is not looked for in all of them. They get more by a copy-up of the directory, which
+            `on_directory_copied` is told of, and by a lower that is added to the whole union.
         """
         layers = directory.layers()
-        whole = directory.upper is not None or not self.writable
-        if not whole or len(layers) >= DEEP or directory.removed or any(real.holds_the_mount for real in layers):
+        if len(layers) >= DEEP or directory.removed or any(real.holds_the_mount for real in layers):
             return None
         return tuple([real.fd() for real in layers])
+
+    def on_directory_copied(self, call: Callable[[Directory], None]) -> None:
+        """Have a function called for each directory that gets a part in the upper, before anything is made there."""
+        self.state.directory_copied = call
 
     @property
     def needs_paths(self) -> bool:

@@ -218,3 +218,22 @@ def test_links_of_directories(arena: Arena) -> None:
             (mount / "gone").rmdir()
             assert os.fstat(fd).st_nlink == 0
             os.close(fd)
+
+
+@pytest.mark.parametrize("way", ["write", "mkdir", "rename", "link"])
+def test_a_lower_directory_gets_its_first_name(arena: Arena, way: str) -> None:
+    """Names that are not there are known of it without asking: one that is made there has to be seen."""
+    with arena.mount(arena.lower({"deep/directory/old": File(), "file": File(b"x")}), options=["timeout=0"]) as mount:
+        directory = mount / "deep/directory"
+        for name in ("none", "neither", "new"):
+            assert not (directory / name).exists()
+        if way == "write":
+            (directory / "new").write_bytes(b"x")
+        elif way == "mkdir":
+            (directory / "new").mkdir()
+        elif way == "rename":
+            (mount / "file").rename(directory / "new")
+        else:
+            os.link(mount / "file", directory / "new")
+        assert (directory / "new").exists() and sorted(os.listdir(directory)) == ["new", "old"]
+        assert not (directory / "none").exists()

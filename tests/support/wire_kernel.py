@@ -95,10 +95,16 @@ class Kernel:
 
     def reply(self, unique: int) -> tuple[int, bytes]:
         """Error number and body of the answer to a request."""
+        number, error, body = self.reply_to_any()
+        assert number == unique
+        return error, body
+
+    def reply_to_any(self) -> tuple[int, int, bytes]:
+        """The next answer: the number of its request, the error number, the body."""
         message = self.ours.recv(1 << 21)
         length, error, number = OUT.unpack_from(message)
-        assert (length, number) == (len(message), unique)
-        return -error, message[OUT.size :]
+        assert length == len(message)
+        return number, -error, message[OUT.size :]
 
     def ask(
         self, opcode: int, body: bytes = b"", node: int = NODE, ids: tuple[int, int] = (UID, GID)

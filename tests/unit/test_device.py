@@ -251,6 +251,43 @@ def test_reads_are_repeated(kernel: Kernel, shared: int) -> None:
     assert [call[0] for call in kernel.calls] == [layouts.WRITE, layouts.READ]
 
 
+def test_long_reads_of_a_file_in_memory(kernel: Kernel) -> None:
+    """They go through a pipe, of which nothing is left in the next answer."""
+    data = os.urandom(50_000)
+    kernel.attach(layouts.READ)
+    with open(os.memfd_create("file"), "r+b") as file:
+        file.write(data)
+        file.flush()
+        kernel.device.share(NODE, file.fileno(), kernel.device.READS | kernel.device.NEVER_WAITS)
+        for offset, size in (
+            (0, 40_000),
+            (0, 32 << 10),
+            (10_001, 40_000),
+            (4096, 1 << 20),
+            (1, 100),
+            (17_232, 1 << 17),
+        ):
+            assert _read(kernel, offset, size) == (0, data[offset : offset + size]), (offset, size)
+        assert _read(kernel, 50_000, 1 << 17) == _read(kernel, 1 << 40, 1 << 17) == (0, b"")
+        file.truncate(60_000)
+        assert _read(kernel, 40_000, 1 << 17) == (0, data[40_000:] + bytes(10_000)), "a hole"
+        kernel.device.unshare(NODE)
+    assert not kernel.calls
+
+
+def test_a_long_read_that_fails(kernel: Kernel, tmp_path: Path) -> None:
+    """Python is asked, and what was begun is in no other answer."""
+    data = os.urandom(40_000)
+    (tmp_path / "file").write_bytes(data)
+    kernel.attach(layouts.READ)
+    kernel.answer = errno.EPERM
+    for mode, answer in (("ab", (errno.EPERM, b"")), ("rb", (0, data)), ("ab", (errno.EPERM, b"")), ("rb", (0, data))):
+        with open(tmp_path / "file", mode) as file:
+            kernel.device.share(NODE, file.fileno(), kernel.device.READS | kernel.device.NEVER_WAITS)
+            assert _read(kernel, 0, 1 << 17) == answer
+            kernel.device.unshare(NODE)
+
+
 def test_writes_are_told_before_anything_else(kernel: Kernel, shared: int) -> None:
     kernel.device.share(NODE, shared, kernel.device.READS | kernel.device.WRITES)
     written = struct.pack("=II", 3, 0)

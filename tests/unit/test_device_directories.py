@@ -44,7 +44,7 @@ def test_names_that_are_nowhere(kernel: Kernel, layers: tuple[int, int], tmp_pat
     assert kernel.ask(layouts.LOOKUP, b"none\0", NODE + 1) == (errno.EPERM, b"")
 
 
-@pytest.mark.parametrize("way", ["forgotten", "unshared", "another in its place"])
+@pytest.mark.parametrize("way", ["forgotten", "unshared", "alone", "another in its place"])
 def test_a_directory_is_shared_until(kernel: Kernel, layers: tuple[int, int], way: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     if way == "forgotten":
@@ -52,6 +52,10 @@ def test_a_directory_is_shared_until(kernel: Kernel, layers: tuple[int, int], wa
         kernel.serve()
     elif way == "unshared":
         kernel.device.unshare_directories()
+    elif way == "alone":
+        kernel.device.unshare_directory(NODE + 1)
+        assert kernel.ask(layouts.LOOKUP, b"none\0") == (0, ABSENT), "another one"
+        kernel.device.unshare_directory(NODE)
     else:
         for number in range(1000, 1200):
             kernel.device.share_directory(number, layers, 0)

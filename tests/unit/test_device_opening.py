@@ -1,4 +1,4 @@
-"""Regular files that the extension module opens, or reads whole, in one call (wire/native/calls/opening.c)."""
+"""Regular files that the extension module opens, or reads whole, in one call (wire/native/plain/opening.c)."""
 
 from __future__ import annotations
 

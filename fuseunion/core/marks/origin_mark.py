@@ -63,7 +63,7 @@ def write(held: RealObject, prefix: bytes, upper_ino: int, number: Ino, ctime_ns
 
 
 def template(number: Ino) -> bytes:
-    """The value of a mark for who fills in the rest itself (engines/fuse/wire/native/calls/copy.c).
+    """The value of a mark for who fills in the rest itself (engines/fuse/wire/native/plain/copy.c).
 
     Args:
         number: of the lower object.

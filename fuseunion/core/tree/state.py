@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fuseunion.core.copying.copy_data import Unshared
@@ -83,10 +83,12 @@ class State:
 
     Attributes:
         lowers: topmost first; others only once one is added (ops/live/addition.py).
+        directory_copied: is told of each directory that got a part in the upper, before anything is made there.
     """
 
     __slots__ = (
         "descriptors",
+        "directory_copied",
         "gid",
         "holders",
         "log",
@@ -105,6 +107,7 @@ class State:
         self.upper = upper
         self.settings = settings
         self.log = logging.getLogger("fuseunion.core")
+        self.directory_copied: Callable[[Directory], None] = lambda _directory: None
         # What the upper's filesystem gives to an object that we make.
         self.uid = os.geteuid()
         self.gid = os.getegid()

@@ -41,6 +41,7 @@ def copy_up_directory(state: State, directory: Directory) -> RealDir:
     made = node.upper
     for node in reversed(missing):
         made = node.upper = _copy_directory(state, upper, made, node)
+        state.directory_copied(node)
     return made
 
 

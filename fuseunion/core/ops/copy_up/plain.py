@@ -1,8 +1,8 @@
 """The copy-up of most small files: a plain file of a lower, beside a directory that is in the upper already.
 
 Nothing has to be decided on the way: no stored owner, no map of ids, no second name, nobody who has it open, no disk
-that anything would have to wait for. So whoever can make the system calls in one go (wire/native/calls/copy.c)
-gets them from here, and says what came of it; what is not as it was believed to be is left to files.py.
+that anything would have to wait for. So whoever can make the system calls in one go (wire/native/plain/copy.c) gets
+them from here, and says what came of it; what is not as it was believed to be is left to files.py.
 """
 
 from __future__ import annotations

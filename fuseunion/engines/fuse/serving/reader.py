@@ -35,42 +35,26 @@ class Reader:
         Raises:
             OSError: EIO and the like.
         """
+        data = self.at_once(fd, offset, size)
+        return self._workers.read(os.pread, fd, size, offset) if data is None else data
+
+    def at_once(self, fd: int, offset: int, size: int) -> bytes | None:
+        """As `read`; None where a disk would have to be waited for."""
         buffer = bytearray(size)
         try:
             count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
         except BlockingIOError:
-            return self._workers.read(os.pread, fd, size, offset)
+            return None
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            return self._read_without_flag(fd, offset, size)
+            return os.pread(fd, size, offset) if self.never_waits(fd) else None
         if count < size:
             if offset + count < os.fstat(fd).st_size:
-                return self._workers.read(os.pread, fd, size, offset)
+                return None
             del buffer[count:]
         # pyfuse3 takes any buffer; a copy into bytes would only cost time.
         return cast(bytes, buffer)
-
-    def _read_without_flag(self, fd: int, offset: int, size: int) -> bytes | Later[bytes]:
-        if self.never_waits(fd):
-            return os.pread(fd, size, offset)
-        return self._workers.read(os.pread, fd, size, offset)
-
-    def whole(self, fd: int, most: int) -> bytes | None:
-        """All of a file that has less than `most` bytes; None for another, or where a disk would have to be waited for.
-
-        Raises:
-            OSError: EIO and the like.
-        """
-        st = os.fstat(fd)
-        if st.st_size >= most:
-            return None
-        if self._direct.get(st.st_dev):
-            return os.pread(fd, most, 0)
-        if self.would_wait(fd, st.st_size):
-            return None
-        data = os.pread(fd, most, 0)
-        return data if len(data) == st.st_size else None
 
     def never_waits(self, fd: int) -> bool:
         """Whether a file lies on a filesystem in memory."""

@@ -29,9 +29,13 @@ _SYNCS = 16
 
 
 class Workers:
-    """The threads of one mount, and what else keeps a request from being answered at once."""
+    """The threads of one mount, and what else keeps a request from being answered at once.
 
-    __slots__ = ("_copies", "_long_operations", "_reads", "_refused", "_syncs")
+    Attributes:
+        elsewhere: how many reads are made by threads that are none of these; set by the adapter.
+    """
+
+    __slots__ = ("_copies", "_long_operations", "_reads", "_refused", "_syncs", "elsewhere")
 
     def __init__(self) -> None:
         self._copies = trio.CapacityLimiter(COPIES)
@@ -39,12 +43,14 @@ class Workers:
         self._syncs = trio.CapacityLimiter(_SYNCS)
         self._long_operations = 0
         self._refused = False
+        self.elsewhere: Callable[[], int] = lambda: 0
 
     @property
     def at_rest(self) -> bool:
         """True when no thread works, nobody waits for one, and no operation is in the middle of several steps."""
         limiters = (self._copies, self._reads, self._syncs)
-        return not self._long_operations and not any(limiter.borrowed_tokens for limiter in limiters)
+        busy = self._long_operations or any(limiter.borrowed_tokens for limiter in limiters)
+        return not busy and not self.elsewhere()
 
     @property
     def in_long_operation(self) -> bool:

@@ -45,7 +45,6 @@ from fuseunion.steps import Steps
 
 T = TypeVar("T")
 
-Answer = bytes | int | Later[bytes | int]
 
 _DESCRIPTORS = 128
 _CHANGES = (
@@ -87,6 +86,18 @@ class Sender(NamedTuple):
     umask: int = 0
 
 
+class Wanted(NamedTuple):
+    """A read that waits for a disk: a thread of the module makes it, answers it, and closes the descriptor."""
+
+    fd: int
+    offset: int
+    size: int
+
+
+Read = bytes | Wanted
+Answer = Read | int | Later[Read | int]
+
+
 class Answers:
     """The handlers of one mount.
 
@@ -109,6 +120,8 @@ class Answers:
         self._listings = Listings(self._union)
         requests.forget_layers = self._forget_layers
         requests.close_file = self._open_files.close
+        if device is not None:
+            requests.workers.elsewhere = device.waiting
         self._lost_capability = -1  # the inode of which the kernel took one away last
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
@@ -514,15 +527,21 @@ class Answers:
     def _read(self, number: int, offset: int, size: int) -> Answer:
         file = self._requests.file(number)
         if not offset and number not in self._open_files:
-            data = self._read_whole(file, size)
-            if data is not None:
-                return data
+            whole = self._read_whole(file, size)
+            if whole is not None:
+                return whole
         return self._opened(file, lambda opened: self._read_from(opened, offset, size))
 
-    def _read_from(self, opened: OpenFile, offset: int, size: int) -> bytes | Later[bytes]:
-        result = self._requests.reader.read(opened.handle.fd, offset, size)
+    def _read_from(self, opened: OpenFile, offset: int, size: int) -> Read | Later[bytes]:
+        data = self._requests.reader.at_once(opened.handle.fd, offset, size)
         self._open_files.share_for_reading(opened)
-        return _while(opened.used(), result) if isinstance(result, CoroutineType) else bytes(result)  # type: ignore[arg-type]
+        if data is not None:
+            return bytes(data)
+        try:
+            return Wanted(os.dup(opened.handle.fd), offset, size)
+        except OSError:  # no descriptor is left: then it waits for this one
+            call = self._requests.workers.read(os.pread, opened.handle.fd, size, offset)
+            return _while(opened.used(), call)
 
     def _opened(self, file: File, call: Callable[[OpenFile], T | Later[T]]) -> T | Later[T]:
         """Make a call with a file that was opened for reading, as soon as nobody has a lease on it."""
@@ -534,7 +553,7 @@ class Answers:
         with opened.used():
             return await ended(call(opened))
 
-    def _read_whole(self, file: File, most: int) -> bytes | None:
+    def _read_whole(self, file: File, most: int) -> Read | None:
         """All of a small file, which nobody is going to ask for again; None where more has to be said or done."""
         try:
             place = self._union.place_to_open(file)
@@ -545,10 +564,16 @@ class Answers:
             fd = self._union.open_for_a_moment(file)
         except OSError:
             return None
-        try:
-            return self._requests.reader.whole(fd, most)
-        finally:
-            os.close(fd)
+        with ExitStack() as closing:
+            closing.callback(os.close, fd)
+            size = os.fstat(fd).st_size
+            if size >= most:
+                return None
+            data = self._requests.reader.at_once(fd, 0, size)
+            if data is not None:
+                return bytes(data)
+            closing.pop_all()
+            return Wanted(fd, 0, most)
 
     def _write(self, number: int, uid: int, gid: int, pid: int, flags: int, offset: int, data: bytes) -> Answer:
         file = self._requests.file(number)

@@ -24,7 +24,7 @@ from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
 from fuseunion.engines.fuse.asking.watching.counts import Counts, Durations, together
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.answers import Answers
+from fuseunion.engines.fuse.wire.answers import Answers, Read
 from fuseunion.engines.fuse.wire.native.device import compares, device
 
 log = logging.getLogger("fuseunion.fuse")
@@ -163,15 +163,15 @@ class WireLoop:
             self._answers.close_files()
         await trio.lowlevel.wait_readable(fd)
 
-    def _later(self, opcode: int, unique: int, room: int, since: int, result: Later[bytes | int]) -> None:
+    def _later(self, opcode: int, unique: int, room: int, since: int, result: Later[Read | int]) -> None:
         assert self._nursery is not None
         self._unfinished += 1
         self._nursery.start_soon(self._finish, opcode, unique, room, since, result, self._cause())
 
     async def _finish(
-        self, opcode: int, unique: int, room: int, since: int, result: Later[bytes | int], cause: Cause
+        self, opcode: int, unique: int, room: int, since: int, result: Later[Read | int], cause: Cause
     ) -> None:
-        answer: bytes | int
+        answer: Read | int
         CAUSE.set(cause)
         try:
             answer = await result

@@ -1,10 +1,10 @@
 """Directories that `_device.c` looks at and makes files in by itself.
 
 A directory is shared with it by descriptors of all its layers. What it says of names that are not there cannot be wrong
-later: it asks the layers each time, and all of them, because layers are never added to a directory that is shared
-(Union.whole_stack), but for a lower of the whole mount, before which all are taken back (asking/sockets/adding.py); one
-that is taken away only makes it leave the answer to Python. What it says of the directory is
-what the upper's has now. A file that it makes is Python's as soon as it is made (Answers.made).
+later: it asks the layers each time, and all of them (Union.whole_stack). A directory that is copied up is taken back
+before anything is made in its upper part (Union.on_directory_copied), all are before a lower of the whole mount is
+added (asking/sockets/adding.py), and a layer that is taken away only makes it leave the answer to Python. What it says
+of the directory is what the upper's has now. A file that it makes is Python's as soon as it is made (Answers.made).
 
 A shared directory is forgotten when the kernel forgets its number, when another takes its place, and when nobody has
 asked for anything for a while.
@@ -32,6 +32,7 @@ class SharedDirectories:
         self._shows_all = shows_all
         self._any = False
         self._may = union.descriptors_to_spare(_DESCRIPTORS)
+        union.on_directory_copied(self._copied)
         self._made_in = 0  # the number of the last directory that was shared for what is made in it
 
     def lacks_a_name(self, directory: Directory) -> None:
@@ -44,6 +45,11 @@ class SharedDirectories:
         if self._may and directory.ino != self._made_in and self._makes(directory):
             self._made_in = directory.ino
             self._share(directory)
+
+    def _copied(self, directory: Directory) -> None:
+        if self._any:
+            assert device is not None
+            device.unshare_directory(directory.ino)
 
     def _makes(self, directory: Directory) -> bool:
         return self._shows_all and self._union.settings.identity.trivial and self._union.makes_at_once(directory)

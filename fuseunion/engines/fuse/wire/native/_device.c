@@ -22,10 +22,12 @@
  */
 
 #define _GNU_SOURCE
-#include "calls/copy.h"
+#include "plain/copy.h"
 #include "directories.h"
-#include "calls/opening.h"
-#include "plain.h"
+#include "plain/opening.h"
+#include "plain/plain.h"
+#include "reads/spliced.h"
+#include "reads/waiting.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -71,7 +73,8 @@ enum {
 /* What Python finds here (device.py): another number when functions or their arguments change. */
 #define INTERFACE 4
 
-enum outcome { IDLE, PASSED, TURN };
+/* LATER: a thread answers; nobody else is told. */
+enum outcome { IDLE, PASSED, TURN, LATER };
 
 /* What a shared descriptor may be used for. NEVER_WAITS: for a disk. ATTRIBUTES: what it has is what is shown of the
  * file, and what is changed of it, but for set-ID bits. NO_CAPABILITY: the file has no attribute security.capability.
@@ -142,10 +145,16 @@ static int64_t now(void)
 
 /* -- counting ------------------------------------------------------------------------------------------------------ */
 
-/* A request was answered that was looked for at a time. */
-static void answered(uint32_t opcode, int64_t since)
+static void count_error(int error)
 {
-    const int64_t taken = device.clock - since;
+    if (error > 0 && error < ERRORS)
+        device.errors[error]++;
+}
+
+/* A request was answered that was looked for at a time. */
+static void answered(uint32_t opcode, int64_t since, int64_t until)
+{
+    const int64_t taken = until - since;
     if (opcode >= OPCODES || taken < 0)
         return;
     struct durations *durations = &device.durations[opcode];
@@ -153,6 +162,15 @@ static void answered(uint32_t opcode, int64_t since)
     const int place = full != 0 ? 64 - __builtin_clzll(full) : 0;
     durations->nanoseconds += (uint64_t)taken;
     durations->counts[place < PLACES ? place : PLACES - 1]++;
+}
+
+/* Count what threads have answered since the last time. */
+static void count_answered(void)
+{
+    for (struct waiting_read read; take_answered(&read);) {
+        count_error(read.error);
+        answered(FUSE_READ, read.since, read.until);
+    }
 }
 
 static void note_busy(uint64_t number)
@@ -277,23 +295,12 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
 
 /* -- replies ------------------------------------------------------------------------------------------------------- */
 
-/* Write one reply. ENOENT: nobody waits for it any more (fs/fuse/dev.c fuse_dev_do_write). */
-static int write_reply(uint64_t unique, int error, const void *data, size_t size)
-{
-    struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .error = -error, .unique = unique};
-    struct iovec iov[2] = {{&header, sizeof header}, {(void *)data, size}};
-    if (writev(device.fd, iov, size != 0 ? 2 : 1) < 0)
-        return errno;
-    return 0;
-}
-
 /* The kernel takes a reply only if it has the size that it expects: what it does not take is answered EIO. */
 static void answer(uint64_t unique, int error, const void *data, size_t size)
 {
-    if (error > 0 && error < ERRORS)
-        device.errors[error]++;
-    if (write_reply(unique, error, data, size) == EINVAL)
-        write_reply(unique, EIO, NULL, 0);
+    count_error(error);
+    if (write_reply(device.fd, unique, error, data, size) == EINVAL)
+        write_reply(device.fd, unique, EIO, NULL, 0);
 }
 
 /* The attributes out of an entry: struct fuse_attr_out and fuse_entry_out end with the same struct fuse_attr. */
@@ -600,6 +607,54 @@ static bool repeat_mknod(const struct fuse_in_header *header, const char *body, 
     fill_attributes(&out.attr, &st, out.nodeid);
     answer(header->unique, 0, &out, sizeof out);
     return true;
+}
+
+/* Answer a long read of a file that never waits, without a copy of its data here. Returns false where nothing was
+ * answered: that does not pay, or cannot be done. */
+static bool repeat_read(const struct fuse_in_header *header, const char *body, size_t size)
+{
+    const struct fuse_read_in *in = (const struct fuse_read_in *)body;
+    const struct shared *shared = place_of(header->nodeid);
+    struct stat st;
+    if (size < sizeof *in || in->size < SPLICED || shared->number != header->nodeid || !(shared->uses & READS) ||
+        !(shared->uses & NEVER_WAITS) || fstat(shared->fd, &st) != 0 || in->offset >= (uint64_t)st.st_size)
+        return false;
+    const uint64_t left = (uint64_t)st.st_size - in->offset;
+    return answer_spliced(device.fd, header->unique, shared->fd, in->offset, in->size < left ? in->size : left);
+}
+
+/* Have a read that waits made by a thread. Returns false where Python has to see to it. */
+static bool repeat_read_later(const struct fuse_in_header *header, const char *body, size_t size, int64_t since)
+{
+    const struct fuse_read_in *in = (const struct fuse_read_in *)body;
+    const struct shared *shared = place_of(header->nodeid);
+    if (size < sizeof *in || shared->number != header->nodeid || !(shared->uses & READS) || shared->uses & NEVER_WAITS)
+        return false;
+    const int fd = fcntl(shared->fd, F_DUPFD_CLOEXEC, 0); /* Python may close its own meanwhile */
+    const struct waiting_read read = {.device = device.fd, .fd = fd, .unique = header->unique, .offset = in->offset,
+                                      .size = in->size, .since = since};
+    if (fd < 0)
+        return false;
+    if (read_in_thread(&read))
+        return true;
+    close(fd);
+    return false;
+}
+
+/* Have a read made by a thread that a handler wants to be: (fd, offset, size), of which the descriptor is ours now. */
+static void read_later(uint64_t unique, int64_t since, PyObject *wanted)
+{
+    unsigned long long offset;
+    struct waiting_read read = {.device = device.fd, .fd = -1, .unique = unique, .since = since};
+    int error = ENOMEM;
+    if (!PyArg_ParseTuple(wanted, "iKI", &read.fd, &offset, &read.size))
+        error = error_of_exception(FUSE_READ);
+    read.offset = offset;
+    if (read.fd >= 0 && read_in_thread(&read))
+        return;
+    if (read.fd >= 0)
+        close(read.fd);
+    answer(unique, error, NULL, 0);
 }
 
 /* Change what was asked for, if that can be done without Python. */
@@ -1027,7 +1082,7 @@ static enum outcome dispatch(size_t size, int64_t since)
     }
     if (opcode == FUSE_INTERRUPT) {
         /* All that can be answered at once has been; what takes longer is not cut short. The kernel asks once. */
-        write_reply(unique | INTERRUPT_BIT, ENOSYS, NULL, 0);
+        write_reply(device.fd, unique | INTERRUPT_BIT, ENOSYS, NULL, 0);
         return IDLE;
     }
     if (opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET) {
@@ -1041,11 +1096,15 @@ static enum outcome dispatch(size_t size, int64_t since)
     if (opcode >= OPCODES || (device.handlers[opcode] == NULL && device.refusals[opcode] == 0)) {
         if (opcode == FUSE_DESTROY)
             return PASSED;
-        write_reply(unique, ENOSYS, NULL, 0);
+        write_reply(device.fd, unique, ENOSYS, NULL, 0);
         return IDLE;
     }
     if (device.handlers[opcode] == NULL) {
-        write_reply(unique, device.refusals[opcode], NULL, 0);
+        write_reply(device.fd, unique, device.refusals[opcode], NULL, 0);
+        return IDLE;
+    }
+    if (opcode == FUSE_READ && !device.compares && repeat_read(header, r->body, r->size)) {
+        device.alone[opcode]++;
         return IDLE;
     }
     struct known known;
@@ -1061,6 +1120,10 @@ static enum outcome dispatch(size_t size, int64_t since)
     if (repeat(header, r->body, r->size)) {
         device.alone[opcode]++;
         return IDLE;
+    }
+    if (opcode == FUSE_READ && !device.compares && repeat_read_later(header, r->body, r->size, since)) {
+        device.alone[opcode]++;
+        return LATER;
     }
     if (device.changes > 0 && tell_changes() < 0) {
         answer(unique, error_of_exception(opcode), NULL, 0);
@@ -1086,6 +1149,11 @@ static enum outcome dispatch(size_t size, int64_t since)
         answer_with(opcode, unique, result, room);
         Py_DECREF(result);
         return IDLE;
+    }
+    if (PyTuple_Check(result)) {
+        read_later(unique, since, result);
+        Py_DECREF(result);
+        return LATER;
     }
     PyObject *told = PyObject_CallFunction(device.later, "IKILO", opcode, (unsigned long long)unique, room,
                                            (long long)since, result);
@@ -1156,6 +1224,7 @@ PyDoc_STRVAR(serve_doc,
 static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
 {
     device.clock = now();
+    count_answered();
     while (most-- > 0) {
         if (device.changes > 0)
             sleep = 0; /* what was written is told before we wait */
@@ -1175,8 +1244,8 @@ static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
         if (outcome == PASSED)
             device.pending = (size_t)got;
         else if (outcome == IDLE && opcode != FUSE_FORGET && opcode != FUSE_BATCH_FORGET && opcode != FUSE_INTERRUPT)
-            answered(opcode, since);
-        if (outcome != IDLE)
+            answered(opcode, since, device.clock);
+        if (outcome == PASSED || outcome == TURN)
             return PyLong_FromLong(outcome);
     }
     return PyLong_FromLong(TURN);
@@ -1207,7 +1276,8 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
 }
 
 PyDoc_STRVAR(reply_doc, "reply(opcode, unique, room, since, result)\n--\n\n"
-                        "Answer a request that `later` was told of: with bytes, or an error number.");
+                        "Answer a request that `later` was told of: with bytes, an error number, or, a READ, with (fd, offset, size),\n"
+                        "which a thread reads and then closes.");
 
 static PyObject *reply(PyObject *module, PyObject *args)
 {
@@ -1218,13 +1288,17 @@ static PyObject *reply(PyObject *module, PyObject *args)
     PyObject *result;
     if (!PyArg_ParseTuple(args, "IKILO", &opcode, &unique, &room, &since, &result))
         return NULL;
+    if (PyTuple_Check(result)) {
+        read_later(unique, since, result);
+        Py_RETURN_NONE;
+    }
     if (!PyBytes_Check(result) && !PyLong_Check(result)) {
-        PyErr_SetString(PyExc_TypeError, "a result is bytes or an error number");
+        PyErr_SetString(PyExc_TypeError, "a result is bytes, an error number, or a read to be made");
         return NULL;
     }
     answer_with(opcode, unique, result, room);
     device.clock = now();
-    answered(opcode, since);
+    answered(opcode, since, device.clock);
     Py_RETURN_NONE;
 }
 
@@ -1324,6 +1398,7 @@ static PyObject *counts(PyObject *module, PyObject *nothing)
 {
     (void)module;
     (void)nothing;
+    count_answered();
     PyObject *requests = nonzero(device.requests, OPCODES), *errors = nonzero(device.errors, ERRORS);
     PyObject *alone = nonzero(device.alone, OPCODES);
     if (requests != NULL && errors != NULL && alone != NULL)
@@ -1349,6 +1424,7 @@ static PyObject *durations(PyObject *module, PyObject *argument)
         PyErr_SetString(PyExc_ValueError, "no such opcode");
         return NULL;
     }
+    count_answered();
     const struct durations *of = &device.durations[opcode];
     PyObject *list = PyTuple_New(PLACES);
     for (int i = 0; list != NULL && i < PLACES; i++) {
@@ -1359,6 +1435,15 @@ static PyObject *durations(PyObject *module, PyObject *argument)
             PyTuple_SET_ITEM(list, i, count);
     }
     return list == NULL ? NULL : Py_BuildValue("(KN)", (unsigned long long)of->nanoseconds, list);
+}
+
+PyDoc_STRVAR(waiting_doc, "waiting() -> count\n--\n\nHow many reads threads have not answered yet.");
+
+static PyObject *waiting(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    return PyLong_FromSize_t(unanswered());
 }
 
 PyDoc_STRVAR(caller_doc, "caller() -> (opcode, pid)\n--\n\n"
@@ -1416,6 +1501,7 @@ static PyMethodDef functions[] = {
     {"share", (PyCFunction)(void (*)(void))share_number, METH_FASTCALL, share_doc},
     {"unshare", unshare_number, METH_O, unshare_doc},
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
+    {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"copy_plain", copy_plain, METH_VARARGS, copy_plain_doc},
     {"open_plain", (PyCFunction)(void (*)(void))open_plain, METH_FASTCALL, open_plain_doc},
@@ -1423,6 +1509,7 @@ static PyMethodDef functions[] = {
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
     {"counts", counts, METH_NOARGS, counts_doc},
     {"durations", durations, METH_O, durations_doc},
+    {"waiting", waiting, METH_NOARGS, waiting_doc},
     {"caller", caller, METH_NOARGS, caller_doc},
     {"watch", watch, METH_O, watch_doc},
     {"busiest", busiest, METH_NOARGS, busiest_doc},

@@ -21,6 +21,8 @@ const char share_directory_doc[] =
     "uses: SHOWN where what fstat(2) says of the first is what is shown; MADE where files are made in the first by\n"
     "open(2) alone, if who asks for one is the daemon's own user; UMASK where the kernel has not applied it.\n"
     "Raises OSError of openat(2), ValueError for more than 3.";
+const char unshare_one_directory_doc[] =
+    "unshare_directory(number)\n--\n\nClose the descriptors of the directory with this number, if it is shared.";
 const char unshare_directories_doc[] = "unshare_directories()\n--\n\nClose the descriptors of all directories.";
 
 enum { DIRECTORIES = 16, LAYERS = 3 };
@@ -86,6 +88,16 @@ PyObject *share_directory(PyObject *module, PyObject *args)
     struct directory *place = place_of(number);
     clear(place);
     *place = shared;
+    Py_RETURN_NONE;
+}
+
+PyObject *unshare_one_directory(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    uint64_t number = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    unshare_directory(number);
     Py_RETURN_NONE;
 }
 

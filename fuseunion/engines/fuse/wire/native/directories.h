@@ -11,8 +11,9 @@
 
 /* Not for others: the module is loaded with RTLD_GLOBAL. */
 #pragma GCC visibility push(hidden)
-extern const char share_directory_doc[], unshare_directories_doc[];
+extern const char share_directory_doc[], unshare_one_directory_doc[], unshare_directories_doc[];
 PyObject *share_directory(PyObject *module, PyObject *args);
+PyObject *unshare_one_directory(PyObject *module, PyObject *argument);
 PyObject *unshare_directories(PyObject *module, PyObject *unused);
 
 /* What a shared directory may be used for, besides its names. SHOWN: what is shown of it is what the first of its

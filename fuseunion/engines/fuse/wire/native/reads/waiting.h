@@ -1,0 +1,31 @@
+/* The part of the module that is in waiting.c. */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Not for others: the module is loaded with RTLD_GLOBAL. */
+#pragma GCC visibility push(hidden)
+/* Write one reply to /dev/fuse. Returns 0, or an error number; ENOENT: nobody waits for it any more (fs/fuse/dev.c
+ * fuse_dev_do_write). */
+int write_reply(int device, uint64_t unique, int error, const void *data, size_t size);
+
+/* A READ that waits. `since`, `until`: CLOCK_MONOTONIC, when it was found and when it was answered. */
+struct waiting_read {
+    struct waiting_read *next;
+    int device, fd; /* the file's is closed */
+    uint64_t unique, offset;
+    uint32_t size;
+    int error;
+    int64_t since, until;
+};
+
+/* Have a read made and answered by a thread; at once where there can be none. Returns false where nothing was done. */
+bool read_in_thread(const struct waiting_read *read);
+
+/* Forget one that was answered, and say what it was. Returns false where there is none. */
+bool take_answered(struct waiting_read *read);
+
+/* How many are not answered yet. */
+size_t unanswered(void);
+#pragma GCC visibility pop

@@ -1,0 +1,115 @@
+"""Reads that threads of the extension module make (wire/native/reads/waiting.c)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fuseunion.engines.fuse.wire import layouts
+from tests.support.interpreter import PROJECT
+from tests.support.waiting import wait_until
+from tests.support.wire_kernel import NODE, Kernel, kernel
+
+__all__ = ["kernel"]
+
+TEXT = Path("/proc/version").read_bytes()
+"""Of a file that cannot be read without waiting for it (RWF_NOWAIT), as far as the kernel knows."""
+
+
+@pytest.fixture
+def descriptors(kernel: Kernel) -> Iterator[None]:
+    """What the threads are given is closed."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    wait_until(lambda: kernel.device.waiting() == 0, "every read is answered")
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def _body(offset: int, size: int) -> bytes:
+    return struct.pack("=QQIIQII", 0, offset, size, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_what_a_handler_wants(kernel: Kernel, tmp_path: Path) -> None:
+    """It gets the descriptor off its hands."""
+    data = os.urandom(3 << 20)
+    (tmp_path / "file").write_bytes(data)
+    kernel.attach(layouts.READ)
+    for offset, size in (
+        (0, 10),
+        (5, 1 << 17),
+        (1 << 20, 150_000),
+        (3 << 20, 10),
+        (1 << 40, 1),
+        ((3 << 20) - 1, 5),
+        (0, 0),
+    ):
+        kernel.answer = (os.open(tmp_path / "file", os.O_RDONLY), offset, size)
+        assert kernel.ask(layouts.READ, _body(0, 1)) == (0, data[offset : offset + size]), (offset, size)
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_what_a_handler_wants_later(kernel: Kernel) -> None:
+    kernel.attach(layouts.READ)
+    unique = kernel.send(layouts.READ, _body(0, 1))
+    kernel.answer = iter(())  # no answer yet
+    kernel.serve()
+    kernel.device.reply(layouts.READ, unique, 0, 0, (os.open("/proc/version", os.O_RDONLY), 2, 7))
+    assert kernel.reply(unique) == (0, TEXT[2:9])
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_a_shared_file(kernel: Kernel) -> None:
+    """Many at once, of a file that is unshared and closed meanwhile."""
+    kernel.attach(layouts.READ)
+    kernel.answer = errno.EPERM
+    with open("/proc/version", "rb") as file:
+        kernel.device.share(NODE, file.fileno(), kernel.device.READS)
+        uniques = [kernel.send(layouts.READ, _body(offset, 5)) for offset in range(60)]
+        kernel.device.serve(len(uniques), 0, 0)
+        kernel.device.unshare(NODE)
+    answers = {kernel.reply_to_any() for _ in uniques}
+    assert answers == {(unique, 0, TEXT[offset : offset + 5]) for offset, unique in enumerate(uniques)}
+    assert not kernel.calls
+    wait_until(lambda: sum(kernel.device.durations(layouts.READ)[1]) >= 60, "they are counted")
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_errors(kernel: Kernel, tmp_path: Path) -> None:
+    kernel.attach(layouts.READ)
+    before = kernel.device.counts()[1].get(errno.EBADF, 0)
+    kernel.answer = (os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT), 0, 5)
+    assert kernel.ask(layouts.READ, _body(0, 5)) == (errno.EBADF, b"")
+    wait_until(lambda: kernel.device.counts()[1].get(errno.EBADF, 0) == before + 1, "it is counted")
+    for wanted in ((), ("x", 0, 1), (1 << 40, 0, 1), (-1, 0, 1)):
+        kernel.answer = wanted
+        error, data = kernel.ask(layouts.READ, _body(0, 5))
+        assert error and not data, wanted
+
+
+_WITHOUT_THREADS = """
+import os, resource, struct
+from fuseunion.engines.fuse.wire import layouts
+from tests.support.wire_kernel import Kernel
+kernel = Kernel()
+kernel.attach(layouts.READ)
+file = os.open("/proc/version", os.O_RDONLY)
+os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+kernel.answer = (file, 0, 5)
+print(kernel.ask(layouts.READ, struct.pack("=QQIIQII", 0, 0, 5, 0, 0, 0, 0)), len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_where_there_can_be_no_thread() -> None:
+    """Everybody waits for the disk, and nobody gets an error."""
+    command = [sys.executable, "-c", _WITHOUT_THREADS]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert (said.stdout, said.stderr) == (f"{(0, TEXT[:5])} 1\n", "")
