@@ -559,8 +559,9 @@ class Answers:
             place = self._union.place_to_open(file)
             if place is not None:
                 assert device is not None
-                waits = self._requests.reader.may_wait(place[2])
-                return device.read_plain(*place, most, waits)  # type: ignore[no-any-return]
+                data = device.read_plain(*place, most, self._requests.reader.may_wait(place[2]))
+                if data is not None:
+                    return data  # type: ignore[no-any-return]
             fd = self._union.open_for_a_moment(file)
         except OSError:
             return None
