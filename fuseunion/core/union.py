@@ -31,7 +31,7 @@ from fuseunion.core.ops.copy_up import data, link_names, unshown_links
 from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
-from fuseunion.core.ops.copy_up.plain import PlainCopy, plain_copy, plainly_copied
+from fuseunion.core.ops.copy_up.plain import PlainCopies
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ops.live.addition import Addition
 from fuseunion.core.ops.live.refresh import Refresh, refresh
@@ -63,6 +63,9 @@ class Union:
         work: the work directory; needed with an upper.
         settings: how to behave.
 
+    Attributes:
+        plain_copies: the copy-ups that are nothing but system calls.
+
     Raises:
         OSError: when the link index cannot be read.
     """
@@ -73,6 +76,7 @@ class Union:
         side = Upper(upper, work) if upper is not None and work is not None else None
         self.state = State(lowers, side, settings)
         self.settings = settings
+        self.plain_copies = PlainCopies(self.state)
         link_names.repair(self.state)
 
     @classmethod
@@ -378,14 +382,6 @@ class Union:
             return CopyJob(self.state, file, change)
         copy_up_special(self.state, file, change)
         return None
-
-    def plain_copy(self, file: File, change: Change | None) -> PlainCopy | None:
-        """What a copy-up is that is nothing but system calls (plain.plain_copy)."""
-        return plain_copy(self.state, file, change)
-
-    def plainly_copied(self, file: File, device: int, number: int, *, times_kept: bool) -> None:
-        """It was made (plain.plainly_copied)."""
-        plainly_copied(self.state, file, device, number, times_kept=times_kept)
 
     def is_copied_quickly(self, file: File) -> bool:
         """Whether a copy-up may take no longer than a usual request: the job then says (CopyJob.quick)."""
@@ -724,6 +720,14 @@ class Union:
         side.work.write_out()
 
     # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def where_to_look(self, inode: Inode, name: bytes) -> tuple[int, bytes, int, int] | None:
+        """Where an attribute of a file of a lower would be (xattrs.where_to_look)."""
+        return xattrs.where_to_look(self.state, inode, name)
+
+    def note_absent(self, inode: Inode, name: bytes | None) -> None:
+        """It was looked for there, and is not (xattrs.note_absent)."""
+        xattrs.note_absent(inode, name)
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
         """The value of an attribute (xattrs.getxattr)."""
