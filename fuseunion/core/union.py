@@ -577,6 +577,18 @@ class Union:
             raise
         return FileHandle(file, fd, writable=wants_write)
 
+    def opened(self, file: File, fd: int) -> FileHandle:
+        """A handle of a file of the upper.
+
+        Args:
+            fd: open for reading and writing; the handle's, unless this fails.
+
+        Raises:
+            OSError: ENFILE as `open`.
+        """
+        self.state.descriptors.take_for_file()
+        return FileHandle(file, fd, writable=True)
+
     def open_for_a_moment(self, file: File) -> int:
         """A descriptor of a file to read from, which the caller closes before anybody else gets a turn.
 

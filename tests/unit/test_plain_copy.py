@@ -175,6 +175,7 @@ def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "atime_ns": -1,
         "mtime_ns": -1,
         "waits": False,
+        "keeps": False,
     }
     for fd in fds.values():
         os.close(fd)
@@ -187,7 +188,8 @@ def _call(arguments: dict[str, Any]) -> Any:
 
 def test_one_call(arguments: dict[str, Any], tmp_path: Path) -> None:
     made = (tmp_path / "lower/f").stat()
-    entry, device, number, size, times_kept = _call(arguments)
+    entry, device, number, size, times_kept, fd = _call(arguments)
+    assert fd == -1
     copy = (tmp_path / "upper/f").stat()
     assert (device, number, size, times_kept) == (copy.st_dev, copy.st_ino, len(b"contents"), True)
     shown = dict(zip(ENTRY_FIELDS, ENTRY.unpack(entry), strict=True))
@@ -197,6 +199,13 @@ def test_one_call(arguments: dict[str, Any], tmp_path: Path) -> None:
     assert struct.unpack("<BQQq", mark) == (1, copy.st_ino, 77, made.st_ctime_ns)
     assert (copy.st_mode, copy.st_mtime_ns, copy.st_size) == (made.st_mode, made.st_mtime_ns, made.st_size)
     assert os.listdir(tmp_path / "work") == []
+
+
+def test_a_copy_that_stays_open(arguments: dict[str, Any], tmp_path: Path) -> None:
+    *_, fd = _call(arguments | {"keeps": True})
+    os.pwrite(fd, b"C", 0)
+    os.close(fd)
+    assert (tmp_path / "upper/f").read_bytes() == b"Contents"
 
 
 @pytest.mark.parametrize(

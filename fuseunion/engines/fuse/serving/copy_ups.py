@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import trio
 
@@ -17,6 +18,10 @@ from fuseunion.engines.fuse.serving.workers import COPIES, Workers
 from fuseunion.engines.fuse.wire.native.device import device
 
 _AT_ONCE = COPIES - 1
+
+Copied: TypeAlias = tuple[bytes, int]
+"""A copy that was made in one call: its entry (wire/entries.py), empty where it could not be looked at; its descriptor,
+which is the caller's, -1 where it was not asked for."""
 
 
 class CopyUps:
@@ -80,14 +85,15 @@ class CopyUps:
         self.log.add(file, job.size, begun)
         return True
 
-    def plainly(self, file: File, wish: Wish) -> bytes | None:
+    def plainly(self, file: File, wish: Wish, *, keeps: bool = False) -> Copied | None:
         """Copy a file up in one call, if it is that simple. Precondition: it is not in the upper.
 
         Args:
             wish: what the copy is to have.
+            keeps: leave it open, for reading and writing.
 
         Returns:
-            The entry of the copy (wire/entries.py), empty where it could not be looked at; None where nothing was done.
+            None where nothing was done.
 
         Raises:
             OSError: as RealDir.fd.
@@ -99,13 +105,13 @@ class CopyUps:
         if plain is None:
             return None
         begun = self.log.begin()
-        made = device.copy_plain(*plain, *wish, self._reader.may_wait(plain[2]))
+        made = device.copy_plain(*plain, *wish, self._reader.may_wait(plain[2]), keeps)
         if made is None:
             return None
-        entry, copy_device, number, size, times_kept = made
+        entry, copy_device, number, size, times_kept, fd = made
         copies.made(file, copy_device, number, times_kept=times_kept)
         self.log.add(file, size, begun)
-        return entry  # type: ignore[no-any-return]
+        return entry, fd
 
     def _would_wait(self, source: int, size: int) -> bool:
         return bool(size) and self._reader.would_wait(source, size)

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, without_privileges
-from fuseunion.core.ops.copy_up.plain import Wish, wish
+from fuseunion.core.ops.copy_up.plain import NOTHING, Wish, wish
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
@@ -290,9 +290,12 @@ class Answers:
 
         Such a file has no set-ID bits and no capability that a change of its owner would take away.
         """
-        entry = None if wanted is None else self._requests.copy_ups.plainly(file, wanted)
+        copied = None if wanted is None else self._requests.copy_ups.plainly(file, wanted)
+        if copied is None:
+            return None
+        entry, _ = copied
         if not entry:
-            return None if entry is None else self._requests.look_after_change(file, self._entries)
+            return self._requests.look_after_change(file, self._entries)
         if compares and entry != self._entries.attributes(file):
             log.error("inode %d was copied up and shows otherwise than was said", file.ino)
         file.reply = entry
@@ -582,7 +585,28 @@ class Answers:
 
     def _write(self, number: int, uid: int, gid: int, pid: int, flags: int, offset: int, data: bytes) -> Answer:
         file = self._requests.file(number)
+        if not file.in_upper:
+            opened = self._opened_copy(file)
+            if opened is not None:
+                return layouts.WRITTEN.pack(self._union.write(opened.handle, data, offset), 0)
         return self._with_copy(file, lambda opened: self._write_to(opened, Sender(uid, gid, pid), flags, offset, data))
+
+    def _opened_copy(self, file: File) -> OpenFile | None:
+        """A file of a lower after a copy-up in one call, open for what is written next; None where it takes more.
+
+        Such a file has nothing that a write takes away.
+        """
+        copied = self._requests.copy_ups.plainly(file, NOTHING, keeps=True)
+        if copied is None:
+            return None
+        try:
+            handle = self._open_files.retried(lambda: self._union.opened(file, copied[1]))
+        except OSError:
+            os.close(copied[1])
+            return None
+        opened = self._open_files.keep(handle)
+        self._open_files.share_new(opened, 0)
+        return opened
 
     def _write_to(self, opened: OpenFile, sender: Sender, flags: int, offset: int, data: bytes) -> bytes:
         if not opened.plain:

@@ -25,14 +25,15 @@
 
 const char copy_plain_doc[] =
     "copy_plain(lower, name, device, number, work, temporary, upper, new_name, shown, mark, value, uid, gid, mode, atime,\n"
-    "           mtime, waits) -> (entry, st_dev, st_ino, size, times_kept) or None\n--\n\n"
+    "           mtime, waits, keeps) -> (entry, st_dev, st_ino, size, times_kept, fd) or None\n--\n\n"
     "Copy `name` in the directory `lower`, which is the object (device, number), to `new_name` in `upper`, by way of\n"
     "`temporary` in `work`; all three are descriptors. shown: its number in the mount. mark, value: an attribute of the\n"
     "copy, in which that, the number of the copy, and the time of change of the file are filled in\n"
     "(core/marks/origin_mark.py). uid, gid, mode, atime, mtime (nanoseconds): -1 for what the file has. waits: the data may\n"
     "have to be waited for; then only what is in memory is copied.\n"
     "None: nothing was done. Else the entry to show (entries.py), empty where it could not be looked at; st_dev and st_ino\n"
-    "of the copy; how many bytes were copied; times_kept: `upper` has the times that it had.";
+    "of the copy; how many bytes were copied; times_kept: `upper` has the times that it had; fd: of the copy, for reading\n"
+    "and writing, -1 if not `keeps`.";
 
 enum {
     LARGEST = 1 << 16,
@@ -48,7 +49,7 @@ struct wish {
     int lower, work, upper;
     const char *name, *temporary, *new_name, *mark;
     uint64_t device, number, shown;
-    bool waits;
+    bool waits, keeps;
     int64_t uid, gid, mode, atime, mtime;
     char value[MARK_SIZE];
 };
@@ -57,6 +58,7 @@ struct outcome {
     struct stat st; /* of the copy; before it was shown if `looked` is false */
     bool looked, times_kept;
     int64_t size;
+    int fd;
 };
 
 static int64_t nanoseconds(struct timespec time)
@@ -151,7 +153,10 @@ static bool copy_to_work(int from, const struct stat *st, const struct wish *w, 
     } else {
         unlinkat(w->work, w->temporary, 0);
     }
-    close(to);
+    if (done && w->keeps)
+        outcome->fd = to;
+    else
+        close(to);
     return done;
 }
 
@@ -192,6 +197,7 @@ static bool read_wish(PyObject *const *args, struct wish *w)
     if (PyErr_Occurred())
         return false;
     w->waits = args[16] != Py_False;
+    w->keeps = args[17] == Py_True;
     w->name = text(args[1]);
     w->temporary = w->name != NULL ? text(args[5]) : NULL;
     w->new_name = w->temporary != NULL ? text(args[7]) : NULL;
@@ -210,9 +216,9 @@ PyObject *copy_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
     struct wish w;
-    struct outcome outcome = {.looked = false};
-    if (count != 17) {
-        PyErr_SetString(PyExc_TypeError, "copy_plain takes 17 arguments");
+    struct outcome outcome = {.looked = false, .fd = -1};
+    if (count != 18) {
+        PyErr_SetString(PyExc_TypeError, "copy_plain takes 18 arguments");
         return NULL;
     }
     if (!read_wish(args, &w))
@@ -221,7 +227,10 @@ PyObject *copy_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
         Py_RETURN_NONE;
     struct fuse_entry_out entry;
     fill_entry(&entry, &outcome.st, w.shown);
-    return Py_BuildValue("y#KKLO", (const char *)&entry, (Py_ssize_t)(outcome.looked ? sizeof entry : 0),
-                         (unsigned long long)outcome.st.st_dev, (unsigned long long)outcome.st.st_ino,
-                         (long long)outcome.size, outcome.times_kept ? Py_True : Py_False);
+    PyObject *made = Py_BuildValue("y#KKLOi", (const char *)&entry, (Py_ssize_t)(outcome.looked ? sizeof entry : 0),
+                                   (unsigned long long)outcome.st.st_dev, (unsigned long long)outcome.st.st_ino,
+                                   (long long)outcome.size, outcome.times_kept ? Py_True : Py_False, outcome.fd);
+    if (made == NULL && outcome.fd >= 0)
+        close(outcome.fd);
+    return made;
 }
