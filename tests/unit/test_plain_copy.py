@@ -183,7 +183,8 @@ def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 def _call(arguments: dict[str, Any]) -> Any:
     assert copy_ups.device is not None
-    return copy_ups.device.copy_plain(*arguments.values())
+    *values, waits, keeps = arguments.values()
+    return copy_ups.device.copy_plain(tuple(values[:-5]), tuple(values[-5:]), waits, keeps)
 
 
 def test_one_call(arguments: dict[str, Any], tmp_path: Path) -> None:
@@ -252,7 +253,9 @@ def test_malformed_calls(arguments: dict[str, Any]) -> None:
     with pytest.raises(TypeError):
         _call(arguments | {"lower": None})
     with pytest.raises(TypeError):
-        _call({"lower": arguments["lower"]})
+        _call(arguments | {"another": 1})
+    with pytest.raises(TypeError):
+        _call({"waits": False, "keeps": False})
     with pytest.raises(TypeError):
         _call(arguments | {"name": "text"})
     with pytest.raises(OverflowError):

@@ -105,7 +105,7 @@ class CopyUps:
         if plain is None:
             return None
         begun = self.log.begin()
-        made = device.copy_plain(*plain, *wish, self._reader.may_wait(plain[2]), keeps)
+        made = device.copy_plain(plain, wish, self._reader.may_wait(plain[2]), keeps)
         if made is None:
             return None
         entry, copy_device, number, size, times_kept, fd = made

@@ -111,13 +111,15 @@ class CopyUpLog:
 
 def path_of(inode: Inode) -> bytes:
     """A name of an inode, from the root of the mount; empty where it has none, and for the root."""
-    above = next(iter(inode.names()), None)
-    if above is None:
-        return b""
-    directory, name = above
-    parts = [name]
-    while isinstance(directory, Directory) and directory.parent is not None and not directory.removed:
-        parts.append(directory.name)
-        directory = directory.parent
+    above: tuple[Inode, bytes] | None = inode.only_name if isinstance(inode, File) else None
+    above = above or next(iter(inode.names()), None)
+    parts: list[bytes] = []
+    while above is not None:
+        inode, name = above
+        parts.append(name)
+        if isinstance(inode, Directory):  # nearly always, and an iterator for each costs more than all else here
+            above = None if inode.parent is None or inode.removed else (inode.parent, inode.name)
+        else:
+            above = next(iter(inode.names()), None)
     parts.reverse()
     return b"/".join(parts)

@@ -24,8 +24,9 @@
 #endif
 
 const char copy_plain_doc[] =
-    "copy_plain(lower, name, device, number, work, temporary, upper, new_name, shown, mark, value, uid, gid, mode, atime,\n"
-    "           mtime, waits, keeps) -> (entry, st_dev, st_ino, size, times_kept, fd) or None\n--\n\n"
+    "copy_plain((lower, name, device, number, work, temporary, upper, new_name, shown, mark, value),\n"
+    "           (uid, gid, mode, atime, mtime), waits, keeps)\n"
+    "    -> (entry, st_dev, st_ino, size, times_kept, fd) or None\n--\n\n"
     "Copy `name` in the directory `lower`, which is the object (device, number), to `new_name` in `upper`, by way of\n"
     "`temporary` in `work`; all three are descriptors. shown: its number in the mount. mark, value: an attribute of the\n"
     "copy, in which that, the number of the copy, and the time of change of the file are filled in\n"
@@ -181,34 +182,39 @@ static const char *text(PyObject *object)
     return PyBytes_AsStringAndSize(object, &found, NULL) < 0 ? NULL : found;
 }
 
-static bool read_wish(PyObject *const *args, struct wish *w)
+/* What Python says (plain.py): two tuples, which it keeps during the call. */
+static bool read_wish(PyObject *what, PyObject *as, struct wish *w)
 {
-    w->lower = (int)PyLong_AsLong(args[0]);
-    w->device = PyLong_AsUnsignedLongLong(args[2]);
-    w->number = PyLong_AsUnsignedLongLong(args[3]);
-    w->work = (int)PyLong_AsLong(args[4]);
-    w->upper = (int)PyLong_AsLong(args[6]);
-    w->shown = PyLong_AsUnsignedLongLong(args[8]);
-    w->uid = PyLong_AsLongLong(args[11]);
-    w->gid = PyLong_AsLongLong(args[12]);
-    w->mode = PyLong_AsLongLong(args[13]);
-    w->atime = PyLong_AsLongLong(args[14]);
-    w->mtime = PyLong_AsLongLong(args[15]);
+    enum { WHAT = 11, AS = 5 };
+    if (!PyTuple_Check(what) || PyTuple_GET_SIZE(what) != WHAT || !PyTuple_Check(as) || PyTuple_GET_SIZE(as) != AS) {
+        PyErr_SetString(PyExc_TypeError, "copy_plain takes a tuple of 11 and one of 5");
+        return false;
+    }
+    w->lower = (int)PyLong_AsLong(PyTuple_GET_ITEM(what, 0));
+    w->device = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(what, 2));
+    w->number = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(what, 3));
+    w->work = (int)PyLong_AsLong(PyTuple_GET_ITEM(what, 4));
+    w->upper = (int)PyLong_AsLong(PyTuple_GET_ITEM(what, 6));
+    w->shown = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(what, 8));
+    w->uid = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 0));
+    w->gid = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 1));
+    w->mode = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 2));
+    w->atime = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 3));
+    w->mtime = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 4));
     if (PyErr_Occurred())
         return false;
-    w->waits = args[16] != Py_False;
-    w->keeps = args[17] == Py_True;
-    w->name = text(args[1]);
-    w->temporary = w->name != NULL ? text(args[5]) : NULL;
-    w->new_name = w->temporary != NULL ? text(args[7]) : NULL;
-    w->mark = w->new_name != NULL ? text(args[9]) : NULL;
+    w->name = text(PyTuple_GET_ITEM(what, 1));
+    w->temporary = w->name != NULL ? text(PyTuple_GET_ITEM(what, 5)) : NULL;
+    w->new_name = w->temporary != NULL ? text(PyTuple_GET_ITEM(what, 7)) : NULL;
+    w->mark = w->new_name != NULL ? text(PyTuple_GET_ITEM(what, 9)) : NULL;
     if (w->mark == NULL)
         return false;
-    if (!PyBytes_Check(args[10]) || PyBytes_GET_SIZE(args[10]) != MARK_SIZE) {
+    PyObject *value = PyTuple_GET_ITEM(what, 10);
+    if (!PyBytes_Check(value) || PyBytes_GET_SIZE(value) != MARK_SIZE) {
         PyErr_SetString(PyExc_ValueError, "a mark of another size");
         return false;
     }
-    memcpy(w->value, PyBytes_AS_STRING(args[10]), MARK_SIZE);
+    memcpy(w->value, PyBytes_AS_STRING(value), MARK_SIZE);
     return true;
 }
 
@@ -217,11 +223,13 @@ PyObject *copy_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
     (void)module;
     struct wish w;
     struct outcome outcome = {.looked = false, .fd = -1};
-    if (count != 18) {
-        PyErr_SetString(PyExc_TypeError, "copy_plain takes 18 arguments");
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "copy_plain takes 4 arguments");
         return NULL;
     }
-    if (!read_wish(args, &w))
+    w.waits = args[2] != Py_False;
+    w.keeps = args[3] == Py_True;
+    if (!read_wish(args[0], args[1], &w))
         return NULL;
     if (!copy(&w, &outcome))
         Py_RETURN_NONE;
