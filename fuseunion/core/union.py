@@ -31,7 +31,7 @@ from fuseunion.core.ops.copy_up import data, link_names, unshown_links
 from fuseunion.core.ops.copy_up.data import FillJob
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.files import CopyJob, copy_up_special, is_quick, readlink
-from fuseunion.core.ops.copy_up.plain import PlainCopy, plain_copy, plainly_copied
+from fuseunion.core.ops.copy_up.plain import PlainCopies
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ops.live.addition import Addition
 from fuseunion.core.ops.live.refresh import Refresh, refresh
@@ -64,6 +64,9 @@ class Union:
         work: the work directory; needed with an upper.
         settings: how to behave.
 
+    Attributes:
+        plain_copies: the copy-ups that are nothing but system calls.
+
     Raises:
         OSError: when the link index cannot be read.
     """
@@ -74,6 +77,7 @@ class Union:
         side = Upper(upper, work) if upper is not None and work is not None else None
         self.state = State(lowers, side, settings)
         self.settings = settings
+        self.plain_copies = PlainCopies(self.state)
         link_names.repair(self.state)
 
     @classmethod
@@ -380,14 +384,6 @@ class Union:
         copy_up_special(self.state, file, change)
         return None
 
-    def plain_copy(self, file: File, change: Change | None) -> PlainCopy | None:
-        """What a copy-up is that is nothing but system calls (plain.plain_copy)."""
-        return plain_copy(self.state, file, change)
-
-    def plainly_copied(self, file: File, device: int, number: int, *, times_kept: bool) -> None:
-        """It was made (plain.plainly_copied)."""
-        plainly_copied(self.state, file, device, number, times_kept=times_kept)
-
     def is_copied_quickly(self, file: File) -> bool:
         """Whether a copy-up may take no longer than a usual request: the job then says (CopyJob.quick)."""
         return not stat.S_ISREG(file.kind) or is_quick(self.state, attributes.stat_of(self.state, file).st_size)
@@ -604,17 +600,18 @@ class Union:
             return None
         return real.fd(), place.name, place.device, place.number
 
-    def opened_for_reading(self, file: File, fd: int) -> FileHandle:
-        """As `open`, of a file that was opened where `place_to_open` says.
+    def opened(self, file: File, fd: int, *, writable: bool) -> FileHandle:
+        """A handle of a file that was opened where it lies, or of its new copy.
 
         Args:
             fd: the handle's, unless this fails.
+            writable: it is open for reading and writing.
 
         Raises:
-            OSError: ENFILE.
+            OSError: ENFILE, as `open`.
         """
         self.state.descriptors.take_for_file()
-        return FileHandle(file, fd, writable=False)
+        return FileHandle(file, fd, writable=writable)
 
     def open_for_a_moment(self, file: File) -> int:
         """A descriptor of a file to read from, which the caller closes before anybody else gets a turn.
@@ -759,6 +756,14 @@ class Union:
         side.work.write_out()
 
     # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def where_to_look(self, inode: Inode, name: bytes) -> tuple[int, bytes, int, int] | None:
+        """Where an attribute of a file of a lower would be (xattrs.where_to_look)."""
+        return xattrs.where_to_look(self.state, inode, name)
+
+    def note_absent(self, inode: Inode, name: bytes | None) -> None:
+        """It was looked for there, and is not (xattrs.note_absent)."""
+        xattrs.note_absent(inode, name)
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
         """The value of an attribute (xattrs.getxattr)."""

@@ -94,9 +94,12 @@ class FakeUnion:
         if self.failures and self.failures[0][0] == step:
             raise self.failures.pop(0)[1]
 
-    @staticmethod
-    def plain_copy(file: FakeFile, change: Change | None) -> None:
+    class plain_copies:  # noqa: N801 - in the place of an attribute
         """None of them is plain."""
+
+        @staticmethod
+        def of(file: FakeFile) -> None:
+            """It is not."""
 
     def is_copied_quickly(self, file: FakeFile) -> bool:
         return self._quick or file.ino == SPECIAL

@@ -92,6 +92,7 @@ DATA_AND_PURE_RULES = {
     "core.tree.inode": {"Inode"},
     "core.tree.handle": {"DirectoryHandle", "FileHandle", "Handle"},
     "core.ops.attributes": {"Change", "setgid_is_at_risk", "without_privileges"},
+    "core.ops.copy_up.plain": {"NOTHING", "Wish", "wish", "wish_of"},
     "core.ops.create": {"Owner"},
     "core.ops.rename": {"check_flags"},
 }

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fuseunion.core.format import xattr_names
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving import copy_ups
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.answers import Answers
+from fuseunion.engines.fuse.wire.layouts import ENTRY
 from fuseunion.linux import syscalls
-from tests.support.inprocess import in_process
+from tests.support.inprocess import InProcess, in_process
 from tests.support.product import WITH_EXTENSION
 
 pytestmark = pytest.mark.skipif(not WITH_EXTENSION, reason="there is nothing to compare")
+
+CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
+"""cap_net_bind_service=ep (include/uapi/linux/capability.h, struct vfs_cap_data)."""
 
 NOW = 1_700_000_000_123_456_789
 
@@ -59,6 +68,13 @@ def _make_lower(lower: Path) -> None:
         os.utime(path, ns=(NOW + number, NOW - number))
     os.utime(directory, ns=(NOW, NOW + 1))
 
+
+ENTRY_FIELDS = (
+    *("nodeid", "generation", "entry_valid", "attr_valid", "entry_valid_nsec", "attr_valid_nsec"),
+    *("ino", "size", "blocks", "atime", "mtime", "ctime", "atimensec", "mtimensec", "ctimensec"),
+    *("mode", "nlink", "uid", "gid", "rdev", "blksize", "flags"),
+)
+"""Of struct fuse_entry_out with its struct fuse_attr."""
 
 NAMES = ("plain", "empty", "full", "large", "closed", "set-id", "attributes", "two", "holes")
 
@@ -150,14 +166,16 @@ def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
         "temporary": b"#0",
         "upper": fds["upper"],
         "new_name": b"f",
+        "shown": 77,
+        "mark": b"user.overlay.fuseunion.origin",
+        "value": b"\1" + bytes(24),
         "uid": -1,
         "gid": -1,
         "mode": -1,
         "atime_ns": -1,
         "mtime_ns": -1,
-        "mark": b"user.overlay.fuseunion.origin",
-        "value": bytes(25),
         "waits": False,
+        "keeps": False,
     }
     for fd in fds.values():
         os.close(fd)
@@ -165,16 +183,30 @@ def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 def _call(arguments: dict[str, Any]) -> Any:
     assert copy_ups.device is not None
-    return copy_ups.device.copy_plain(*arguments.values())
+    *values, waits, keeps = arguments.values()
+    return copy_ups.device.copy_plain(tuple(values[:-5]), tuple(values[-5:]), waits, keeps)
 
 
 def test_one_call(arguments: dict[str, Any], tmp_path: Path) -> None:
     made = (tmp_path / "lower/f").stat()
-    device, number, times_kept = _call(arguments)
+    entry, device, number, size, times_kept, fd = _call(arguments)
+    assert fd == -1
     copy = (tmp_path / "upper/f").stat()
-    assert (device, number, times_kept) == (copy.st_dev, copy.st_ino, True)
+    assert (device, number, size, times_kept) == (copy.st_dev, copy.st_ino, len(b"contents"), True)
+    shown = dict(zip(ENTRY_FIELDS, ENTRY.unpack(entry), strict=True))
+    assert (shown["nodeid"], shown["ino"], shown["nlink"], shown["mode"]) == (77, 77, 1, copy.st_mode)
+    assert shown["ctime"] * 10**9 + shown["ctimensec"] == copy.st_ctime_ns, "the rename changes it"
+    mark = os.getxattr(tmp_path / "upper/f", "user.overlay.fuseunion.origin")
+    assert struct.unpack("<BQQq", mark) == (1, copy.st_ino, 77, made.st_ctime_ns)
     assert (copy.st_mode, copy.st_mtime_ns, copy.st_size) == (made.st_mode, made.st_mtime_ns, made.st_size)
     assert os.listdir(tmp_path / "work") == []
+
+
+def test_a_copy_that_stays_open(arguments: dict[str, Any], tmp_path: Path) -> None:
+    *_, fd = _call(arguments | {"keeps": True})
+    os.pwrite(fd, b"C", 0)
+    os.close(fd)
+    assert (tmp_path / "upper/f").read_bytes() == b"Contents"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +252,14 @@ def test_malformed_calls(arguments: dict[str, Any]) -> None:
         _call(arguments | {"value": b"short"})
     with pytest.raises(TypeError):
         _call(arguments | {"lower": None})
+    with pytest.raises(TypeError):
+        _call(arguments | {"another": 1})
+    with pytest.raises(TypeError):
+        _call({"waits": False, "keeps": False})
+    with pytest.raises(TypeError):
+        _call(arguments | {"name": "text"})
+    with pytest.raises(OverflowError):
+        _call(arguments | {"device": -1})
     with pytest.raises(ValueError, match="null"):
         _call(arguments | {"name": b"a\0b"})
 
@@ -232,3 +272,126 @@ def test_the_last_step_fails(arguments: dict[str, Any], tmp_path: Path) -> None:
     finally:
         os.close(elsewhere)
     assert os.listdir(tmp_path / "work") == []
+
+
+# -- by requests -----------------------------------------------------------------------------------------------------
+
+REQUESTS = {
+    "mode": (layouts.FATTR_MODE, {"mode": 0o100640}),
+    "owner": (layouts.FATTR_UID | layouts.FATTR_GID, {"new_uid": 1234, "new_gid": 4321}),
+    "group": (layouts.FATTR_GID, {"new_gid": 77}),
+    "set-id": (layouts.FATTR_MODE, {"mode": 0o104755}),
+    "times": (layouts.FATTR_ATIME | layouts.FATTR_MTIME, {"atime_ns": NOW, "mtime_ns": NOW + 5}),
+    "before 1970": (layouts.FATTR_MTIME, {"mtime_ns": -1}),
+    "size": (layouts.FATTR_SIZE, {"size": 3}),
+    "touch": (0, {}),
+}
+SIMPLE = {"mode", "owner", "group", "times"}
+
+
+def _setattr(answers: Answers, number: int, valid: int, fields: dict[str, int]) -> Any:
+    wanted = dict.fromkeys(("mode", "new_uid", "new_gid", "size", "atime_ns", "mtime_ns"), 0) | fields
+    return answers._setattr(number, 0, 0, os.getpid(), valid, *wanted.values())
+
+
+@pytest.fixture
+def inside(tmp_path: Path, counted: list[bool]) -> Iterator[InProcess]:
+    """A union with the directory in the upper already, and no disk to wait for."""
+    assert not counted
+    _make_lower(tmp_path / "lower")
+    for name in ("upper/d", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    with in_process([tmp_path / "lower"], tmp_path / "upper", tmp_path / "work") as union:
+        yield union
+        union.forget()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("request_name", REQUESTS)
+def test_the_answer_is_what_is_there(
+    inside: InProcess, tmp_path: Path, counted: list[bool], request_name: str, name: str
+) -> None:
+    """Whether it was one call or many."""
+    valid, fields = REQUESTS[request_name]
+    answers = Answers(Requests(inside.union), 1.0)
+    inode = inside.find(f"d/{name}")
+    entry = _setattr(answers, inode.ino, valid, fields)
+    if not isinstance(entry, bytes):
+        entry.close()
+        pytest.fail("it takes no longer than a usual request")
+    assert entry == answers._getattr(inode.ino)
+    shown, real = dict(zip(ENTRY_FIELDS, ENTRY.unpack(entry), strict=True)), (tmp_path / "upper/d" / name).lstat()
+    assert shown["ctime"] * 10**9 + shown["ctimensec"] == real.st_ctime_ns
+    assert (shown["mode"], shown["uid"], shown["gid"]) == (real.st_mode, real.st_uid, real.st_gid)
+    if name in ("plain", "empty", "full", "closed"):
+        assert counted == ([True] if request_name in SIMPLE else [])
+    assert True not in counted or inode.absent_xattrs == {xattr_names.CAPABILITY}
+
+
+@pytest.mark.root
+def test_a_capability_goes_with_the_owner(inside: InProcess, tmp_path: Path, counted: list[bool]) -> None:
+    os.setxattr(tmp_path / "lower/d/plain", "security.capability", CAPABILITY)
+    answers = Answers(Requests(inside.union), 1.0)
+    number = inside.find("d/plain").ino
+    assert answers._getxattr(number, b"security.capability") == CAPABILITY
+    assert isinstance(_setattr(answers, number, *REQUESTS["group"]), bytes)
+    assert True not in counted
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(tmp_path / "upper/d/plain", "security.capability")
+    with pytest.raises(OSError, match="No data"):
+        answers._getxattr(number, b"security.capability")
+
+
+def test_what_is_not_there_is_found_by_one_look(
+    inside: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Answers(Requests(inside.union), 1.0)
+    plain, other = inside.find("d/plain").ino, inside.find("d/attributes").ino
+    assert answers._getxattr(plain, b"security.capability") == errno.ENODATA
+    assert answers._getxattr(other, b"security.capability") == errno.ENODATA
+    monkeypatch.setattr("fuseunion.engines.fuse.wire.answers.device", None)
+    assert answers._getxattr(plain, b"system.posix_acl_access") == errno.ENODATA, "it has none at all"
+    assert answers._getxattr(other, b"security.capability") == errno.ENODATA, "it is remembered"
+    assert answers._getxattr(other, b"user.name") == b"value"
+
+
+def test_a_capability_that_is_set_is_found(inside: InProcess) -> None:
+    answers = Answers(Requests(inside.union), 1.0)
+    number = inside.find("d/plain").ino
+    assert answers._getxattr(number, b"system.posix_acl_access") == errno.ENODATA
+    acl = b"\2\0\0\0" + b"".join(struct.pack("<HHI", tag, 6, -1 & 0xFFFFFFFF) for tag in (1, 4, 0x10, 0x20))
+    assert answers._setxattr(number, 0, 0, os.getpid(), b"system.posix_acl_access", acl, 0) == 0
+    assert answers._getxattr(number, b"system.posix_acl_access") == acl
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [({}, "ALL"), ({"number": 1}, None), ({"device": 1}, None), ({"name": b"gone"}, None), ({"directory": -1}, None)],
+    ids=str,
+)
+def test_one_look(arguments: dict[str, Any], wrong: dict[str, Any], found: str | None) -> None:
+    assert copy_ups.device is not None
+    where = {"directory": arguments["lower"]} | {key: arguments[key] for key in ("name", "device", "number")} | wrong
+    answer = copy_ups.device.lacks_attribute(*where.values(), b"user.any")
+    assert answer == (0 if found is None else copy_ups.device.ALL)
+
+
+def test_one_look_at_what_has_another(arguments: dict[str, Any], tmp_path: Path) -> None:
+    assert copy_ups.device is not None
+    os.setxattr(tmp_path / "lower/f", "user.other", b"")
+    where = [arguments[key] for key in ("lower", "name", "device", "number")]
+    assert copy_ups.device.lacks_attribute(*where, b"user.other") == 0
+    assert copy_ups.device.lacks_attribute(*where, b"user.any") not in (0, copy_ups.device.ALL)
+    for malformed in (where, [*where, "text"], [*where, b"a\0b"], [None, *where]):
+        with pytest.raises((TypeError, ValueError)):
+            copy_ups.device.lacks_attribute(*malformed)
+
+
+@pytest.mark.parametrize("name", ["plain", "attributes"])
+def test_the_first_write_is_answered_at_once(inside: InProcess, tmp_path: Path, counted: list[bool], name: str) -> None:
+    answers = Answers(Requests(inside.union), 1.0)
+    number = inside.find(f"d/{name}").ino
+    assert answers._write(number, 0, 0, os.getpid(), 0, 1, b"data") == layouts.WRITTEN.pack(4, 0)
+    assert (tmp_path / "upper/d" / name).read_bytes()[1:5] == b"data"
+    answers.close_files()

@@ -62,13 +62,9 @@ def write(held: RealObject, prefix: bytes, upper_ino: int, number: Ino, ctime_ns
     rewrite(held, prefix, _HEADER.pack(_VERSION, upper_ino, number, ctime_ns))
 
 
-def template(number: Ino) -> bytes:
-    """The value of a mark for who fills in the rest itself (engines/fuse/wire/native/plain/copy.c).
-
-    Args:
-        number: of the lower object.
-    """
-    return _HEADER.pack(_VERSION, 0, number, 0)
+def template() -> bytes:
+    """The value of a mark for who fills in the rest itself (engines/fuse/wire/native/plain/copy.c)."""
+    return _HEADER.pack(_VERSION, 0, 0, 0)
 
 
 def rewrite(held: RealObject, prefix: bytes, value: bytes) -> bool:

@@ -10,6 +10,7 @@ file, for security.capability. Attributes known to be absent are therefore remem
 from __future__ import annotations
 
 import errno
+import stat
 
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.format import xattr_names
@@ -20,7 +21,9 @@ from fuseunion.core.ops.attributes import stat_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ownership.stored_names import STORED
 from fuseunion.core.tree.directory import Directory
-from fuseunion.core.tree.inode import NONE_ABSENT, Inode
+from fuseunion.core.tree.file import File
+from fuseunion.core.tree.inode import NO_CAPABILITY, NONE_ABSENT, Inode
+from fuseunion.core.tree.place import InLower
 from fuseunion.core.tree.state import State
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
@@ -28,7 +31,7 @@ from fuseunion.linux.real_object import RealObject
 # Asked for again and again by the kernel; nobody sets them behind our back.
 _REMEMBERED = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
 
-_ABSENT: dict[frozenset[bytes], frozenset[bytes]] = {}
+_ABSENT: dict[frozenset[bytes], frozenset[bytes]] = {NO_CAPABILITY: NO_CAPABILITY, _REMEMBERED: _REMEMBERED}
 """The subsets of these that inodes lack, shared by all who lack the same."""
 
 _PERMISSIONS = 0o777
@@ -58,14 +61,40 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
         # fuse_get_acl).
         none = error.errno == errno.ENODATA or (error.errno == errno.EOPNOTSUPP and name in _ACLS)
         if none and name in _REMEMBERED:
-            absent = inode.absent_xattrs | {name}
-            inode.absent_xattrs = _ABSENT.setdefault(absent, absent)
+            note_absent(inode, name)
         if none or error.errno == errno.EPERM:
             raise os_error(errno.ENODATA) from error
         raise
     if name == xattr_names.POSIX_ACL_ACCESS and layer.ownership is not None:
         value = acl.with_owner(value, stat_of(state, inode).st_mode >> 6 & 7)
     return _to_shown(name, value, state.settings.identity)
+
+
+def note_absent(inode: Inode, name: bytes | None) -> None:
+    """An inode was found to lack an attribute, one that is asked for again and again; None: it has none at all."""
+    absent = _REMEMBERED if name is None else inode.absent_xattrs | {name}
+    inode.absent_xattrs = _ABSENT.setdefault(absent, absent)
+
+
+def where_to_look(state: State, inode: Inode, name: bytes) -> tuple[int, bytes, int, int] | None:
+    """Where the attribute of a file of a lower is, and nowhere else, for who looks whether it is there.
+
+    Returns:
+        A descriptor of its directory, borrowed as of RealDir.fd; its name there, its st_dev and st_ino. None where
+        there is more to it.
+
+    Raises:
+        OSError: as RealDir.fd.
+    """
+    if name not in _REMEMBERED or not isinstance(inode, File) or inode.kind != stat.S_IFREG:
+        return None
+    place, settings = inode.place, state.settings
+    if not isinstance(place, InLower) or not (settings.xattrs and settings.acl):
+        return None
+    real, real_name, device, number = place
+    if real.layer.ownership is not None or real.layer.true_names is not None:
+        return None
+    return real.fd(), real_name, device, number
 
 
 def _read(layer: LayerAccess, held: RealObject, name: bytes) -> bytes:

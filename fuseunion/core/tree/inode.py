@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+from fuseunion.core.format import xattr_names
 from fuseunion.core.format.numbers import Ino
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import RealObject
@@ -24,6 +25,9 @@ _NOBODY: frozenset[object] = frozenset()
 
 NONE_ABSENT: frozenset[bytes] = frozenset()
 """Of an inode that was asked for no attribute that it lacks. One for all: an empty set takes 216 bytes."""
+
+NO_CAPABILITY = frozenset({xattr_names.CAPABILITY})
+"""Of one that has no capability, for all that is known."""
 
 _KINDS = {
     kind: kind

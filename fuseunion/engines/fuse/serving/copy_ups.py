@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import trio
 
 from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.copy_up.plain import Wish, wish_of
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUpLog
@@ -16,6 +18,10 @@ from fuseunion.engines.fuse.serving.workers import COPIES, Workers
 from fuseunion.engines.fuse.wire.native.device import device
 
 _AT_ONCE = COPIES - 1
+
+Copied: TypeAlias = tuple[bytes, int]
+"""A copy that was made in one call: its entry (wire/entries.py), empty where it could not be looked at; its descriptor,
+which is the caller's, -1 where it was not asked for."""
 
 
 class CopyUps:
@@ -56,11 +62,10 @@ class CopyUps:
             return False
         if file.ino in self._under_way:
             return None
-        begun = self.log.begin()
-        size = 0 if file.st is None else file.st.st_size
-        if self._copied_plainly(file, change):
-            self.log.add(file, size, begun)
+        wish = wish_of(change) if device is not None else None
+        if wish is not None and self.plainly(file, wish) is not None:
             return True
+        begun = self.log.begin()
         if not self._union.is_copied_quickly(file):
             return None
         try:
@@ -80,19 +85,33 @@ class CopyUps:
         self.log.add(file, job.size, begun)
         return True
 
-    def _copied_plainly(self, file: File, change: Change | None) -> bool:
-        """Copy a file up in one call, if it is that simple."""
-        if device is None:
-            return False
-        plain = self._union.plain_copy(file, change)
+    def plainly(self, file: File, wish: Wish, *, keeps: bool = False) -> Copied | None:
+        """Copy a file up in one call, if it is that simple. Precondition: it is not in the upper.
+
+        Args:
+            wish: what the copy is to have.
+            keeps: leave it open, for reading and writing.
+
+        Returns:
+            None where nothing was done.
+
+        Raises:
+            OSError: as RealDir.fd.
+        """
+        if device is None or file.ino in self._under_way:
+            return None
+        copies = self._union.plain_copies
+        plain = copies.of(file)
         if plain is None:
-            return False
-        made = device.copy_plain(*plain, self._reader.may_wait(plain.device))
+            return None
+        begun = self.log.begin()
+        made = device.copy_plain(plain, wish, self._reader.may_wait(plain[2]), keeps)
         if made is None:
-            return False
-        copy_device, number, times_kept = made
-        self._union.plainly_copied(file, copy_device, number, times_kept=times_kept)
-        return True
+            return None
+        entry, copy_device, number, size, times_kept, fd = made
+        copies.made(file, copy_device, number, times_kept=times_kept)
+        self.log.add(file, size, begun)
+        return entry, fd
 
     def _would_wait(self, source: int, size: int) -> bool:
         return bool(size) and self._reader.would_wait(source, size)

@@ -474,12 +474,13 @@ class Requests:
             except PermissionError:
                 # A capability does not come along with a copy that gets another owner (core/copying/metadata.py), and
                 # to remove one takes a privilege, also where there is none.
-                if not in_lower or self._has_xattr(target, name):
+                if not in_lower or self.has_xattr(target, name):
                     raise
 
         return self._copied_up(target, remove)
 
-    def _has_xattr(self, target: Inode, name: bytes) -> bool:
+    def has_xattr(self, target: Inode, name: bytes) -> bool:
+        """Whether an attribute is there and can be read."""
         try:
             self.union.getxattr(target, name)
         except OSError:

@@ -13,6 +13,7 @@ set-group-ID by a chown, and by a write or truncation of somebody without CAP_FS
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, without_privileges
+from fuseunion.core.ops.copy_up.plain import NOTHING, Wish, wish
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
@@ -36,12 +38,14 @@ from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.entries import Entries, unkept, unkept_listing
 from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
-from fuseunion.engines.fuse.wire.native.device import device
+from fuseunion.engines.fuse.wire.native.device import compares, device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
 from fuseunion.engines.fuse.wire.shared_directories import SharedDirectories
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
+
+log = logging.getLogger("fuseunion.fuse")
 
 T = TypeVar("T")
 
@@ -253,6 +257,19 @@ class Answers:
         target = self._requests.inode(number)
         if not valid & _CHANGES and self._is_before_write(target, uid):
             return self._entries.attributes(target)
+        if isinstance(target, File) and valid & _CHANGES and not (valid & layouts.FATTR_SIZE or target.in_upper):
+            entry = self._copied_with(
+                target,
+                wish(
+                    new_uid if valid & layouts.FATTR_UID else None,
+                    new_gid if valid & layouts.FATTR_GID else None,
+                    mode if valid & layouts.FATTR_MODE else None,
+                    atime_ns if valid & layouts.FATTR_ATIME else None,
+                    mtime_ns if valid & layouts.FATTR_MTIME else None,
+                ),
+            )
+            if entry is not None:
+                return entry
         sets_owner = valid & (layouts.FATTR_UID | layouts.FATTR_GID)
         change = Change(
             mode=mode if valid & layouts.FATTR_MODE else None,
@@ -277,6 +294,22 @@ class Answers:
         if result is not None:
             return self._when_changed(result, target)
         return self._requests.look_after_change(target, self._entries)
+
+    def _copied_with(self, file: File, wanted: Wish | None) -> bytes | None:
+        """The entry of a file of a lower after a copy-up in one call, with what that is for; None where it takes more.
+
+        Such a file has no set-ID bits and no capability that a change of its owner would take away.
+        """
+        copied = None if wanted is None else self._requests.copy_ups.plainly(file, wanted)
+        if copied is None:
+            return None
+        entry, _ = copied
+        if not entry:
+            return self._requests.look_after_change(file, self._entries)
+        if compares and entry != self._entries.attributes(file):
+            log.error("inode %d was copied up and shows otherwise than was said", file.ino)
+        file.reply = entry
+        return entry
 
     def _is_before_write(self, target: Inode, uid: int) -> bool:
         """Whether a SETATTR of nothing is no chown(2) with -1 for both ids, but what the kernel sends before a write.
@@ -578,7 +611,28 @@ class Answers:
 
     def _write(self, number: int, uid: int, gid: int, pid: int, flags: int, offset: int, data: bytes) -> Answer:
         file = self._requests.file(number)
+        if not file.in_upper:
+            opened = self._opened_copy(file)
+            if opened is not None:
+                return layouts.WRITTEN.pack(self._union.write(opened.handle, data, offset), 0)
         return self._with_copy(file, lambda opened: self._write_to(opened, Sender(uid, gid, pid), flags, offset, data))
+
+    def _opened_copy(self, file: File) -> OpenFile | None:
+        """A file of a lower after a copy-up in one call, open for what is written next; None where it takes more.
+
+        Such a file has nothing that a write takes away.
+        """
+        copied = self._requests.copy_ups.plainly(file, NOTHING, keeps=True)
+        if copied is None:
+            return None
+        try:
+            handle = self._open_files.retried(lambda: self._union.opened(file, copied[1], writable=True))
+        except OSError:
+            os.close(copied[1])
+            return None
+        opened = self._open_files.keep(handle)
+        self._open_files.share_new(opened, 0)
+        return opened
 
     def _write_to(self, opened: OpenFile, sender: Sender, flags: int, offset: int, data: bytes) -> bytes:
         if not opened.plain:
@@ -588,7 +642,7 @@ class Answers:
 
     def _with_copy(self, file: File, call: Callable[[OpenFile], T]) -> T | Later[T]:
         """Make a call with a file that was opened for writing, after it was copied up."""
-        if file.in_upper:
+        if file.in_upper or self._requests.copy_ups.now(file) is not None:
             try:
                 return call(self._open_files.writing(file))
             except BlockingIOError:
@@ -612,17 +666,10 @@ class Answers:
             if left != stat.S_IMODE(mode):
                 self._union.setattr(file, Change(mode=left, clear_capability=True))
                 self._requests.attributes_changed(file)
-        elif self._union.stores_ownership and self._has_capability(file):
+        elif self._union.stores_ownership and self._requests.has_xattr(file, xattr_names.CAPABILITY):
             self._union.setattr(file, Change(clear_capability=True))
         else:
             opened.plain = True
-
-    def _has_capability(self, file: File) -> bool:
-        try:
-            self._union.getxattr(file, xattr_names.CAPABILITY)
-        except OSError:
-            return False
-        return True
 
     def _fsync(self, number: int, data_only: bool) -> Answer:
         return self._opened(self._requests.file(number), lambda opened: self._sync(opened, data_only))
@@ -724,7 +771,24 @@ class Answers:
     # -- extended attributes -----------------------------------------------------------------------------------------
 
     def _getxattr(self, number: int, name: bytes) -> Answer:
+        inode = self._requests.inode(number)
+        if name in inode.absent_xattrs or self._lacks(inode, name):
+            return errno.ENODATA
         return self._requests.getxattr(number, name)
+
+    def _lacks(self, inode: Inode, name: bytes) -> bool:
+        """Whether one look shows that a file lacks an attribute: most do."""
+        where = self._union.where_to_look(inode, name)
+        if where is None:
+            return False
+        assert device is not None
+        lacking = device.lacks_attribute(*where, name)
+        if not lacking:
+            return False
+        if compares and self._requests.has_xattr(inode, name):
+            log.error("inode %d has %r, but was said not to", inode.ino, name)
+        self._union.note_absent(inode, None if lacking == device.ALL else name)
+        return True
 
     def _listxattr(self, number: int, uid: int) -> bytes:
         return b"".join([name + b"\0" for name in self._requests.listxattr(number, uid)])

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pyfuse3
 import trio
 
-from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
+from fuseunion.engines.fuse.asking.watching.causes import CAUSE, UNKNOWN, Cause
 from fuseunion.engines.fuse.asking.watching.counts import Counts, Durations, together
 from fuseunion.engines.fuse.serving.later import Later
 from fuseunion.engines.fuse.wire import layouts
@@ -80,6 +80,7 @@ class WireLoop:
         self._wanted = wanted | layouts.HANDLE_KILLPRIV_V2 | layouts.CACHE_SYMLINKS | layouts.PARALLEL_DIROPS
         self._nursery: trio.Nursery | None = None
         self._unfinished = 0  # requests that are answered later
+        self._caller, self._caused = (0, 0), UNKNOWN  # of the last request that somebody asked about
         self._attach()
 
     def _attach(self) -> None:
@@ -110,8 +111,11 @@ class WireLoop:
     def _cause(self) -> Cause:
         """The request that is being dealt with; for what does not wait."""
         assert device is not None
-        opcode, pid = device.caller()
-        return Cause(self._names.get(opcode, ""), pid)
+        caller = device.caller()
+        if caller != self._caller:
+            self._caller = caller
+            self._caused = Cause(self._names.get(caller[0], ""), caller[1])
+        return self._caused
 
     def _counts(self) -> Counts:
         """What Requests.counts says."""

@@ -142,7 +142,7 @@ class OpenFiles:
         if fd is None:
             return None
         try:
-            return self.retried(lambda: self._union.opened_for_reading(file, fd))
+            return self.retried(lambda: self._union.opened(file, fd, writable=False))
         except OSError:
             os.close(fd)
             raise
@@ -186,10 +186,10 @@ class OpenFiles:
             self._share(opened, _device().WRITES | (_device().READS if opened.readable else 0))
 
     def share_new(self, opened: OpenFile, mode: int) -> None:
-        """As `share_for_writing`, of a file that was just made.
+        """As `share_for_writing`, of a file that was just made, or copied up because it is written to.
 
         Args:
-            mode: with which it was asked for.
+            mode: with which it was asked for; 0 for one without set-ID bits and capability.
         """
         if mode & (stat.S_ISUID | stat.S_ISGID) or self._union.stores_ownership:
             return

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import trio
 
+from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
@@ -24,16 +25,8 @@ _SAME = 1_000_000
 """Nanoseconds in which no thread starts another program that changes a file: execve(2) takes longer."""
 
 
-class Begun(NamedTuple):
-    """A copy-up that has begun.
-
-    Attributes:
-        clock: CLOCK_MONOTONIC in nanoseconds.
-    """
-
-    clock: int
-    cause: Cause
-    program: Program
+Begun: TypeAlias = tuple[int, Cause, Program]
+"""A copy-up that has begun: CLOCK_MONOTONIC in nanoseconds, and for whom it is."""
 
 
 class CopyUp(NamedTuple):
@@ -67,8 +60,10 @@ class CopyUpLog:
     """
 
     def __init__(self) -> None:
-        self._kept: deque[CopyUp] = deque(maxlen=KEPT)
+        # The fields of each, since few of them are ever asked for.
+        self._kept: deque[tuple[int, float, int, bytes, int, float, Cause, Program]] = deque(maxlen=KEPT)
         self._more = trio.Event()
+        self._followers = 0
         self.count = 0
         self._asking = (0, 0, Program("", ""))  # a thread, when it was looked at, what it ran
         self.cause: Callable[[], Cause] = CAUSE.get
@@ -83,39 +78,48 @@ class CopyUpLog:
         if known != cause.pid or clock - since > _SAME:
             asking = program(cause.pid)
             self._asking = (cause.pid, clock, asking)
-        return Begun(clock, cause, asking)
+        return clock, cause, asking
 
     def add(self, file: File, size: int, begun: Begun) -> None:
         """It was made."""
-        seconds = (time.monotonic_ns() - begun.clock) / 1e9
+        clock, cause, program = begun
+        seconds = (time.monotonic_ns() - clock) / 1e9
         self.count += 1
-        made = CopyUp(self.count, time.time(), file.ino, path_of(file), size, seconds, begun.cause, begun.program)
-        self._kept.append(made)
-        if self._more.statistics().tasks_waiting:
+        self._kept.append((self.count, time.time(), file.ino, path_of(file), size, seconds, cause, program))
+        if self._followers:
             self._more.set()
             self._more = trio.Event()
 
     def since(self, number: int) -> tuple[int, list[CopyUp]]:
         """How many are gone that came after a number, and those that are kept."""
-        found = [entry for entry in self._kept if entry.number > number]
+        found = [CopyUp._make(entry) for entry in self._kept if entry[0] > number]
         return self.count - number - len(found), found
 
     async def more(self, number: int) -> None:
         """Return when there were more than this number."""
-        while self.count <= number:
-            await self._more.wait()
+        self._followers += 1
+        try:
+            while self.count <= number:
+                await self._more.wait()
+        finally:
+            self._followers -= 1
 
     def last_of(self, ino: int) -> CopyUp | None:
         """The last one of a file that is kept."""
-        return next((entry for entry in reversed(self._kept) if entry.ino == ino), None)
+        return next((made for made in map(CopyUp._make, reversed(self._kept)) if made.ino == ino), None)
 
 
 def path_of(inode: Inode) -> bytes:
     """A name of an inode, from the root of the mount; empty where it has none, and for the root."""
+    above: tuple[Inode, bytes] | None = inode.only_name if isinstance(inode, File) else None
+    above = above or next(iter(inode.names()), None)
     parts: list[bytes] = []
-    while True:
-        above = next(iter(inode.names()), None)
-        if above is None:
-            return b"/".join(reversed(parts))
+    while above is not None:
         inode, name = above
         parts.append(name)
+        if isinstance(inode, Directory):  # nearly always, and an iterator for each costs more than all else here
+            above = None if inode.parent is None or inode.removed else (inode.parent, inode.name)
+        else:
+            above = next(iter(inode.names()), None)
+    parts.reverse()
+    return b"/".join(parts)

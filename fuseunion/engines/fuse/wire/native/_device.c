@@ -71,7 +71,7 @@ enum {
 #define CROWDED (SECOND / 10)
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 4
+#define INTERFACE 5
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -454,6 +454,18 @@ static bool repeat_write(const struct fuse_in_header *header, const struct fuse_
     return true;
 }
 
+void fill_entry(struct fuse_entry_out *entry, const struct stat *st, uint64_t number)
+{
+    *entry = (struct fuse_entry_out){
+        .nodeid = number,
+        .entry_valid = device.seconds,
+        .attr_valid = device.seconds,
+        .entry_valid_nsec = device.nsec,
+        .attr_valid_nsec = device.nsec,
+    };
+    fill_attributes(&entry->attr, st, number);
+}
+
 /* Say that a name is not there, where no layer has it. */
 static void say_absent(struct known *known)
 {
@@ -486,7 +498,7 @@ static bool is_name(const char *text, size_t size, const char *name)
 }
 
 /* Whether a file has not the attribute with a name, as far as that is known. */
-static bool lacks_attribute(const struct shared *shared, const char *name, size_t size)
+static bool shared_lacks(const struct shared *shared, const char *name, size_t size)
 {
     if (shared->uses & NO_CAPABILITY && is_name(name, size, CAPABILITY))
         return true;
@@ -524,7 +536,7 @@ static bool is_known(const struct fuse_in_header *header, const char *body, size
     case FUSE_GETXATTR: {
         const size_t at = sizeof(struct fuse_getxattr_in);
         *known = (struct known){.error = ENODATA};
-        return size > at && lacks_attribute(shared, body + at, size - at);
+        return size > at && shared_lacks(shared, body + at, size - at);
     }
     case FUSE_LISTXATTR:
         *known = (struct known){.size = 0};
@@ -592,19 +604,13 @@ static bool repeat_mknod(const struct fuse_in_header *header, const char *body, 
     const char *name = body + sizeof(struct fuse_mknod_in);
     PyObject *number = PyObject_CallFunction(device.made, "KyiKK", (unsigned long long)header->nodeid, name, fd,
                                              (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
-    struct fuse_entry_out out = {
-        .nodeid = number != NULL ? PyLong_AsUnsignedLongLong(number) : 0,
-        .entry_valid = device.seconds,
-        .attr_valid = device.seconds,
-        .entry_valid_nsec = device.nsec,
-        .attr_valid_nsec = device.nsec,
-    };
+    struct fuse_entry_out out;
+    fill_entry(&out, &st, number != NULL ? PyLong_AsUnsignedLongLong(number) : 0);
     Py_XDECREF(number);
     if (PyErr_Occurred()) {
         answer(header->unique, error_of_exception(FUSE_MKNOD), NULL, 0);
         return true;
     }
-    fill_attributes(&out.attr, &st, out.nodeid);
     answer(header->unique, 0, &out, sizeof out);
     return true;
 }
@@ -1503,7 +1509,8 @@ static PyMethodDef functions[] = {
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
     {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
-    {"copy_plain", copy_plain, METH_VARARGS, copy_plain_doc},
+    {"copy_plain", (PyCFunction)(void (*)(void))copy_plain, METH_FASTCALL, copy_plain_doc},
+    {"lacks_attribute", (PyCFunction)(void (*)(void))lacks_attribute, METH_FASTCALL, lacks_attribute_doc},
     {"open_plain", (PyCFunction)(void (*)(void))open_plain, METH_FASTCALL, open_plain_doc},
     {"read_plain", (PyCFunction)(void (*)(void))read_plain, METH_FASTCALL, read_plain_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
@@ -1532,7 +1539,7 @@ PyMODINIT_FUNC PyInit__device(void)
         PyModule_AddIntMacro(module, NEVER_WAITS) < 0 || PyModule_AddIntMacro(module, ATTRIBUTES) < 0 ||
         PyModule_AddIntMacro(module, NO_CAPABILITY) < 0 || PyModule_AddIntMacro(module, XATTRS) < 0 ||
         PyModule_AddIntMacro(module, SHOWN) < 0 || PyModule_AddIntMacro(module, MADE) < 0 ||
-        PyModule_AddIntMacro(module, UMASK) < 0) {
+        PyModule_AddIntMacro(module, UMASK) < 0 || PyModule_AddIntMacro(module, ALL) < 0) {
         Py_DECREF(module);
         return NULL;
     }

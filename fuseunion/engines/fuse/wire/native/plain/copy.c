@@ -5,6 +5,7 @@
  * to be, is taken back and said to be so: Python begins again, and knows what is to be answered. */
 
 #include "copy.h"
+#include "plain.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,17 +24,22 @@
 #endif
 
 const char copy_plain_doc[] =
-    "copy_plain(lower, name, device, number, work, temporary, upper, new_name, uid, gid, mode, atime, mtime, mark, value,\n"
-    "           waits) -> (st_dev, st_ino, times_kept) or None\n--\n\n"
+    "copy_plain((lower, name, device, number, work, temporary, upper, new_name, shown, mark, value),\n"
+    "           (uid, gid, mode, atime, mtime), waits, keeps)\n"
+    "    -> (entry, st_dev, st_ino, size, times_kept, fd) or None\n--\n\n"
     "Copy `name` in the directory `lower`, which is the object (device, number), to `new_name` in `upper`, by way of\n"
-    "`temporary` in `work`; all three are descriptors. uid, gid, mode, atime, mtime (nanoseconds): -1 for what the file\n"
-    "has. mark, value: an attribute of the copy, in which its number and the time of change of the file are filled in\n"
-    "(core/marks/origin_mark.py). waits: the data may have to be waited for; then only what is in memory is copied.\n"
-    "None: nothing was done. times_kept: `upper` has the times that it had.";
+    "`temporary` in `work`; all three are descriptors. shown: its number in the mount. mark, value: an attribute of the\n"
+    "copy, in which that, the number of the copy, and the time of change of the file are filled in\n"
+    "(core/marks/origin_mark.py). uid, gid, mode, atime, mtime (nanoseconds): -1 for what the file has. waits: the data may\n"
+    "have to be waited for; then only what is in memory is copied.\n"
+    "None: nothing was done. Else the entry to show (entries.py), empty where it could not be looked at; st_dev and st_ino\n"
+    "of the copy; how many bytes were copied; times_kept: `upper` has the times that it had; fd: of the copy, for reading\n"
+    "and writing, -1 if not `keeps`.";
 
 enum {
     LARGEST = 1 << 16,
     NUMBER_AT = 1, /* in the mark, as in origin_mark.py */
+    SHOWN_AT = 9,
     CTIME_AT = 17,
     MARK_SIZE = 25,
 };
@@ -43,10 +49,17 @@ enum {
 struct wish {
     int lower, work, upper;
     const char *name, *temporary, *new_name, *mark;
-    unsigned long long device, number;
-    bool waits;
-    long long uid, gid, mode, atime, mtime;
+    uint64_t device, number, shown;
+    bool waits, keeps;
+    int64_t uid, gid, mode, atime, mtime;
     char value[MARK_SIZE];
+};
+
+struct outcome {
+    struct stat st; /* of the copy; before it was shown if `looked` is false */
+    bool looked, times_kept;
+    int64_t size;
+    int fd;
 };
 
 static int64_t nanoseconds(struct timespec time)
@@ -81,20 +94,20 @@ static bool copy_data(int from, int to, size_t size, bool waits)
 }
 
 /* All but the data, in the order that keeps each from taking another away (files.py). */
-static bool dress(int from, int to, const struct stat *st, const struct wish *w)
+static bool dress(int to, const struct stat *st, const struct wish *w, struct stat *made)
 {
-    struct stat made;
-    if (fstat(to, &made) != 0 || flistxattr(from, NULL, 0) != 0)
+    if (fstat(to, made) != 0)
         return false;
     uid_t uid = w->uid < 0 ? st->st_uid : (uid_t)w->uid;
     gid_t gid = w->gid < 0 ? st->st_gid : (gid_t)w->gid;
-    if ((uid != made.st_uid || gid != made.st_gid) && fchown(to, uid, gid) != 0)
+    if ((uid != made->st_uid || gid != made->st_gid) && fchown(to, uid, gid) != 0)
         return false;
     char value[MARK_SIZE];
-    uint64_t number = made.st_ino;
+    uint64_t number = made->st_ino;
     int64_t ctime = nanoseconds(st->st_ctim);
     memcpy(value, w->value, sizeof value);
     memcpy(value + NUMBER_AT, &number, sizeof number);
+    memcpy(value + SHOWN_AT, &w->shown, sizeof w->shown);
     memcpy(value + CTIME_AT, &ctime, sizeof ctime);
     struct timespec times[2] = {
         w->atime == -1 ? st->st_atim : time_of(w->atime),
@@ -106,8 +119,10 @@ static bool dress(int from, int to, const struct stat *st, const struct wish *w)
 
 static bool restore_times(int directory, const struct stat *st)
 {
-    char path[sizeof "/proc/self/fd/2147483647"];
     struct timespec times[2] = {st->st_atim, st->st_mtim};
+    if (utimensat(directory, "", times, AT_EMPTY_PATH) == 0) /* since Linux 5.8 */
+        return true;
+    char path[sizeof "/proc/self/fd/2147483647"];
     snprintf(path, sizeof path, "/proc/self/fd/%d", directory);
     return utimensat(AT_FDCWD, path, times, 0) == 0;
 }
@@ -123,7 +138,30 @@ static bool show(const struct wish *w, bool *times_kept)
     return true;
 }
 
-static bool copy(const struct wish *w, struct stat *made, bool *times_kept)
+static bool copy_to_work(int from, const struct stat *st, const struct wish *w, struct outcome *outcome)
+{
+    int to = openat(w->work, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (to < 0)
+        return false;
+    bool done = copy_data(from, to, (size_t)st->st_size, w->waits) && dress(to, st, w, &outcome->st) &&
+                show(w, &outcome->times_kept);
+    if (done) {
+        struct stat shown; /* the rename was a change of it */
+        outcome->looked = fstat(to, &shown) == 0;
+        if (outcome->looked)
+            outcome->st = shown;
+        outcome->size = st->st_size;
+    } else {
+        unlinkat(w->work, w->temporary, 0);
+    }
+    if (done && w->keeps)
+        outcome->fd = to;
+    else
+        close(to);
+    return done;
+}
+
+static bool copy(const struct wish *w, struct outcome *outcome)
 {
     const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     int from = openat(w->lower, w->name, flags | O_NOATIME);
@@ -132,41 +170,75 @@ static bool copy(const struct wish *w, struct stat *made, bool *times_kept)
     if (from < 0)
         return false;
     struct stat st;
-    bool done = false;
-    if (fstat(from, &st) == 0 && is_plain(&st, w)) {
-        int to = openat(w->work, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (to >= 0) {
-            done = copy_data(from, to, (size_t)st.st_size, w->waits) && dress(from, to, &st, w) && fstat(to, made) == 0 &&
-                   show(w, times_kept);
-            if (!done)
-                unlinkat(w->work, w->temporary, 0);
-            close(to);
-        }
-    }
+    bool done = fstat(from, &st) == 0 && is_plain(&st, w) && flistxattr(from, NULL, 0) == 0 &&
+                copy_to_work(from, &st, w, outcome);
     close(from);
     return done;
 }
 
-PyObject *copy_plain(PyObject *module, PyObject *args)
+static const char *text(PyObject *object)
+{
+    char *found;
+    return PyBytes_AsStringAndSize(object, &found, NULL) < 0 ? NULL : found;
+}
+
+/* What Python says (plain.py): two tuples, which it keeps during the call. */
+static bool read_wish(PyObject *what, PyObject *as, struct wish *w)
+{
+    enum { WHAT = 11, AS = 5 };
+    if (!PyTuple_Check(what) || PyTuple_GET_SIZE(what) != WHAT || !PyTuple_Check(as) || PyTuple_GET_SIZE(as) != AS) {
+        PyErr_SetString(PyExc_TypeError, "copy_plain takes a tuple of 11 and one of 5");
+        return false;
+    }
+    w->lower = (int)PyLong_AsLong(PyTuple_GET_ITEM(what, 0));
+    w->device = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(what, 2));
+    w->number = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(what, 3));
+    w->work = (int)PyLong_AsLong(PyTuple_GET_ITEM(what, 4));
+    w->upper = (int)PyLong_AsLong(PyTuple_GET_ITEM(what, 6));
+    w->shown = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(what, 8));
+    w->uid = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 0));
+    w->gid = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 1));
+    w->mode = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 2));
+    w->atime = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 3));
+    w->mtime = PyLong_AsLongLong(PyTuple_GET_ITEM(as, 4));
+    if (PyErr_Occurred())
+        return false;
+    w->name = text(PyTuple_GET_ITEM(what, 1));
+    w->temporary = w->name != NULL ? text(PyTuple_GET_ITEM(what, 5)) : NULL;
+    w->new_name = w->temporary != NULL ? text(PyTuple_GET_ITEM(what, 7)) : NULL;
+    w->mark = w->new_name != NULL ? text(PyTuple_GET_ITEM(what, 9)) : NULL;
+    if (w->mark == NULL)
+        return false;
+    PyObject *value = PyTuple_GET_ITEM(what, 10);
+    if (!PyBytes_Check(value) || PyBytes_GET_SIZE(value) != MARK_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "a mark of another size");
+        return false;
+    }
+    memcpy(w->value, PyBytes_AS_STRING(value), MARK_SIZE);
+    return true;
+}
+
+PyObject *copy_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
     struct wish w;
-    int waits;
-    const char *value;
-    Py_ssize_t length;
-    if (!PyArg_ParseTuple(args, "iyKKiyiyLLLLLyy#p", &w.lower, &w.name, &w.device, &w.number, &w.work, &w.temporary, &w.upper,
-                          &w.new_name, &w.uid, &w.gid, &w.mode, &w.atime, &w.mtime, &w.mark, &value, &length, &waits))
-        return NULL;
-    if (length != MARK_SIZE) {
-        PyErr_SetString(PyExc_ValueError, "a mark of another size");
+    struct outcome outcome = {.looked = false, .fd = -1};
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "copy_plain takes 4 arguments");
         return NULL;
     }
-    w.waits = waits != 0;
-    memcpy(w.value, value, MARK_SIZE);
-    struct stat made;
-    bool times_kept = false;
-    if (!copy(&w, &made, &times_kept))
+    w.waits = args[2] != Py_False;
+    w.keeps = args[3] == Py_True;
+    if (!read_wish(args[0], args[1], &w))
+        return NULL;
+    if (!copy(&w, &outcome))
         Py_RETURN_NONE;
-    return Py_BuildValue("KKO", (unsigned long long)made.st_dev, (unsigned long long)made.st_ino,
-                         times_kept ? Py_True : Py_False);
+    struct fuse_entry_out entry;
+    fill_entry(&entry, &outcome.st, w.shown);
+    PyObject *made = Py_BuildValue("y#KKLOi", (const char *)&entry, (Py_ssize_t)(outcome.looked ? sizeof entry : 0),
+                                   (unsigned long long)outcome.st.st_dev, (unsigned long long)outcome.st.st_ino,
+                                   (long long)outcome.size, outcome.times_kept ? Py_True : Py_False, outcome.fd);
+    if (made == NULL && outcome.fd >= 0)
+        close(outcome.fd);
+    return made;
 }

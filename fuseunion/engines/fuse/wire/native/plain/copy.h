@@ -6,5 +6,5 @@
 /* Not for others: the module is loaded with RTLD_GLOBAL. */
 #pragma GCC visibility push(hidden)
 extern const char copy_plain_doc[];
-PyObject *copy_plain(PyObject *module, PyObject *args);
+PyObject *copy_plain(PyObject *module, PyObject *const *args, Py_ssize_t count);
 #pragma GCC visibility pop
