@@ -25,7 +25,7 @@ from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.marks.contents import Content, contents
 from fuseunion.core.marks.holders import DEEP
-from fuseunion.core.ops import attributes, create, entries, remove, rename, xattrs
+from fuseunion.core.ops import attributes, create, entries, rename, xattrs
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up import data, link_names, unshown_links
 from fuseunion.core.ops.copy_up.data import FillJob
@@ -37,12 +37,19 @@ from fuseunion.core.ops.live.addition import Addition
 from fuseunion.core.ops.live.refresh import Refresh, refresh
 from fuseunion.core.ops.live.whereabouts import Part, Whereabouts, lies_at, whereabouts
 from fuseunion.core.ops.moving import independence, redirect
+from fuseunion.core.ops.removing import remove
+from fuseunion.core.ops.removing.plain import (
+    PlainRemoval,
+    plain_removal,
+    plain_removal_of_directory,
+    plainly_removed,
+)
 from fuseunion.core.ownership.facts import parse
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import DirectoryHandle, FileHandle
 from fuseunion.core.tree.inode import Inode, Unreadable
-from fuseunion.core.tree.listing import PlainFiles, candidates, listing
+from fuseunion.core.tree.listing import KnownFile, PlainFiles, candidates, known_files, listing
 from fuseunion.core.tree.lookup import existing, lookup, unreadable
 from fuseunion.core.tree.place import Held
 from fuseunion.core.tree.state import Settings, State, Upper
@@ -460,6 +467,10 @@ class Union:
         """The file that was made by it (create.take_over)."""
         return create.take_over(self.state, directory, name, fd, disk_id)
 
+    def take_over_directory(self, directory: Directory, name: bytes, disk_id: DiskId) -> Directory:
+        """The directory that was made by mkdir(2) in the same way (create.take_over_directory)."""
+        return create.take_over_directory(self.state, directory, name, disk_id)
+
     def take_back(self, directory: Directory, name: bytes) -> None:
         """Remove the file that was made by it (create.take_back)."""
         create.take_back(self.state, directory, name)
@@ -487,6 +498,18 @@ class Union:
     def unlink(self, directory: Directory, name: bytes, *, keeps_data: bool = True) -> None:
         """Remove a non-directory (remove.unlink)."""
         remove.unlink(self.state, directory, name, keeps_data=keeps_data)
+
+    def plain_removal(self, directory: Directory, name: bytes) -> PlainRemoval | None:
+        """What a removal is that is nothing but system calls (removing/plain.plain_removal)."""
+        return plain_removal(directory, name)
+
+    def plain_removal_of_directory(self, directory: Directory, name: bytes) -> PlainRemoval | None:
+        """The same for an empty directory (removing/plain.plain_removal_of_directory)."""
+        return plain_removal_of_directory(directory, name)
+
+    def plainly_removed(self, directory: Directory, name: bytes, held: int) -> None:
+        """It was made (removing/plain.plainly_removed)."""
+        plainly_removed(directory, name, held)
 
     @property
     def keeps_removed(self) -> bool:
@@ -705,6 +728,10 @@ class Union:
         if not self.settings.identity.trivial or not PlainFiles.is_for(directory):
             return None
         return PlainFiles(self.state, directory)
+
+    def known_files(self, directory: Directory, names: Sequence[tuple[int, bytes]], first: int) -> list[KnownFile]:
+        """The names of a listing that are told sooner than by `lookup` and `stat` (listing.known_files)."""
+        return known_files(directory, names, first) if self.settings.identity.trivial else []
 
     def release_directory(self, handle: DirectoryHandle) -> None:
         """The last user of a directory handle closed it."""

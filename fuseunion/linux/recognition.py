@@ -39,6 +39,18 @@ class KnownDirectory:
         self._id = id_of(st)
         self._rest = _digest(st) if may_be_renumbered else None
 
+    @classmethod
+    def made(cls, disk_id: DiskId) -> KnownDirectory:
+        """As of the class, of a directory of the upper that was just made."""
+        known = cls.__new__(cls)
+        known._id, known._rest = disk_id, None
+        return known
+
+    @property
+    def disk_id(self) -> DiskId:
+        """Its st_dev and st_ino."""
+        return self._id
+
     def is_as(self, st: os.stat_result) -> bool:
         """Whether an lstat or fstat is of this directory."""
         if id_of(st) == self._id:

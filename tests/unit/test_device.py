@@ -675,7 +675,7 @@ def feed(seed: int, module: str) -> None:
         kernel.answer = dice.choice(answers)
         if not dice.randrange(10):
             kernel.device.share(NODE, shared, dice.randrange(64))
-            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), dice.randrange(8))
+            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), dice.randrange(32))
             layers = [(directory, device, 0)] * dice.randrange(4)
             kernel.device.pack_plain(layers, dice.random() < 0.5, names, dice.randrange(4), dice.randrange(700), 1, 0)
             name, number = names[dice.randrange(4)][1], os.stat(place / "LICENSE").st_ino
@@ -683,6 +683,8 @@ def feed(seed: int, module: str) -> None:
             opened = kernel.device.open_plain(directory, name, device, number)
             if opened is not None:
                 os.close(opened)
+            known = [(number, name, 9, 9, dice.randrange(1 << 16)) for number, name in names]
+            kernel.device.pack_known(directory, device, known, dice.randrange(700), 1, 0)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))
         length = HEADER.size + len(body) + dice.choice([0] * 8 + [-1, 1, 1 << 31])
         opcode = dice.choice([dice.randrange(64), dice.randrange(1 << 32)])

@@ -21,7 +21,7 @@ __all__ = ["kernel"]
 @pytest.fixture
 def layers(kernel: Kernel, tmp_path: Path) -> Iterator[tuple[int, int]]:
     """Two directories, shared as one; what the handler says is an error."""
-    kernel.attach(layouts.LOOKUP, layouts.GETATTR, layouts.MKNOD)
+    kernel.attach(layouts.LOOKUP, layouts.GETATTR, layouts.MKNOD, layouts.MKDIR)
     kernel.answer = errno.EPERM
     fds = []
     for name, below in (("upper", "new"), ("lower", "old")):
@@ -220,3 +220,60 @@ def test_what_was_changed_is_told_first(kernel: Kernel, workshop: tuple[int, int
     os.close(kernel.made[0][2])
     kernel.device.unshare(NODE + 1)
     os.close(fd)
+
+
+# -- directories that are made -----------------------------------------------------------------------------------------
+
+
+def _mkdir(
+    kernel: Kernel, name: bytes, mode: int = 0o750, umask: int = 0o77, ids: tuple[int, int] = OURS
+) -> tuple[int, bytes]:
+    return kernel.ask(layouts.MKDIR, struct.pack("=II", mode, umask) + name + b"\0", ids=ids)
+
+
+def test_a_directory_is_made(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
+    kernel.device.share_directory(NODE, layers, kernel.device.DIRECTORIES)
+    before = len(os.listdir("/proc/self/fd"))
+    error, entry = _mkdir(kernel, b"made")
+    st = os.stat(tmp_path / "upper/made")
+    assert kernel.made == [(NODE, b"made", -1, st.st_dev, st.st_ino)]
+    assert stat.S_IMODE(st.st_mode) == 0o750, "the kernel applied the umask"
+    assert (error, layouts.ENTRY.unpack(entry)[:7]) == (0, (78, 0, 100, 100, 5, 5, 78))
+    assert entry[40:] == attributes(st, number=78)[16:]
+    assert len(os.listdir("/proc/self/fd")) == before
+    kernel.device.share_directory(NODE, layers, kernel.device.DIRECTORIES | kernel.device.UMASK)
+    assert _mkdir(kernel, b"other", 0o1777, 0o27)[0] == 0
+    assert stat.S_IMODE(os.stat(tmp_path / "upper/other").st_mode) == 0o1750
+    assert not kernel.calls
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "ids"),
+    [
+        (b"new", 0o750, OURS),
+        (b"old", 0o750, OURS),
+        (b".wh.none", 0o750, OURS),
+        (b"n" * 256, 0o750, OURS),
+        (b"../outside", 0o750, OURS),
+        (b"made", 0o2750, OURS),
+        (b"made", 0o4750, OURS),
+        (b"made", 0o750, (OURS[0] + 1, OURS[1])),
+        (b"made", 0o750, (OURS[0], OURS[1] + 1)),
+    ],
+)
+def test_what_directory_python_makes(
+    kernel: Kernel, layers: tuple[int, int], tmp_path: Path, name: bytes, mode: int, ids: tuple[int, int]
+) -> None:
+    kernel.device.share_directory(NODE, layers, kernel.device.DIRECTORIES)
+    assert _mkdir(kernel, name, mode, ids=ids) == (errno.EPERM, b"")
+    assert [call[0] for call in kernel.calls] == [layouts.MKDIR]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["lower", "new", "old", "upper"]
+
+
+def test_where_no_directory_is_made(kernel: Kernel, workshop: tuple[int, int]) -> None:
+    assert _mkdir(kernel, b"made") == (errno.EPERM, b"")
+    assert kernel.ask(layouts.MKDIR, bytes(7)) == (errno.EIO, b"")
+    kernel.device.share_directory(NODE, workshop, kernel.device.DIRECTORIES)
+    assert kernel.ask(layouts.MKDIR, bytes(7)) == (errno.EIO, b"")
+    assert kernel.ask(layouts.MKDIR, bytes(8) + b"no end", ids=OURS) == (errno.EIO, b"")
+    assert not kernel.made

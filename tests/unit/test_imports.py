@@ -95,6 +95,7 @@ DATA_AND_PURE_RULES = {
     "core.ops.copy_up.plain": {"NOTHING", "Wish", "wish", "wish_of"},
     "core.ops.create": {"Owner"},
     "core.ops.rename": {"check_flags"},
+    "core.ops.removing.plain": {"PlainRemoval"},
 }
 """What lies behind the door and may be named in front of it: types of what Union takes and answers, and functions of
 plain values that touch no layer."""

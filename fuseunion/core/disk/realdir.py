@@ -43,7 +43,7 @@ from fuseunion.core.disk.wh_files import WhFiles
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.real_object import MountPoint, RealObject
-from fuseunion.linux.recognition import KnownDirectory
+from fuseunion.linux.recognition import DiskId, KnownDirectory
 
 log = logging.getLogger("fuseunion.layer")
 
@@ -122,6 +122,12 @@ class RealDir:
             child._remember(st)
         return child
 
+    def new_child(self, name: bytes, disk_id: DiskId) -> RealDir:
+        """The real directory that was just made here. Precondition: this is one of the upper."""
+        child = RealDir(self.layer, self, name)
+        child._known = KnownDirectory.made(disk_id)
+        return child
+
     # -- descriptors ---------------------------------------------------------------------------------------------
 
     def fd(self) -> int:
@@ -181,6 +187,11 @@ class RealDir:
             self._remember(st)
         elif not self._known.is_as(st):
             raise self._stale()
+
+    @property
+    def known_id(self) -> DiskId | None:
+        """What it is recognised by in the upper; None where nobody has looked at it, or another has its name."""
+        return None if self._known is None or self.exchanged else self._known.disk_id
 
     def _stale(self) -> OSError:
         self.exchanged = True
@@ -560,7 +571,10 @@ class RealDir:
         Raises:
             OSError: as unlinkat(2), but not EACCES in a directory that its owner closed; so all changes.
         """
-        as_owner(lambda: os.unlink(name, dir_fd=self.fd()), self)
+        try:
+            os.unlink(name, dir_fd=self.fd())
+        except PermissionError:
+            as_owner(lambda: os.unlink(name, dir_fd=self.fd()), self)
 
     def rmdir(self, name: bytes) -> None:
         """unlinkat(2) of an empty directory."""

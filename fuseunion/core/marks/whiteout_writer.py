@@ -116,9 +116,22 @@ class WhiteoutWriter:
         """
         if not self._work.capabilities.whiteout_devices:
             self._make_file(upper, name)
-            return
-        with self._made() as whiteout:
-            self._work.install(whiteout, upper, name)
+        elif not self._cover_with_spare(upper, name):
+            with self._made() as whiteout:
+                self._work.install(whiteout, upper, name)
+
+    def _cover_with_spare(self, upper: RealDir, name: bytes) -> bool:
+        """Cover a name by one more link of the spare device; False where nothing was done, whatever the reason, but
+        for EEXIST."""
+        if self.spare is None:
+            return False
+        try:
+            os.link(self.spare, name, src_dir_fd=self._work.tmp.fd(), dst_dir_fd=upper.fd(), follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError:
+            return False
+        return True
 
     def replace_file(self, upper: RealDir, name: bytes) -> None:
         """Put a whiteout in the place of the non-directory `name` of the upper."""

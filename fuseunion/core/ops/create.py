@@ -306,6 +306,16 @@ def take_over(state: State, directory: Directory, name: bytes, fd: int, disk_id:
     return file, FileHandle(file, fd, writable=True)
 
 
+def take_over_directory(state: State, directory: Directory, name: bytes, disk_id: DiskId) -> Directory:
+    """As `take_over`, for a directory that was made by mkdir(2) alone."""
+    upper = directory.upper
+    assert upper is not None
+    ino = state.table.free_number(state.numbers.number(*disk_id))
+    made = Directory(ino, directory, name, upper.new_child(name, disk_id), ())
+    _enter(state, directory, name, made)
+    return made
+
+
 def take_back(state: State, directory: Directory, name: bytes) -> None:
     """Remove a file that was made where `makes_at_once` says so, and that nobody has seen."""
     upper = directory.upper

@@ -18,7 +18,7 @@ from fuseunion.core.ops import create
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_into
 from fuseunion.core.ops.copy_up.origin_paths import note_path
-from fuseunion.core.ops.remove import holding, name_gone, remove_directory, unlink
+from fuseunion.core.ops.removing.remove import holding, name_gone, remove_directory, unlink
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.lookup import FoundFile, existing, lookup, resolve_below

@@ -26,7 +26,7 @@ from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_name
 from fuseunion.core.ops.copy_up.origin_paths import has_no_mark, note_path
 from fuseunion.core.ops.create import check_name
 from fuseunion.core.ops.moving import redirect
-from fuseunion.core.ops.remove import directory_gone, holding, name_gone
+from fuseunion.core.ops.removing.remove import directory_gone, holding, name_gone
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode

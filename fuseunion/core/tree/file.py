@@ -268,6 +268,49 @@ class File(Inode):
         """True when this name in the upper is the one that leads to the file."""
         return isinstance(self._place, InUpper) and self._place.location == (real, name)
 
+    def is_plainly_at(self, directory: Directory, name: bytes) -> bool:
+        """True when the kernel knows the file, its data is the upper's, this is the only known name of it, and it leads
+        to the file, of which no link index has anything."""
+        place = self._place
+        return (
+            isinstance(place, InUpper)
+            and place.real is directory.upper
+            and place.name == name
+            and self._directory is directory
+            and self._name == name
+            and not self._more_names
+            and self.group is None
+            and self.data is None
+            and self._pin < 0
+            and self.nlookup > 0
+        )
+
+    def is_plainly_lower(self, directory: Directory, name: bytes) -> bool:
+        """True when the kernel knows the file, it lies in a lower, where it has one name, and has this one here."""
+        return (
+            isinstance(self._place, InLower)
+            and self._directory is directory
+            and self._name == name
+            and not self._more_names
+            and self.lower_links is None
+            and self.group is None
+            and self.data is None
+            and self.nlookup > 0
+        )
+
+    def lost_only_name(self, held: int) -> None:
+        """The name is gone that leads to the file, and is the only one (`is_plainly_at`).
+
+        Args:
+            held: a descriptor of it, which belongs to the file from now on; -1 where who has it open has one.
+        """
+        place = self._place
+        assert isinstance(place, InUpper)
+        self._directory, self._name, self._more_names = None, b"", None
+        self._place = Held(place.disk_id)
+        self._pin = held
+        self.stale()
+
     def lost_name(self, others: Iterable[Location]) -> None:
         """The name in the upper that led to the file is gone: another one does, or the descriptor that holds it.
 

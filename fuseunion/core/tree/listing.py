@@ -10,6 +10,10 @@ names, so all of this is done in steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+from typing import TypeAlias
+
 from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
@@ -154,6 +158,36 @@ class PlainFiles:
         table.add(file)
         self._directory.children[name] = file
         return file
+
+
+KnownFile: TypeAlias = tuple[int, bytes, int, int, int]
+"""A name whose file is known, and of which the upper's lstat(2) is what is shown: its position in a listing, the name,
+the number that is shown, st_ino, and S_IFMT bits. A plain tuple: most names of a listing need one."""
+
+
+def known_files(directory: Directory, names: Sequence[tuple[int, bytes]], first: int) -> list[KnownFile]:
+    """The names of a listing, from one on, whose files are known, up to the first that is none of these.
+
+    Precondition: ids are shown as they are.
+
+    Args:
+        names: with their positions.
+    """
+    upper = directory.upper
+    if upper is None or upper.layer.ownership is not None or upper.holds_the_mount:
+        return []
+    known: list[KnownFile] = []
+    children = directory.children
+    for position, name in islice(names, first, None):
+        file = children.get(name)
+        if not isinstance(file, File) or not file.is_plainly_at(directory, name):
+            break
+        place = file.place
+        assert isinstance(place, InUpper)
+        if place.device != upper.layer.st_dev:
+            break
+        known.append((position, name, file.ino, place.number, file.kind))
+    return known
 
 
 def found_empty(state: State, directory: Directory) -> Steps[bool]:

@@ -97,6 +97,8 @@ class InodeTable:
             self._lower_files[file.lower_links.lower_id] = file
 
     def _forget_names(self, file: File) -> None:
+        if not self._upper_files and not self._lower_files:
+            return
         lower_id = None if file.lower_links is None else file.lower_links.lower_id
         for known, identity in ((self._upper_files, file.disk_id), (self._lower_files, lower_id)):
             if identity is not None and known.get(identity) is file:
@@ -112,9 +114,11 @@ class InodeTable:
         if inode is None:
             log.error("the kernel forgot inode %d, which it cannot know", ino)
             return
-        inode.nlookup -= nlookup
-        if inode.nlookup < 0:
-            log.error("inode %d was forgotten %d times too often", ino, -inode.nlookup)
+        left = inode.nlookup = inode.nlookup - nlookup
+        if left > 0:
+            return
+        if left < 0:
+            log.error("inode %d was forgotten %d times too often", ino, -left)
             inode.nlookup = 0
         self.drop_if_unused(inode)
 
@@ -124,6 +128,8 @@ class InodeTable:
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Remove an inode that nobody can name any more, and then perhaps its parents."""
+        if inode.nlookup:
+            return  # the usual end of an operation
         waiting = [inode]
         while waiting:
             inode = waiting.pop()

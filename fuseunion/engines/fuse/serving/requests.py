@@ -155,7 +155,7 @@ class Requests:
         """The kernel forgot the inode as many times. It waits for no answer, so an error can only be logged."""
         try:
             self.union.forget(number, nlookup)
-            if number in self._retyped and not self._retyped[number].nlookup:
+            if self._retyped and number in self._retyped and not self._retyped[number].nlookup:
                 del self._retyped[number]
         except Exception:
             log.exception("unexpected error in forget of inode %d", number)

@@ -27,6 +27,7 @@ from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, without_privileges
 from fuseunion.core.ops.copy_up.plain import NOTHING, Wish, wish
+from fuseunion.core.ops.removing.plain import PlainRemoval
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
@@ -238,7 +239,10 @@ class Answers:
         self._open_files.forgotten(number)
 
     def _getattr(self, number: int) -> bytes:
-        return self._entries.attributes(self._requests.inode(number))
+        inode = self._requests.inode(number)
+        if isinstance(inode, Directory):
+            self._directories.looked_at(inode)
+        return self._entries.attributes(inode)
 
     def _setattr(
         self,
@@ -402,12 +406,17 @@ class Answers:
         return self._told(file)
 
     def made(self, parent: int, name: bytes, fd: int, device: int, number: int) -> int:
-        """A file was made without asking, in a directory that is shared for it. Returns the number to show.
+        """A file was made without asking, in a directory that is shared for it; or a directory, which has no descriptor
+        (-1). Returns the number to show.
 
         Raises:
             OSError: ENFILE; it was taken away.
         """
         directory = self._union.directory(parent)
+        if fd < 0:
+            inode = self._union.take_over_directory(directory, name, (device, number))
+            self._requests.told(inode)
+            return inode.ino
         try:
             file, handle = self._open_files.retried(
                 lambda: self._union.take_over(directory, name, fd, (device, number))
@@ -428,8 +437,11 @@ class Answers:
         return self._told(file) + layouts.OPENED.pack()
 
     def _mkdir(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, name: bytes) -> bytes:
-        owner = self._callers.owner(Sender(uid, gid, pid, umask))
-        return self._told(self._union.mkdir(self._union.directory(parent), name, mode, owner))
+        directory = self._union.directory(parent)
+        made = self._union.mkdir(directory, name, mode, self._callers.owner(Sender(uid, gid, pid, umask)))
+        if self._requests.renewed is None:
+            self._directories.made_file(directory)
+        return self._told(made)
 
     def _symlink(self, parent: int, uid: int, gid: int, pid: int, name: bytes, target: bytes) -> bytes:
         owner = self._callers.owner(Sender(uid, gid, pid))
@@ -447,11 +459,27 @@ class Answers:
         return self._told(file)
 
     def _unlink(self, parent: int, name: bytes) -> int:
-        self._requests.unlink(parent, name)
+        directory = self._union.directory(parent)
+        if not self._removed_plainly(directory, name, self._union.plain_removal(directory, name)):
+            self._requests.unlink(parent, name)
         return 0
 
     def _rmdir(self, parent: int, name: bytes) -> Answer:
+        directory = self._union.directory(parent)
+        if self._removed_plainly(directory, name, self._union.plain_removal_of_directory(directory, name)):
+            return 0
         return _done(self._requests.rmdir(parent, name))
+
+    def _removed_plainly(self, directory: Directory, name: bytes, plain: PlainRemoval | None) -> bool:
+        """Remove a name in one call, if it is that simple."""
+        if plain is None:
+            return False
+        assert device is not None
+        held = device.remove_plain(*plain)
+        if held is None:
+            return False
+        self._union.plainly_removed(directory, name, held)
+        return True
 
     def _rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Answer:
         return _done(self._requests.rename(parent, name, new_parent, new_name, flags))
@@ -535,8 +563,11 @@ class Answers:
 
     def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
         """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""
+        child = directory.children.get(names[first][1])
+        if child is not None:
+            return self._known(directory, names, first, room) if isinstance(child, File) else (b"", 0)
         plain = self._union.plain_files(directory)
-        if plain is None or plain.is_known(names[first][1]):
+        if plain is None:
             return b"", 0
         assert device is not None
         try:
@@ -554,6 +585,22 @@ class Answers:
             self._requests.told(file)
             end += length
         return packed, len(files)
+
+    def _known(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
+        """Entries for files that are known (listing.KnownFile) among names, from one on, and for how many of them."""
+        known = self._union.known_files(directory, names, first)
+        if not known:
+            return b"", 0
+        upper = directory.upper
+        assert device is not None and upper is not None
+        try:
+            packed, count = device.pack_known(upper.fd(), upper.layer.st_dev, known, room, *self._entries.valid)
+        except OSError:
+            return b"", 0  # a lookup says the same
+        told, children = self._requests.told, directory.children
+        for _, name, *_ in islice(known, count):
+            told(children[name])
+        return packed, count
 
     # -- data --------------------------------------------------------------------------------------------------------
 

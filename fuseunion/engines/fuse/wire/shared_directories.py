@@ -17,7 +17,7 @@ from fuseunion.core.union import Union
 from fuseunion.engines.fuse.wire.native.device import device
 
 _DESCRIPTORS = 48
-"""Of the directories that the module shares at most (directories.c, DIRECTORIES times LAYERS)."""
+"""Of the directories that the module shares at most (directories.c, PLACES times LAYERS)."""
 
 
 class SharedDirectories:
@@ -34,6 +34,7 @@ class SharedDirectories:
         self._may = union.descriptors_to_spare(_DESCRIPTORS)
         union.on_directory_copied(self._copied)
         self._made_in = 0  # the number of the last directory that was shared for what is made in it
+        self._looked_at = 0  # of the last of which Python said the attributes
 
     def lacks_a_name(self, directory: Directory) -> None:
         """A name was found not to be in a directory: others will not be in it either."""
@@ -51,6 +52,17 @@ class SharedDirectories:
             assert device is not None
             device.unshare_directory(directory.ino)
 
+    def looked_at(self, directory: Directory) -> None:
+        """Python was asked for the attributes of a directory. If it is twice in a row, as where names are removed one
+        after the other, the next time need not be."""
+        if directory.ino != self._looked_at:
+            self._looked_at = directory.ino
+        elif self._may and self._shows(directory):
+            self._share(directory)
+
+    def _shows(self, directory: Directory) -> bool:
+        return self._shows_all and self._union.shows_directory_as_it_is(directory)
+
     def _makes(self, directory: Directory) -> bool:
         return self._shows_all and self._union.settings.identity.trivial and self._union.makes_at_once(directory)
 
@@ -61,10 +73,12 @@ class SharedDirectories:
             fds = self._union.whole_stack(directory)
             if fds is None:
                 return
-            if self._shows_all and self._union.shows_directory_as_it_is(directory):
+            if self._shows(directory):
                 uses |= device.SHOWN
             if self._makes(directory):
                 uses |= device.MADE | (device.UMASK if self._union.settings.umask_pending else 0)
+                if not self._union.settings.static_nlink:
+                    uses |= device.DIRECTORIES
             device.share_directory(directory.ino, fds, uses)
         except OSError:
             return  # no descriptor left, or one of them is covered by a mount: Python answers

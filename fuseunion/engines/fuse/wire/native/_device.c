@@ -22,10 +22,12 @@
  */
 
 #define _GNU_SOURCE
-#include "plain/copy.h"
 #include "directories.h"
+#include "plain/copy.h"
+#include "plain/known.h"
 #include "plain/opening.h"
 #include "plain/plain.h"
+#include "plain/remove.h"
 #include "reads/spliced.h"
 #include "reads/waiting.h"
 
@@ -71,7 +73,7 @@ enum {
 #define CROWDED (SECOND / 10)
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 5
+#define INTERFACE 6
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -590,25 +592,26 @@ static bool repeat_acl(const struct fuse_in_header *header, const char *body, si
     return true;
 }
 
-/* Make a file; Python only takes it over. Returns false when nothing was made. */
-static bool repeat_mknod(const struct fuse_in_header *header, const char *body, size_t size)
+/* Make a file or a directory; Python only takes it over. Returns false when nothing was made. */
+static bool repeat_making(const struct fuse_in_header *header, const char *body, size_t size)
 {
     struct stat st;
     if (device.changes > 0 && tell_changes() < 0) {
-        answer(header->unique, error_of_exception(FUSE_MKNOD), NULL, 0);
+        answer(header->unique, error_of_exception(header->opcode), NULL, 0);
         return true;
     }
-    const int fd = make_file(header, body, size, &st);
-    if (fd < 0)
+    const bool is_file = header->opcode == FUSE_MKNOD;
+    const int fd = is_file ? make_file(header, body, size, &st) : -1;
+    if (is_file ? fd < 0 : make_directory(header, body, size, &st) < 0)
         return false;
-    const char *name = body + sizeof(struct fuse_mknod_in);
+    const char *name = body + (is_file ? sizeof(struct fuse_mknod_in) : sizeof(struct fuse_mkdir_in));
     PyObject *number = PyObject_CallFunction(device.made, "KyiKK", (unsigned long long)header->nodeid, name, fd,
                                              (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
     struct fuse_entry_out out;
     fill_entry(&out, &st, number != NULL ? PyLong_AsUnsignedLongLong(number) : 0);
     Py_XDECREF(number);
     if (PyErr_Occurred()) {
-        answer(header->unique, error_of_exception(FUSE_MKNOD), NULL, 0);
+        answer(header->unique, error_of_exception(header->opcode), NULL, 0);
         return true;
     }
     answer(header->unique, 0, &out, sizeof out);
@@ -666,8 +669,8 @@ static void read_later(uint64_t unique, int64_t since, PyObject *wanted)
 /* Change what was asked for, if that can be done without Python. */
 static bool repeat(const struct fuse_in_header *header, const char *body, size_t size)
 {
-    if (header->opcode == FUSE_MKNOD)
-        return repeat_mknod(header, body, size);
+    if (header->opcode == FUSE_MKNOD || header->opcode == FUSE_MKDIR)
+        return repeat_making(header, body, size);
     struct shared *shared = place_of(header->nodeid);
     if (shared->number != header->nodeid)
         return false;
@@ -1053,8 +1056,11 @@ static void forget(const request *r)
     }
     for (size_t i = 0; i < count; i++) {
         unshare_directory(list[i].nodeid);
-        PyObject *result = PyObject_CallFunction(handler, "KK", (unsigned long long)list[i].nodeid,
-                                                 (unsigned long long)list[i].nlookup);
+        arguments a = {.count = 0, .failed = false};
+        put(&a, number(list[i].nodeid));
+        put(&a, number(list[i].nlookup));
+        PyObject *result = a.failed ? NULL : PyObject_Vectorcall(handler, a.items, a.count, NULL);
+        release_arguments(&a);
         if (result == NULL)
             error_of_exception(FUSE_FORGET);
         Py_XDECREF(result);
@@ -1314,6 +1320,7 @@ PyDoc_STRVAR(attach_doc,
              "handlers: opcode -> callable; refusals: opcode -> errno; later(opcode, unique, room, since, result) takes\n"
              "what is no answer yet; failed(opcode, exception) -> errno; changed(number): a file that was changed without asking;\n"
              "made(parent, name, fd, st_dev, st_ino) -> number: a file that was made (directories.c), and is Python's now;\n"
+             "fd is -1 for a directory;\n"
              "wanted, unwanted: flags of FUSE_INIT; seconds, nsec: how long the kernel may believe what it is told;\n"
              "compares: ask Python too where it need not be asked, for tests.\n"
              "Raises OSError of fcntl(2), mmap(2).");
@@ -1514,6 +1521,8 @@ static PyMethodDef functions[] = {
     {"open_plain", (PyCFunction)(void (*)(void))open_plain, METH_FASTCALL, open_plain_doc},
     {"read_plain", (PyCFunction)(void (*)(void))read_plain, METH_FASTCALL, read_plain_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},
+    {"pack_known", (PyCFunction)(void (*)(void))pack_known, METH_FASTCALL, pack_known_doc},
+    {"remove_plain", (PyCFunction)(void (*)(void))remove_plain, METH_FASTCALL, remove_plain_doc},
     {"counts", counts, METH_NOARGS, counts_doc},
     {"durations", durations, METH_O, durations_doc},
     {"waiting", waiting, METH_NOARGS, waiting_doc},
@@ -1539,7 +1548,8 @@ PyMODINIT_FUNC PyInit__device(void)
         PyModule_AddIntMacro(module, NEVER_WAITS) < 0 || PyModule_AddIntMacro(module, ATTRIBUTES) < 0 ||
         PyModule_AddIntMacro(module, NO_CAPABILITY) < 0 || PyModule_AddIntMacro(module, XATTRS) < 0 ||
         PyModule_AddIntMacro(module, SHOWN) < 0 || PyModule_AddIntMacro(module, MADE) < 0 ||
-        PyModule_AddIntMacro(module, UMASK) < 0 || PyModule_AddIntMacro(module, ALL) < 0) {
+        PyModule_AddIntMacro(module, UMASK) < 0 || PyModule_AddIntMacro(module, ALL) < 0 ||
+        PyModule_AddIntMacro(module, DIRECTORIES) < 0) {
         Py_DECREF(module);
         return NULL;
     }

@@ -19,20 +19,21 @@ const char share_directory_doc[] =
     "opened again: which names are not there, and what else it is shared for. It may be forgotten at any time, and is when\n"
     "the kernel forgets the number.\n\n"
     "uses: SHOWN where what fstat(2) says of the first is what is shown; MADE where files are made in the first by\n"
-    "open(2) alone, if who asks for one is the daemon's own user; UMASK where the kernel has not applied it.\n"
+    "open(2) alone, if who asks for one is the daemon's own user; DIRECTORIES where directories are, too, by mkdir(2), and\n"
+    "shown as they are; UMASK where the kernel has not applied it.\n"
     "Raises OSError of openat(2), ValueError for more than 3.";
 const char unshare_one_directory_doc[] =
     "unshare_directory(number)\n--\n\nClose the descriptors of the directory with this number, if it is shared.";
 const char unshare_directories_doc[] = "unshare_directories()\n--\n\nClose the descriptors of all directories.";
 
-enum { DIRECTORIES = 16, LAYERS = 3 };
+enum { PLACES = 16, LAYERS = 3 };
 
 /* A table with one place for each number, which a later one may take: who is not found is answered by Python, which
  * shares it again. */
 static struct directory {
     uint64_t number; /* 0: nobody's */
     int uses, count, fds[LAYERS];
-} directories[DIRECTORIES];
+} directories[PLACES];
 
 static struct directory *place_of(uint64_t number)
 {
@@ -105,7 +106,7 @@ PyObject *unshare_directories(PyObject *module, PyObject *unused)
 {
     (void)module;
     (void)unused;
-    for (size_t i = 0; i < DIRECTORIES; i++)
+    for (size_t i = 0; i < PLACES; i++)
         clear(&directories[i]);
     Py_RETURN_NONE;
 }
@@ -133,16 +134,43 @@ bool look_at_directory(uint64_t number, struct stat *st)
     return directory != NULL && directory->uses & SHOWN && fstat(directory->fds[0], st) == 0 && st->st_nlink != 0;
 }
 
-int make_file(const struct fuse_in_header *header, const char *body, size_t size, struct stat *st)
+/* The shared directory in which a name is to be made by its owner, of which no layer has it; NULL where Python has to. */
+static const struct directory *place_for(const struct fuse_in_header *header, int use, const char *name, size_t size)
 {
     const struct directory *directory = find(header->nodeid);
-    const struct fuse_mknod_in *in = (const struct fuse_mknod_in *)body;
-    if (directory == NULL || !(directory->uses & MADE) || size < sizeof *in)
-        return -1;
-    if (!S_ISREG(in->mode) || in->mode & (S_ISUID | S_ISGID) || header->uid != geteuid() || header->gid != getegid())
+    if (directory == NULL || !(directory->uses & use) || header->uid != geteuid() || header->gid != getegid())
+        return NULL;
+    return lacks(directory, name, size) ? directory : NULL;
+}
+
+int make_directory(const struct fuse_in_header *header, const char *body, size_t size, struct stat *st)
+{
+    const struct fuse_mkdir_in *in = (const struct fuse_mkdir_in *)body;
+    if (size < sizeof *in || in->mode & (S_ISUID | S_ISGID))
         return -1;
     const char *name = body + sizeof *in;
-    if (!lacks(directory, name, size - sizeof *in))
+    const struct directory *directory = place_for(header, DIRECTORIES, name, size - sizeof *in);
+    if (directory == NULL)
+        return -1;
+    const mode_t before = umask(directory->uses & UMASK ? in->umask : 0);
+    const int made = mkdirat(directory->fds[0], name, in->mode & ALLPERMS);
+    umask(before);
+    if (made != 0)
+        return -1;
+    if (fstatat(directory->fds[0], name, st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st->st_mode))
+        return 0;
+    unlinkat(directory->fds[0], name, AT_REMOVEDIR); /* nobody has seen it */
+    return -1;
+}
+
+int make_file(const struct fuse_in_header *header, const char *body, size_t size, struct stat *st)
+{
+    const struct fuse_mknod_in *in = (const struct fuse_mknod_in *)body;
+    if (size < sizeof *in || !S_ISREG(in->mode) || in->mode & (S_ISUID | S_ISGID))
+        return -1;
+    const char *name = body + sizeof *in;
+    const struct directory *directory = place_for(header, MADE, name, size - sizeof *in);
+    if (directory == NULL)
         return -1;
     const mode_t before = umask(directory->uses & UMASK ? in->umask : 0);
     int fd = openat(directory->fds[0], name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, in->mode & ALLPERMS);

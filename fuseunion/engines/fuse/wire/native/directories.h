@@ -17,8 +17,9 @@ PyObject *unshare_one_directory(PyObject *module, PyObject *argument);
 PyObject *unshare_directories(PyObject *module, PyObject *unused);
 
 /* What a shared directory may be used for, besides its names. SHOWN: what is shown of it is what the first of its
- * descriptors has. MADE: regular files of the daemon's own user are made in the first. UMASK: which is told with each. */
-enum { SHOWN = 1, MADE = 2, UMASK = 4 };
+ * descriptors has. MADE: regular files of the daemon's own user are made in the first. UMASK: which is told with each.
+ * DIRECTORIES: are made there too, and what is shown of one is what it has. */
+enum { SHOWN = 1, MADE = 2, UMASK = 4, DIRECTORIES = 8 };
 
 /* Nobody asks for a directory any more. */
 void unshare_directory(uint64_t number);
@@ -31,4 +32,7 @@ bool look_at_directory(uint64_t number, struct stat *st);
 
 /* Make the file that a request asks for in a shared directory, and open it. Returns -1 where Python has to. */
 int make_file(const struct fuse_in_header *header, const char *body, size_t size, struct stat *st);
+
+/* Make the directory that a request asks for in a shared one. Returns -1 where Python has to, else 0. */
+int make_directory(const struct fuse_in_header *header, const char *body, size_t size, struct stat *st);
 #pragma GCC visibility pop

@@ -97,18 +97,23 @@ void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t num
     };
 }
 
-static void fill(struct fuse_direntplus *to, const struct stat *st, uint64_t number, uint64_t seconds, uint32_t nsec,
-                 uint64_t position, uint32_t length)
+size_t put_entry(char *at, const struct stat *st, const struct listed *listed)
 {
-    memset(to, 0, sizeof *to);
-    to->entry_out.nodeid = number;
-    to->entry_out.entry_valid = to->entry_out.attr_valid = seconds;
-    to->entry_out.entry_valid_nsec = to->entry_out.attr_valid_nsec = nsec;
-    fill_attributes(&to->entry_out.attr, st, number);
-    to->dirent.ino = number;
-    to->dirent.off = position;
-    to->dirent.namelen = length;
-    to->dirent.type = st->st_mode >> 12;
+    const size_t whole = FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + listed->length);
+    struct fuse_direntplus to;
+    memset(&to, 0, sizeof to);
+    to.entry_out.nodeid = listed->number;
+    to.entry_out.entry_valid = to.entry_out.attr_valid = listed->seconds;
+    to.entry_out.entry_valid_nsec = to.entry_out.attr_valid_nsec = listed->nsec;
+    fill_attributes(&to.entry_out.attr, st, listed->number);
+    to.dirent.ino = listed->number;
+    to.dirent.off = listed->position;
+    to.dirent.namelen = (uint32_t)listed->length;
+    to.dirent.type = st->st_mode >> 12;
+    memcpy(at, &to, FUSE_NAME_OFFSET_DIRENTPLUS);
+    memset(at + whole - 8, 0, 8);
+    memcpy(at + FUSE_NAME_OFFSET_DIRENTPLUS, listed->name, listed->length);
+    return whole;
 }
 
 /* The name of an item of the list, or NULL with an exception. */
@@ -191,15 +196,17 @@ PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
     char *at = entries == NULL ? NULL : PyBytes_AS_STRING(entries);
     for (Py_ssize_t i = 0; entries != NULL && files != NULL && i < found; i++) {
         PyObject *name = PyTuple_GET_ITEM(PyList_GET_ITEM(names, first + i), 1);
-        size_t length = (size_t)PyBytes_GET_SIZE(name), whole = FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + length);
-        uint64_t number = stack.layers[found_in[i]].index | stats[i].st_ino;
-        struct fuse_direntplus entry;
-        fill(&entry, &stats[i], number, seconds, nsec, positions[i], (uint32_t)length);
-        memcpy(at, &entry, FUSE_NAME_OFFSET_DIRENTPLUS);
-        memset(at + whole - 8, 0, 8);
-        memcpy(at + FUSE_NAME_OFFSET_DIRENTPLUS, paths[i], length);
+        const struct listed listed = {
+            .number = stack.layers[found_in[i]].index | stats[i].st_ino,
+            .seconds = seconds,
+            .nsec = nsec,
+            .position = positions[i],
+            .name = paths[i],
+            .length = (size_t)PyBytes_GET_SIZE(name),
+        };
+        const size_t whole = put_entry(at, &stats[i], &listed);
         at += whole;
-        PyObject *file = Py_BuildValue("OiKKIn", name, found_in[i], (unsigned long long)number,
+        PyObject *file = Py_BuildValue("OiKKIn", name, found_in[i], (unsigned long long)listed.number,
                                        (unsigned long long)stats[i].st_ino, stats[i].st_mode & S_IFMT, (Py_ssize_t)whole);
         if (file == NULL)
             Py_CLEAR(files);

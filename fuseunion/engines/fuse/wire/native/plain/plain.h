@@ -21,4 +21,15 @@ void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t num
 
 /* The entry of it, which the kernel may believe for as long as all others. */
 void fill_entry(struct fuse_entry_out *entry, const struct stat *st, uint64_t number); /* _device.c */
+
+/* One name of a listing. seconds, nsec: how long the kernel may keep it. */
+struct listed {
+    uint64_t number, seconds, position;
+    uint32_t nsec;
+    const char *name;
+    size_t length;
+};
+
+/* Write its struct fuse_direntplus. Returns how long that is. */
+size_t put_entry(char *at, const struct stat *st, const struct listed *listed);
 #pragma GCC visibility pop

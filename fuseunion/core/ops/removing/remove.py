@@ -19,6 +19,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.ops.attributes import nlink_of, stat_of
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name
+from fuseunion.core.ops.removing.plain import plainly_covered
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.listing import found_empty
@@ -43,6 +44,11 @@ def unlink(state: State, directory: Directory, name: bytes, *, keeps_data: bool 
             nothing has changed then.
     """
     state.writable()
+    try:
+        if plainly_covered(state, directory, name):
+            return
+    except FileExistsError:
+        pass  # somebody else has put something there: it is recognised below
     file = existing(state, directory, name)
     with state.table.held(file):
         if not isinstance(file, File):
