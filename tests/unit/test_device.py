@@ -679,10 +679,12 @@ def feed(seed: int, module: str) -> None:
             layers = [(directory, device, 0)] * dice.randrange(4)
             kernel.device.pack_plain(layers, dice.random() < 0.5, names, dice.randrange(4), dice.randrange(700), 1, 0)
             name, number = names[dice.randrange(4)][1], os.stat(place / "LICENSE").st_ino
-            kernel.device.read_plain(directory, name, device, number, dice.randrange(1 << 17), dice.random() < 0.5)
-            opened = kernel.device.open_plain(directory, name, device, number)
-            if opened is not None:
-                os.close(opened)
+            found = kernel.device.read_plain(
+                directory, name, device, number, dice.randrange(1 << 17), dice.random() < 0.5
+            )
+            for opened in (found, kernel.device.open_plain(directory, name, device, number)):
+                if isinstance(opened, int):
+                    os.close(opened)
             known = [(number, name, 9, 9, dice.randrange(1 << 16)) for number, name in names]
             kernel.device.pack_known(directory, device, known, dice.randrange(700), 1, 0)
         body = bytes(dice.randrange(256) for _ in range(dice.choice([0, 1, 7, 8, 16, 24, 40, 63, 64, 88, 200])))

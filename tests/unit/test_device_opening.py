@@ -44,6 +44,22 @@ def test_a_small_file_is_read_whole(directory: int, waits: bool) -> None:
         assert device.read_plain(*_place(directory, b"file"), most, waits) is None, "there is more to be said"
 
 
+def test_a_small_file_that_waits() -> None:
+    """It is opened for whoever can wait; files of sysfs cannot be read without."""
+    directory = os.open("/sys/kernel", os.O_PATH)
+    try:
+        fd = device.read_plain(*_place(directory, b"uevent_seqnum"), 1 << 17, True)
+        try:
+            assert os.pread(fd, 100, 0).strip().isdigit()
+            assert fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_NONBLOCK) == os.O_RDONLY
+            assert not os.get_inheritable(fd)
+        finally:
+            os.close(fd)
+        assert device.read_plain(*_place(directory, b"uevent_seqnum"), 10, True) is None, "it is longer"
+    finally:
+        os.close(directory)
+
+
 def test_a_file_that_is_longer_than_any_request(directory: int, tmp_path: Path) -> None:
     os.truncate(tmp_path / "file", 1 << 40)
     assert device.read_plain(*_place(directory, b"file"), 1 << 50, False) is None

@@ -18,11 +18,9 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import islice
 from types import CoroutineType
 from typing import NamedTuple, TypeVar
 
-from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import ShownGid, ShownUid
 from fuseunion.core.ops.attributes import Change, without_privileges
@@ -37,14 +35,13 @@ from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.entries import Entries, unkept, unkept_listing
-from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
+from fuseunion.engines.fuse.wire.entries import Entries, unkept
+from fuseunion.engines.fuse.wire.listed import Listed
 from fuseunion.engines.fuse.wire.native.device import compares, device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
 from fuseunion.engines.fuse.wire.shared_directories import SharedDirectories
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
-from fuseunion.steps import Steps
 
 log = logging.getLogger("fuseunion.fuse")
 
@@ -60,9 +57,6 @@ _CHANGES = (
     | layouts.FATTR_ATIME
     | layouts.FATTR_MTIME
 )
-_NAMES_AT_ONCE = 16
-_PLAIN_AT_ONCE = 64
-_DIRECTORY = stat.S_IFDIR >> 12
 _SMALL_RANGE = 64 << 10
 """Bytes of a copy_file_range that is made at once, from what is in memory."""
 
@@ -122,7 +116,7 @@ class Answers:
             self._union, requests.reader, _DESCRIPTORS, shows_all=shows_all, lists_more=requests.lists_layers
         )
         self._directories = SharedDirectories(self._union, shows_all=shows_all)
-        self._listings = Listings(self._union)
+        self._listed = Listed(requests, self._entries)
         requests.forget_layers = self._forget_layers
         requests.close_file = self._open_files.close
         if device is not None:
@@ -196,7 +190,7 @@ class Answers:
 
     def _forget_layers(self) -> None:
         self._directories.close()
-        self._listings.forget_all()
+        self._listed.forget_all()
 
     @property
     def valid(self) -> tuple[int, int]:
@@ -217,14 +211,12 @@ class Answers:
 
     def _lookup(self, parent: int, name: bytes) -> bytes:
         directory = self._union.directory(parent)
-        if name not in directory.children and not directory.is_merged and not is_reserved(name):
-            packed, _ = self._plain(directory, [(0, name)], 0, _LONGEST_ENTRY)
-            if packed:
-                entry = packed[: layouts.ENTRY.size]
-                if self._requests.renewed is None:
-                    return entry
-                self._requests.renewed.add((parent, name))
-                return unkept(entry)
+        entry = self._listed.plain_entry(directory, name)
+        if entry is not None:
+            if self._requests.renewed is None:
+                return entry
+            self._requests.renewed.add((parent, name))
+            return unkept(entry)
         inode = self._requests.lookup(parent, name)
         if self._requests.renewed is not None:
             self._requests.renewed.add((parent, name))
@@ -487,7 +479,7 @@ class Answers:
     def _readdirplus(self, number: int, position: int, size: int) -> Answer:
         directory = self._union.directory(number)
         try:
-            return now_or_in_steps(self._list(directory, position, size))
+            return now_or_in_steps(self._listed.entries(directory, position, size))
         except OSError as error:
             if error.errno == errno.ESTALE:
                 # Nobody opens a directory here, where ESTALE would make the kernel look its path up again. It does so
@@ -495,112 +487,6 @@ class Answers:
                 directory.stale()
                 self._requests.attributes_changed(directory)
             raise
-
-    def _list(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
-        renewed, listing = self._requests.renewed, object()
-        self._requests.listings.add(listing)
-        try:
-            entries = yield from self._listed(directory, position, size)
-        finally:
-            self._requests.listings.discard(listing)
-        return entries if renewed is None else unkept_listing(entries, directory.ino, renewed)
-
-    def _listed(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
-        listing = yield from self._listings.of(directory, again=position == 0)
-        parts: list[bytes] = []
-        left = size
-        for offset, dots, special in ((DOT, b".", directory), (DOT_DOT, b"..", directory.parent or directory)):
-            if position < offset:
-                parts.append(_dots(special.ino, offset, dots))
-                left -= len(parts[-1])
-        names = listing.after(position)
-        others = passed = (
-            0  # names one after the other that were not plain, and how many of the next are not asked for it
-        )
-        at_once = _NAMES_AT_ONCE if self._union.plain_files(directory) is None else _PLAIN_AT_ONCE
-        while batch := list(islice(names, at_once)):
-            done = 0
-            while done < len(batch):
-                place, name = batch[done]
-                if passed:
-                    passed -= 1
-                else:
-                    packed, count = self._plain(directory, batch, done, left)
-                    if count:
-                        parts.append(packed)
-                        left -= len(packed)
-                        done += count
-                        others = 0
-                        continue
-                    if name not in directory.children:
-                        others += 1
-                        passed = others - 1
-                room = layouts.ENTRY.size + layouts.DIRENT.size + (len(name) + 7 & ~7)
-                if room > left:
-                    return b"".join(parts)
-                try:
-                    listed = self._requests.listed(directory, name, self._entries)
-                except OSError:
-                    if not parts:
-                        raise
-                    return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
-                done += 1
-                if listed is None:
-                    continue
-                left -= room
-                inode, entry = listed
-                parts += (
-                    entry,
-                    layouts.DIRENT.pack(inode.ino, place, len(name), inode.kind >> 12),
-                    name,
-                    _PADDING[len(name) & 7],
-                )
-                self._requests.told(inode)
-            yield
-        if not parts:
-            self._listings.forgotten(directory.ino)
-        return b"".join(parts)
-
-    def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
-        """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""
-        child = directory.children.get(names[first][1])
-        if child is not None:
-            return self._known(directory, names, first, room) if isinstance(child, File) else (b"", 0)
-        plain = self._union.plain_files(directory)
-        if plain is None:
-            return b"", 0
-        assert device is not None
-        try:
-            layers = plain.layers()
-        except OSError:
-            return b"", 0  # a lookup says the same
-        if layers is None:
-            return b"", 0
-        packed, files = device.pack_plain(layers, plain.is_written, names, first, room, *self._entries.valid)
-        end = 0
-        for count, (name, layer, number, real_number, kind, length) in enumerate(files):
-            file = None if plain.is_known(name) else plain.add(name, layer, number, real_number, kind)
-            if file is None:
-                return packed[:end], count
-            self._requests.told(file)
-            end += length
-        return packed, len(files)
-
-    def _known(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
-        """Entries for files that are known (listing.KnownFile) among names, from one on, and for how many of them."""
-        known = self._union.known_files(directory, names, first)
-        if not known:
-            return b"", 0
-        upper = directory.upper
-        assert device is not None and upper is not None
-        try:
-            packed, count = device.pack_known(upper.fd(), upper.layer.st_dev, known, room, *self._entries.valid)
-        except OSError:
-            return b"", 0  # a lookup says the same
-        told, children = self._requests.told, directory.children
-        for _, name, *_ in islice(known, count):
-            told(children[name])
-        return packed, count
 
     # -- data --------------------------------------------------------------------------------------------------------
 
@@ -639,9 +525,9 @@ class Answers:
             place = self._union.place_to_open(file)
             if place is not None:
                 assert device is not None
-                data = device.read_plain(*place, most, self._requests.reader.may_wait(place[2]))
-                if data is not None:
-                    return data  # type: ignore[no-any-return]
+                found = device.read_plain(*place, most, self._requests.reader.may_wait(place[2]))
+                if found is not None:
+                    return Wanted(found, 0, most) if isinstance(found, int) else found  # type: ignore[no-any-return]
             fd = self._union.open_for_a_moment(file)
         except OSError:
             return None
@@ -862,16 +748,6 @@ class Answers:
             self._lost_capability = number
         self._open_files.changed(number)
         return _done(self._requests.removexattr(number, name))
-
-
-_LONGEST_ENTRY = layouts.ENTRY.size + layouts.DIRENT.size + 256
-_PADDING = [b"\0" * (-length & 7) for length in range(8)]
-_NO_ENTRY = b"\0" * layouts.ENTRY.size
-
-
-def _dots(number: int, position: int, name: bytes) -> bytes:
-    """A name that makes the kernel know nothing (fs/fuse/readdir.c fuse_direntplus_link)."""
-    return _NO_ENTRY + layouts.DIRENT.pack(number, position, len(name), _DIRECTORY) + name + _PADDING[len(name)]
 
 
 def _done(result: Later[None] | None) -> int | Later[int]:

@@ -19,9 +19,9 @@ const char open_plain_doc[] =
     "A descriptor to read from of `name` in a directory, which is the regular file (device, number) and has nobody's lease.\n"
     "None: nothing was done.";
 const char read_plain_doc[] =
-    "read_plain(dirfd, name, device, number, most, waits) -> bytes or None\n--\n\n"
+    "read_plain(dirfd, name, device, number, most, waits) -> bytes, fd or None\n--\n\n"
     "All of such a file, which has less than `most` bytes. waits: it may have to be waited for; then only what is in memory\n"
-    "is read. None: it is another, or longer, or not in memory.";
+    "is read, and where that is not all, a descriptor says where the file is. None: it is another, or longer.";
 
 enum { LARGEST = 1 << 20 }; /* FUSE_MAX_MAX_PAGES, 256, of 4 KiB */
 
@@ -58,6 +58,17 @@ static int open_file(const struct file *file, struct stat *st)
     return -1;
 }
 
+/* Reads of regular files ignore O_NONBLOCK, but a FUSE filesystem is told of it (fs/fuse/file.c). Returns None where it
+ * cannot be taken away. */
+static PyObject *given(int fd)
+{
+    const int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0 && fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0)
+        return PyLong_FromLong(fd);
+    close(fd);
+    Py_RETURN_NONE;
+}
+
 PyObject *open_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
@@ -72,13 +83,7 @@ PyObject *open_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
     const int fd = open_file(&file, &st);
     if (fd < 0)
         Py_RETURN_NONE;
-    /* Reads of regular files ignore it, but a FUSE filesystem is told of it (fs/fuse/file.c). */
-    const int flags = fcntl(fd, F_GETFL);
-    if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
-        close(fd);
-        Py_RETURN_NONE;
-    }
-    return PyLong_FromLong(fd);
+    return given(fd);
 }
 
 /* Into new bytes; NULL, perhaps without an exception, where they are not all of the file. */
@@ -110,7 +115,10 @@ PyObject *read_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
     const int fd = open_file(&file, &st);
     if (fd < 0)
         Py_RETURN_NONE;
-    PyObject *data = st.st_size < most && st.st_size <= LARGEST ? read_all(fd, (size_t)st.st_size, waits) : NULL;
+    const bool whole = st.st_size < most && st.st_size <= LARGEST;
+    PyObject *data = whole ? read_all(fd, (size_t)st.st_size, waits) : NULL;
+    if (data == NULL && whole && waits && !PyErr_Occurred())
+        return given(fd);
     close(fd);
     if (data == NULL && !PyErr_Occurred())
         Py_RETURN_NONE;
