@@ -110,7 +110,7 @@ def test_plain_files_are_listed_as_any_other(
             answers = Answers(Requests(inside.union), 1.0)
             answers._lookup(1, b"file 7")
             parts, position = [], 0
-            while part := in_one_piece(answers._list(inside.union.root, position, 4096)):
+            while part := in_one_piece(answers._listed.entries(inside.union.root, position, 4096)):
                 parts.append(part)
                 position = _last_position(part)
             children = inside.union.root.children
@@ -151,7 +151,7 @@ def test_plain_files_of_an_upper_are_listed_as_any_other(
             directory = inside.union.directory(number)
             answers._lookup(number, b"file 7")
             parts, position = [], 0
-            while part := in_one_piece(answers._list(directory, position, 4096)):
+            while part := in_one_piece(answers._listed.entries(directory, position, 4096)):
                 parts.append(part)
                 position = _last_position(part)
             children = {
@@ -181,7 +181,7 @@ def test_plain_files_of_more_layers_than_can_be_open(tmp_path: Path, monkeypatch
         answers = Answers(Requests(inside.union), 1.0)
         number = ENTRY.unpack(answers._lookup(1, b"d"))[0]
         directory = inside.union.directory(number)
-        listed = in_one_piece(answers._list(directory, 0, 1 << 16))
+        listed = in_one_piece(answers._listed.entries(directory, 0, 1 << 16))
         assert listed
         sizes = {name: inside.union.stat(child)[0].st_size for name, child in directory.children.items()}
         assert sizes == {b"all": 0, **{b"file %d" % number: number for number in range(40)}}

@@ -527,7 +527,7 @@ class Answers:
                 assert device is not None
                 found = device.read_plain(*place, most, self._requests.reader.may_wait(place[2]))
                 if found is not None:
-                    return Wanted(found, 0, most) if isinstance(found, int) else found  # type: ignore[no-any-return]
+                    return Wanted(found, 0, most) if isinstance(found, int) else found
             fd = self._union.open_for_a_moment(file)
         except OSError:
             return None
