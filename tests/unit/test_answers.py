@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CoroutineType
 from typing import Any
 
@@ -55,6 +56,18 @@ async def test_a_descriptor_stays_open_until_its_task_runs(layers: Path) -> None
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(opened.handle.fd)
         answers._forget(number, 1)
+
+
+def test_a_small_file_in_memory_waits_for_no_thread() -> None:
+    """Not even the first of a filesystem, of which it is not known yet."""
+    with TemporaryDirectory(dir="/dev/shm") as place:
+        for name in ("lower", "upper", "work"):
+            (Path(place) / name).mkdir()
+        (Path(place) / "upper/file").write_bytes(b"content")
+        with _union(Path(place)) as inside:
+            answers, number = _answers(inside)
+            assert [answers._read(number, 0, 4096) for _ in range(2)] == [b"content", b"content"]
+            answers._forget(number, 1)
 
 
 def test_a_link_that_is_made_is_answered_as_made(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

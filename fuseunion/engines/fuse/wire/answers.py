@@ -527,10 +527,14 @@ class Answers:
                 assert device is not None
                 found = device.read_plain(*place, most, self._requests.reader.may_wait(place[2]))
                 if found is not None:
-                    return Wanted(found, 0, most) if isinstance(found, int) else found
+                    return self._read_small(found, most) if isinstance(found, int) else found
             fd = self._union.open_for_a_moment(file)
         except OSError:
             return None
+        return self._read_small(fd, most)
+
+    def _read_small(self, fd: int, most: int) -> Read | None:
+        """As `_read_whole`, of an open file, which is closed."""
         with ExitStack() as closing:
             closing.callback(os.close, fd)
             size = os.fstat(fd).st_size
