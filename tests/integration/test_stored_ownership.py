@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import acl, libc
+from tests.support import acl, layers, libc
 from tests.support.arena import Arena
 from tests.support.identity import acting_as, umask
 from tests.support.layers import Dir, File, Name, Node, Symlink
@@ -117,6 +117,32 @@ def test_what_the_kernel_keeps_from_an_ordinary_user(arena: Arena) -> None:
         (mount / "etc/theirs").unlink()
         assert os.access(mount / "bin/tool", os.X_OK)
         assert not os.access(mount / "etc/conf", os.X_OK)
+
+
+@pytest.mark.actors("user")
+def test_objects_of_an_upper_that_are_closed_to_their_owner(arena: Arena) -> None:
+    """user.* attributes want read and write permission on the object, and these were made without the mount."""
+    layers.build(arena.upper, {"none": File(b"none", mode=0), "read": File(b"read", mode=0o550), "closed": Dir(mode=0)})
+    with arena.mount(arena.lower({}), options=["xattr_permissions=2"]) as mount:
+        merged = mount.merged
+        assert {name: _facts(merged / name)[2] for name in sorted(os.listdir(merged))} == {
+            "closed": "d---------",
+            "none": "----------",
+            "read": "-r-xr-x---",
+        }
+        for name in ("none", "read", "closed"):
+            with pytest.raises(OSError) as refused:
+                os.getxattr(merged / name, "security.capability")
+            assert refused.value.errno == errno.ENODATA
+            (merged / name).chmod(0o2750)
+            os.chown(merged / name, -1, os.getgid())
+        (merged / "none").write_bytes(b"written")
+        (merged / "closed" / "new").touch()
+        os.setxattr(merged / "read", "user.new", b"value")
+        seen = {name: _facts(merged / name) for name in ("none", "read", "closed")}
+    with mount:
+        assert {name: _facts(merged / name) for name in seen} == seen
+        assert (merged / "none").read_bytes() == b"written"
 
 
 @pytest.mark.actors("user")

@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
@@ -253,7 +254,7 @@ def without_privileges(mode: int, *, outsider: bool = False) -> int:
 def _remove_capability(state: State, held: RealObject) -> None:
     for name in state.writable().layer.xattr_names(xattr_names.CAPABILITY):
         try:
-            held.removexattr(name)
+            as_owner_of(held, partial(held.removexattr, name))
         except OSError as error:
             # Most files have none, and some filesystems cannot have any; who may not remove one may not have set it.
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 import stat
+from functools import partial
 
 from fuseunion.core.disk.access import LayerAccess
+from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.identity import Identity
@@ -55,7 +57,8 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     layer = state.layer_of(inode)
     try:
         with inode.grasp() as held:
-            value = _read(layer, held, name)
+            read = partial(_read, layer, held, name)
+            value = as_owner_of(held, read) if layer.writable else read()
     except OSError as error:
         # A filesystem without ACLs has none to show; EOPNOTSUPP would fail the kernel's permission check (fs/fuse/acl.c
         # fuse_get_acl).
@@ -178,7 +181,7 @@ def setxattr(state: State, inode: Inode, name: bytes, value: bytes) -> None:
         if name == xattr_names.POSIX_ACL_ACCESS and upper.ownership is not None:
             _set_stored_access_acl(state, held, inode, value)
         else:
-            held.setxattr(disk_name, value)
+            as_owner_of(held, partial(held.setxattr, disk_name, value))
     _changed(inode, name)
 
 
@@ -226,7 +229,7 @@ def removexattr(state: State, inode: Inode, name: bytes) -> None:
     with inode.grasp() as held:
         for disk_name in disk_names:
             try:
-                held.removexattr(disk_name)
+                as_owner_of(held, partial(held.removexattr, disk_name))
                 removed += 1
             except OSError as error:
                 if error.errno != errno.ENODATA:

@@ -11,7 +11,9 @@ import errno
 import logging
 import os
 import stat
+from functools import partial
 
+from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership import stored_names
@@ -30,17 +32,20 @@ _NOT_STORED = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 class XattrStore(OwnershipStore):
     """Facts in an extended attribute.
 
+    What has got into an upper by another way may forbid its owner to read or write it, and with that its user.*
+    attributes (fs/xattr.c xattr_permission): the daemon lends itself the bits (disk/permission.py).
+
     Args:
         name: the attribute.
         companion: where the facts of objects go that cannot have it; the store owns it.
-        foreign: the layer is a lower, in which there may be what the daemon may not read: user.* wants read permission
-            on the object (fs/xattr.c xattr_permission). It is listed all the same, and shows its real owner.
+        foreign: the layer is a lower, in which nothing is lent. What the daemon may not read is listed all the same,
+            and shows its real owner.
     """
 
     def __init__(self, name: OverrideName, companion: OwnershipStore | None = None, *, foreign: bool = False) -> None:
         self.name = name
         self.companion = companion
-        self._none = _NOT_STORED | {errno.EACCES} if foreign else _NOT_STORED
+        self._foreign = foreign
         self.needs_paths = companion is not None and companion.needs_paths
         self.label = name if companion is None else f"{name}, {companion.label} for symbolic links"
 
@@ -51,16 +56,18 @@ class XattrStore(OwnershipStore):
         if not self._holds(st):
             return None if self.companion is None else self.companion.find(where, st)
         try:
-            value = where.getxattr(self.name)
+            value = (
+                where.getxattr(self.name) if self._foreign else as_owner_of(where, partial(where.getxattr, self.name))
+            )
         except OSError as error:
-            if error.errno in self._none:
+            if error.errno in _NOT_STORED or (self._foreign and error.errno == errno.EACCES):
                 return None
             raise
         return codec.parse(value)
 
     def store(self, where: RealObject, st: os.stat_result, facts: Facts) -> None:
         if self._holds(st):
-            where.setxattr(self.name, codec.unparse(facts))
+            as_owner_of(where, partial(where.setxattr, self.name, codec.unparse(facts)))
         elif facts == Facts.of(st) and self.companion is not None:
             self.companion.forget(st)  # most links are their maker's: they need no row, and a mount no database
         elif self.companion is not None:

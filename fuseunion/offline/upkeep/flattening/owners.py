@@ -93,7 +93,7 @@ class Owners:
         with real.held(name) as held:
             if not os.path.samestat(held.stat(), st):
                 raise os_error(errno.ESTALE, name)
-            shown = as_owner_of(held, partial(self._store.load, held, st))
+            shown = self._store.load(held, st)
             if stat.S_IFMT(shown.st_mode) == stat.S_IFMT(st.st_mode):
                 return self._dress(held, st)
             self._replace(real, name, held, st, shown)
@@ -102,7 +102,7 @@ class Owners:
     def _dress(self, held: RealObject, st: os.stat_result) -> bool:
         """An object of the right type."""
         names = as_owner_of(held, held.listxattr) if not stat.S_ISLNK(st.st_mode) else []
-        shown = as_owner_of(held, partial(self._store.load, held, st))
+        shown = self._store.load(held, st)
         stored = [name for name in names if name in stored_names.STORED or name.startswith(stored_names.PREFIX)]
         if (shown.st_uid, shown.st_gid) != (st.st_uid, st.st_gid):
             held.chown(shown.st_uid, shown.st_gid)

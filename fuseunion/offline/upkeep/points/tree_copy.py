@@ -239,7 +239,7 @@ class TreeCopy:
             target.chmod(stat.S_IMODE(st.st_mode))
         if self._stores is not None:
             before, after = self._stores
-            facts = as_owner_of(source, partial(before.find, source, st))
+            facts = before.find(source, st)
             if facts is not None:
                 after.store(target, target.stat(), facts)
         target.utime(st.st_atime_ns, st.st_mtime_ns)
