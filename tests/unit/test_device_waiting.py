@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +95,37 @@ def test_errors(kernel: Kernel, tmp_path: Path) -> None:
         kernel.answer = wanted
         error, data = kernel.ask(layouts.READ, _body(0, 5))
         assert error and not data, wanted
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_the_end_waits_for_answers(kernel: Kernel) -> None:
+    """Nothing is written to whoever gets the number of the descriptor after it was closed."""
+    count, size = 40, 2000
+    with socket.socket(fileno=os.dup(kernel.fd)) as theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * size)  # so most replies wait until others are taken
+    kernel.attach(layouts.READ)
+    os.set_blocking(kernel.fd, True)
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(size))
+        file.flush()
+        for _ in range(count):
+            kernel.answer = (os.dup(file.fileno()), 0, size)
+            kernel.send(layouts.READ, _body(0, size))
+            kernel.serve()
+    begun = threading.Event()
+    taken: list[int] = []
+
+    def take() -> None:
+        begun.wait()
+        taken.extend(len(kernel.reply_to_any()[2]) for _ in range(count))
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    begun.set()
+    kernel.device.finish()
+    assert kernel.device.waiting() == 0
+    taker.join()
+    assert taken == [size] * count
 
 
 _WITHOUT_THREADS = """

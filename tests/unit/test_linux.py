@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuseunion.linux import mountinfo
+from fuseunion.linux import mountinfo, syscalls
 from fuseunion.linux.mountinfo import _parse
 from fuseunion.linux.proc import processes
 
@@ -84,3 +84,12 @@ def test_a_user_namespace_of_our_own() -> None:
     """The ids stay, mounts are allowed, and root there is not the machine's."""
     done = subprocess.run([sys.executable, "-c", NAMESPACE], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("path", ["/", "/proc", "/dev/null"])
+def test_the_device_of_an_open_object(path: str) -> None:
+    fd = os.open(path, os.O_PATH)
+    try:
+        assert syscalls.device(fd) == os.fstat(fd).st_dev
+    finally:
+        os.close(fd)

@@ -58,7 +58,7 @@ class Reader:
 
     def never_waits(self, fd: int) -> bool:
         """Whether a file lies on a filesystem in memory."""
-        device = os.fstat(fd).st_dev
+        device = syscalls.device(fd)
         direct = self._direct.get(device)
         if direct is None:
             direct = self._direct[device] = syscalls.is_in_memory(fd)

@@ -119,8 +119,8 @@ class Answers:
         self._listed = Listed(requests, self._entries)
         requests.forget_layers = self._forget_layers
         requests.close_file = self._open_files.close
-        if device is not None:
-            requests.workers.elsewhere = device.waiting
+        assert device is not None
+        requests.workers.elsewhere = device.waiting
         self._lost_capability = -1  # the inode of which the kernel took one away last
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:

@@ -143,7 +143,13 @@ class WireLoop:
             await trio.sleep_forever()
 
     def close(self) -> None:
-        """Keep no file open and no directory: the filesystem of a layer may wait for that before it ends."""
+        """Answer no request any more, and keep no file open and no directory.
+
+        Comes before the descriptor is closed, of which threads know the number. The filesystem of a layer may wait for
+        the files before it ends.
+        """
+        assert device is not None
+        device.finish()
         self._answers.close_files()
 
     async def _wait_readable(self, fd: int) -> None:

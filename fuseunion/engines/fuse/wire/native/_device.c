@@ -73,7 +73,7 @@ enum {
 #define CROWDED (SECOND / 10)
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 6
+#define INTERFACE 7
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -297,12 +297,10 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
 
 /* -- replies ------------------------------------------------------------------------------------------------------- */
 
-/* The kernel takes a reply only if it has the size that it expects: what it does not take is answered EIO. */
 static void answer(uint64_t unique, int error, const void *data, size_t size)
 {
     count_error(error);
-    if (write_reply(device.fd, unique, error, data, size) == EINVAL)
-        write_reply(device.fd, unique, EIO, NULL, 0);
+    write_reply(device.fd, unique, error, data, size);
 }
 
 /* The attributes out of an entry: struct fuse_attr_out and fuse_entry_out end with the same struct fuse_attr. */
@@ -389,13 +387,26 @@ static struct shared *place_of(uint64_t number)
     return &device.shared[(number * 0x9E3779B97F4A7C15u) >> 54]; /* the upper ten bits */
 }
 
+/* What Python has shared of an inode, or NULL. */
+static struct shared *find_shared(uint64_t number)
+{
+    struct shared *shared = place_of(number);
+    return shared->number == number ? shared : NULL;
+}
+
+/* Whether a FUSE_READ with a body of `size` can be made with it. */
+static bool is_shared_read(const struct shared *shared, size_t size)
+{
+    return shared->uses & READS && size >= sizeof(struct fuse_read_in);
+}
+
 /* Tell Python of what was changed since it last was told. Returns -1 with an exception. */
 static int tell_changes(void)
 {
     while (device.changes > 0) {
         uint64_t number = device.changed[--device.changes];
-        struct shared *shared = place_of(number);
-        if (shared->number == number)
+        struct shared *shared = find_shared(number);
+        if (shared != NULL)
             shared->changed = false;
         PyObject *result = PyObject_CallFunction(device.tell, "K", (unsigned long long)number);
         if (result == NULL)
@@ -522,12 +533,12 @@ static bool is_known(const struct fuse_in_header *header, const char *body, size
         say_attributes(header->nodeid, &st, known);
         return true;
     }
-    const struct shared *shared = place_of(header->nodeid);
-    if (shared->number != header->nodeid)
+    const struct shared *shared = find_shared(header->nodeid);
+    if (shared == NULL)
         return false;
     switch (header->opcode) {
     case FUSE_READ: {
-        if (!(shared->uses & READS) || size < sizeof(struct fuse_read_in))
+        if (!is_shared_read(shared, size))
             return false;
         ssize_t got = read_shared((const struct fuse_read_in *)body, shared);
         *known = (struct known){.size = (size_t)got};
@@ -623,10 +634,10 @@ static bool repeat_making(const struct fuse_in_header *header, const char *body,
 static bool repeat_read(const struct fuse_in_header *header, const char *body, size_t size)
 {
     const struct fuse_read_in *in = (const struct fuse_read_in *)body;
-    const struct shared *shared = place_of(header->nodeid);
+    const struct shared *shared = find_shared(header->nodeid);
     struct stat st;
-    if (size < sizeof *in || in->size < SPLICED || shared->number != header->nodeid || !(shared->uses & READS) ||
-        !(shared->uses & NEVER_WAITS) || fstat(shared->fd, &st) != 0 || in->offset >= (uint64_t)st.st_size)
+    if (shared == NULL || !is_shared_read(shared, size) || !(shared->uses & NEVER_WAITS) || in->size < SPLICED ||
+        fstat(shared->fd, &st) != 0 || in->offset >= (uint64_t)st.st_size)
         return false;
     const uint64_t left = (uint64_t)st.st_size - in->offset;
     return answer_spliced(device.fd, header->unique, shared->fd, in->offset, in->size < left ? in->size : left);
@@ -636,14 +647,14 @@ static bool repeat_read(const struct fuse_in_header *header, const char *body, s
 static bool repeat_read_later(const struct fuse_in_header *header, const char *body, size_t size, int64_t since)
 {
     const struct fuse_read_in *in = (const struct fuse_read_in *)body;
-    const struct shared *shared = place_of(header->nodeid);
-    if (size < sizeof *in || shared->number != header->nodeid || !(shared->uses & READS) || shared->uses & NEVER_WAITS)
+    const struct shared *shared = find_shared(header->nodeid);
+    if (shared == NULL || !is_shared_read(shared, size) || shared->uses & NEVER_WAITS)
         return false;
     const int fd = fcntl(shared->fd, F_DUPFD_CLOEXEC, 0); /* Python may close its own meanwhile */
-    const struct waiting_read read = {.device = device.fd, .fd = fd, .unique = header->unique, .offset = in->offset,
-                                      .size = in->size, .since = since};
     if (fd < 0)
         return false;
+    const struct waiting_read read = {.device = device.fd, .fd = fd, .unique = header->unique, .offset = in->offset,
+                                      .size = in->size, .since = since};
     if (read_in_thread(&read))
         return true;
     close(fd);
@@ -654,16 +665,16 @@ static bool repeat_read_later(const struct fuse_in_header *header, const char *b
 static void read_later(uint64_t unique, int64_t since, PyObject *wanted)
 {
     unsigned long long offset;
-    struct waiting_read read = {.device = device.fd, .fd = -1, .unique = unique, .since = since};
-    int error = ENOMEM;
-    if (!PyArg_ParseTuple(wanted, "iKI", &read.fd, &offset, &read.size))
-        error = error_of_exception(FUSE_READ);
-    read.offset = offset;
-    if (read.fd >= 0 && read_in_thread(&read))
+    struct waiting_read read = {.device = device.fd, .unique = unique, .since = since};
+    if (!PyArg_ParseTuple(wanted, "iKI", &read.fd, &offset, &read.size)) {
+        answer(unique, error_of_exception(FUSE_READ), NULL, 0);
         return;
-    if (read.fd >= 0)
-        close(read.fd);
-    answer(unique, error, NULL, 0);
+    }
+    read.offset = offset;
+    if (read_in_thread(&read))
+        return;
+    close(read.fd);
+    answer(unique, ENOMEM, NULL, 0);
 }
 
 /* Change what was asked for, if that can be done without Python. */
@@ -671,8 +682,8 @@ static bool repeat(const struct fuse_in_header *header, const char *body, size_t
 {
     if (header->opcode == FUSE_MKNOD || header->opcode == FUSE_MKDIR)
         return repeat_making(header, body, size);
-    struct shared *shared = place_of(header->nodeid);
-    if (shared->number != header->nodeid)
+    struct shared *shared = find_shared(header->nodeid);
+    if (shared == NULL)
         return false;
     if (header->opcode == FUSE_WRITE && shared->uses & WRITES && size >= sizeof(struct fuse_write_in)) {
         const struct fuse_write_in *in = (const struct fuse_write_in *)body;
@@ -755,8 +766,8 @@ static PyObject *unshare_number(PyObject *module, PyObject *argument)
     uint64_t number = PyLong_AsUnsignedLongLong(argument);
     if (PyErr_Occurred())
         return NULL;
-    struct shared *shared = place_of(number);
-    if (shared->number == number)
+    struct shared *shared = find_shared(number);
+    if (shared != NULL)
         *shared = (struct shared){.number = 0};
     Py_RETURN_NONE;
 }
@@ -1459,6 +1470,21 @@ static PyObject *waiting(PyObject *module, PyObject *nothing)
     return PyLong_FromSize_t(unanswered());
 }
 
+PyDoc_STRVAR(finish_doc, "finish()\n--\n\n"
+                         "Wait until threads have answered the reads that they have, and answer nothing any more: the\n"
+                         "descriptor of /dev/fuse may be closed then, and its number be another file's.");
+
+static PyObject *finish(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    Py_BEGIN_ALLOW_THREADS
+    wait_for_answers();
+    Py_END_ALLOW_THREADS
+    device.fd = -1;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(caller_doc, "caller() -> (opcode, pid)\n--\n\n"
                          "What request is being dealt with, and whose; for handlers, before they wait.");
 
@@ -1526,6 +1552,7 @@ static PyMethodDef functions[] = {
     {"counts", counts, METH_NOARGS, counts_doc},
     {"durations", durations, METH_O, durations_doc},
     {"waiting", waiting, METH_NOARGS, waiting_doc},
+    {"finish", finish, METH_NOARGS, finish_doc},
     {"caller", caller, METH_NOARGS, caller_doc},
     {"watch", watch, METH_O, watch_doc},
     {"busiest", busiest, METH_NOARGS, busiest_doc},

@@ -5,9 +5,9 @@
  * to be, is taken back and said to be so: Python begins again, and knows what is to be answered. */
 
 #include "copy.h"
+#include "opening.h"
 #include "plain.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -163,10 +163,7 @@ static bool copy_to_work(int from, const struct stat *st, const struct wish *w, 
 
 static bool copy(const struct wish *w, struct outcome *outcome)
 {
-    const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    int from = openat(w->lower, w->name, flags | O_NOATIME);
-    if (from < 0 && errno == EPERM)
-        from = openat(w->lower, w->name, flags);
+    int from = open_quietly(w->lower, w->name);
     if (from < 0)
         return false;
     struct stat st;

@@ -1,7 +1,8 @@
 /* Files of a listing that are known, ready to be sent: lstat(2) of each name, and its struct fuse_direntplus.
  *
  * Which they are says core/tree/listing.py (known_files). One that is not what it was ends the run: Python looks it up, and
- * says what is wrong with it. */
+ * says what is wrong with it.
+ */
 
 #define _GNU_SOURCE
 #include "known.h"

@@ -43,13 +43,17 @@ static bool read_file_arguments(PyObject *const *args, struct file *file)
     return !PyErr_Occurred();
 }
 
-/* Not its time of access, where that is allowed; no link is followed; waits for no lease and for no FIFO. Returns -1. */
-static int open_file(const struct file *file, struct stat *st)
+int open_quietly(int dirfd, const char *name)
 {
     const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    int fd = openat((int)file->dirfd, file->name, flags | O_NOATIME);
-    if (fd < 0 && errno == EPERM)
-        fd = openat((int)file->dirfd, file->name, flags);
+    const int fd = openat(dirfd, name, flags | O_NOATIME);
+    return fd >= 0 || errno != EPERM ? fd : openat(dirfd, name, flags);
+}
+
+/* Returns -1 where it is another file. */
+static int open_file(const struct file *file, struct stat *st)
+{
+    const int fd = open_quietly((int)file->dirfd, file->name);
     if (fd < 0)
         return -1;
     if (fstat(fd, st) == 0 && S_ISREG(st->st_mode) && st->st_dev == file->device && st->st_ino == file->number)

@@ -2,7 +2,9 @@
  * calls.
  *
  * The order is that of core/ops/removing/remove.py, which does all others: the object is held and recognised, and then its
- * name goes. What fails, or is not as it was believed to be, is said to be so: Python begins again, and knows what is to be answered. */
+ * name goes. What fails, or is not as it was believed to be, is said to be so: Python begins again, and knows what is to be
+ * answered.
+ */
 
 #define _GNU_SOURCE
 #include "remove.h"

@@ -27,18 +27,19 @@ enum {
 
 static struct {
     pthread_mutex_t lock;
-    pthread_cond_t more;
+    pthread_cond_t more, all_answered;
     struct waiting_read *first, *last; /* to be made */
     struct waiting_read *answered;
     size_t queued, unanswered;
     int threads, idle;
-} queue = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+} queue = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER, .all_answered = PTHREAD_COND_INITIALIZER};
 
-int write_reply(int device, uint64_t unique, int error, const void *data, size_t size)
+void write_reply(int device, uint64_t unique, int error, const void *data, size_t size)
 {
     struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .error = -error, .unique = unique};
     struct iovec iov[2] = {{&header, sizeof header}, {(void *)data, size}};
-    return writev(device, iov, size != 0 ? 2 : 1) < 0 ? errno : 0;
+    if (writev(device, iov, size != 0 ? 2 : 1) < 0 && errno == EINVAL && error != EIO)
+        write_reply(device, unique, EIO, NULL, 0);
 }
 
 /* Read all that is asked for, up to the end of the file; an error only where nothing was read. */
@@ -65,8 +66,7 @@ static void make(struct waiting_read *read, char *room)
     read->error = data == NULL ? ENOMEM : 0;
     const size_t size = data == NULL ? 0 : read_all(read, data);
     close(read->fd);
-    if (write_reply(read->device, read->unique, read->error, data, size) == EINVAL)
-        write_reply(read->device, read->unique, EIO, NULL, 0);
+    write_reply(read->device, read->unique, read->error, data, size);
     if (data != room)
         free(data);
     struct timespec t;
@@ -79,7 +79,8 @@ static void leave(struct waiting_read *read)
 {
     read->next = queue.answered;
     queue.answered = read;
-    queue.unanswered--;
+    if (--queue.unanswered == 0)
+        pthread_cond_broadcast(&queue.all_answered);
 }
 
 /* The next one to be made, with the lock held; NULL when none comes for a while. */
@@ -187,4 +188,12 @@ size_t unanswered(void)
     const size_t count = queue.unanswered;
     pthread_mutex_unlock(&queue.lock);
     return count;
+}
+
+void wait_for_answers(void)
+{
+    pthread_mutex_lock(&queue.lock);
+    while (queue.unanswered > 0)
+        pthread_cond_wait(&queue.all_answered, &queue.lock);
+    pthread_mutex_unlock(&queue.lock);
 }

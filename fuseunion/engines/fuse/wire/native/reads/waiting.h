@@ -6,9 +6,9 @@
 
 /* Not for others: the module is loaded with RTLD_GLOBAL. */
 #pragma GCC visibility push(hidden)
-/* Write one reply to /dev/fuse. Returns 0, or an error number; ENOENT: nobody waits for it any more (fs/fuse/dev.c
- * fuse_dev_do_write). */
-int write_reply(int device, uint64_t unique, int error, const void *data, size_t size);
+/* Write one reply to /dev/fuse. The kernel takes it only if it has the size that it expects: what it does not take is
+ * answered EIO. Nobody is told where nobody waits for it any more (ENOENT, fs/fuse/dev.c fuse_dev_do_write). */
+void write_reply(int device, uint64_t unique, int error, const void *data, size_t size);
 
 /* A READ that waits. `since`, `until`: CLOCK_MONOTONIC, when it was found and when it was answered. */
 struct waiting_read {
@@ -28,4 +28,7 @@ bool take_answered(struct waiting_read *read);
 
 /* How many are not answered yet. */
 size_t unanswered(void);
+
+/* Wait until none is left. */
+void wait_for_answers(void);
 #pragma GCC visibility pop
