@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -115,6 +116,16 @@ def test_what_a_handler_gets(kernel: Kernel, name: str) -> None:
     kernel.answer = 0
     assert kernel.ask(opcode, body) == (0, b"")
     assert kernel.calls == [(opcode, *expected)]
+
+
+def test_what_only_a_terminal_can_answer(kernel: Kernel) -> None:
+    """isatty(3), which Python asks of each file that it opens."""
+    kernel.attach(layouts.IOCTL)
+    kernel.answer = b"answer"
+    for command, expected in ((termios.TCGETS, (errno.ENOTTY, b"")), (0x6601, (0, b"answer"))):
+        assert kernel.ask(layouts.IOCTL, struct.pack("=QIIQII", 0, 0, command, 0, 0, 60)) == expected
+    assert [call[2] for call in kernel.calls] == [0x6601]
+    assert kernel.ask(layouts.IOCTL, struct.pack("=QII", 0, 0, termios.TCGETS)) == (errno.EIO, b"")
 
 
 @pytest.mark.parametrize("name", [name for name, (_, body, _args) in REQUESTS.items() if body and name != "getattr"])

@@ -41,6 +41,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -519,6 +520,13 @@ static bool shared_lacks(const struct shared *shared, const char *name, size_t s
            fgetxattr(shared->fd, name, NULL, 0) < 0 && errno == ENODATA;
 }
 
+/* Whether an ioctl(2) asks a terminal for something (asm-generic/ioctls.h), as isatty(3) does of each file that Python
+ * opens. */
+static bool is_for_terminal(const char *body, size_t size)
+{
+    return size >= sizeof(struct fuse_ioctl_in) && _IOC_TYPE(((const struct fuse_ioctl_in *)body)->cmd) == 'T';
+}
+
 /* The answer to a request that changes nothing. Returns false where Python has to give it. */
 static bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
 {
@@ -527,6 +535,10 @@ static bool is_known(const struct fuse_in_header *header, const char *body, size
         if (!is_absent(header->nodeid, body, size))
             return false;
         say_absent(known);
+        return true;
+    }
+    if (header->opcode == FUSE_IOCTL && is_for_terminal(body, size)) {
+        *known = (struct known){.error = ENOTTY};
         return true;
     }
     if (header->opcode == FUSE_GETATTR && look_at_directory(header->nodeid, &st)) {
