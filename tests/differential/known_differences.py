@@ -57,6 +57,7 @@ def _without(outcome: Outcome, position: int) -> object:
 _BOTH = frozenset(Oracle)
 # In what operations.py says of a file's status.
 _NLINK = 5
+_CHANGING_WHAT_IS_OPEN = frozenset({Call.FD_CHMOD, Call.FD_CHOWN, Call.FD_UTIMENS, Call.FD_SETXATTR})
 _OPENING = frozenset({Call.OPEN, Call.READ, Call.WRITE, Call.APPEND, Call.OPEN_TRUNCATE})
 
 KNOWN = (
@@ -114,6 +115,12 @@ def is_withheld(oracle: Oracle, operation: Operation, expected: Outcome) -> bool
     """Whether the oracle refused what fuseunion is documented to do better; then fuseunion is not asked.
 
     A directory that a lower holds cannot be renamed in overlayfs without redirect_dir (overlayfs.rst, "renaming
-    directories": EXDEV); in fuseunion it can (docs/differences.md), which the plain directory checks.
+    directories": EXDEV); in fuseunion it can (docs/differences.md), which the plain directory checks. And an open file
+    of a lower, over whose name another was moved, cannot be changed by its descriptor in overlayfs, whose copy-up finds
+    the name taken (fs/overlayfs/copy_up.c ovl_link_up, ovl_copy_up_tmpfile).
     """
-    return oracle is Oracle.KERNEL and operation.call is Call.RENAME and expected.error == "EXDEV"
+    if oracle is not Oracle.KERNEL:
+        return False
+    return (operation.call is Call.RENAME and expected.error == "EXDEV") or (
+        operation.call in _CHANGING_WHAT_IS_OPEN and expected.error == "EEXIST"
+    )
