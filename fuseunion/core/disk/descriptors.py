@@ -77,11 +77,7 @@ class Descriptors:
         Raises:
             OSError: ENFILE when only the reserve is left.
         """
-        if self._others >= self._most:
-            raise os_error(errno.ENFILE)
-        self._others += 1
-        if len(self._open) > FLOOR:
-            self._shrink()
+        self._take_if_free(1, self._most)
 
     def take_for_copy(self) -> None:
         """Count the descriptors of a copy-up, which may use a half of the reserve: it is soon over.
