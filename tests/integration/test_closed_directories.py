@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,23 @@ def test_closed_in_lower(arena: Arena) -> None:
                 assert os.listdir(path) == ["new"]
                 path.rename(mount / "open/moved")
                 shutil.rmtree(mount / "open/moved")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_whole_mount(arena: Arena, mode: int) -> None:
+    """What closes MERGED closes UPPER, which the next mount takes all the same."""
+    lower = arena.lower({"f": File(b"lower"), "g": File(b"lower")})
+    with arena.mount(lower) as mount:
+        (mount / "f").write_bytes(b"upper")
+        os.link(mount / "g", mount / "h")
+        mount.merged.chmod(mode)
+    before = stat.S_IMODE(arena.upper.stat().st_mode)
+    with mount:
+        assert stat.S_IMODE(mount.merged.stat().st_mode) == mode == before == stat.S_IMODE(arena.upper.stat().st_mode)
+        mount.merged.chmod(0o755)
+        assert {name: (mount / name).read_bytes() for name in sorted(os.listdir(mount.merged))} == {
+            "f": b"upper",
+            "g": b"lower",
+            "h": b"lower",
+        }
+        assert (mount / "g").stat().st_nlink == 2

@@ -301,3 +301,36 @@ def test_interrupted_while_it_mounts(arena: Arena) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(arena.root / "up")  # it was mounted for a moment
         assert names(arena.root) == before, milliseconds
+
+
+_TOO_LATE = """
+import os, signal, sys
+from fuseunion.engines.fuse import daemon
+answered = daemon._await_answer
+def interrupted(target):
+    os.kill(os.getpid(), signal.SIGINT)
+    answered(target)
+daemon._await_answer = interrupted
+from fuseunion.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.actors("root", "user")
+def test_interrupted_too_late(arena: Arena) -> None:
+    """^C when the daemon serves already: nothing that it stands on is taken away, and nobody is told that it was."""
+    prepare(arena)
+    shutil.rmtree(arena.root / "up")
+    place, merged = arena.place, arena.root / "m"
+    done = subprocess.run(
+        [place.interpreter.executable, "-c", _TOO_LATE, arena.root / "base", arena.root / "up", merged],
+        env=place.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert mount_at(merged) is not None
+    (merged / "new").write_bytes(b"new")
+    assert place.fuseunion("umount", merged).returncode == 0
+    assert (arena.root / "up/new").read_bytes() == b"new"

@@ -72,6 +72,15 @@ def as_owner_of(held: RealObject, operation: Callable[[], T]) -> T:
         return operation()
 
 
+def opened_again(fd: int) -> int:
+    """An O_RDONLY descriptor of a directory that is held, though its mode forbids it to its owner.
+
+    Raises:
+        OSError: EACCES, EPERM for another user's.
+    """
+    return as_owner_of(RealObject(fd), lambda: os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
+
+
 def as_owner(
     operation: Callable[[], T], *changed: OpenDirectory, moved: Sequence[tuple[OpenDirectory, bytes]] = ()
 ) -> T:

@@ -20,6 +20,7 @@ import errno
 import os
 from collections.abc import Iterable
 
+from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.store import OwnershipStore
@@ -65,7 +66,8 @@ def choose(
     Raises:
         OSError: EPERM where security.* may not be set, else as setxattr(2) and the database.
     """
-    marked = _marked(root_fd)
+    root_held = RealObject(root_fd)
+    marked = as_owner_of(root_held, lambda: _marked(root_fd))
     store: OwnershipStore | None = None
     if marked is not None:
         store = _with_xattr(marked[0], work_fd, volatile=volatile, in_image=in_image)
@@ -75,15 +77,15 @@ def choose(
     else:
         value = _root_facts(lower_fds, Facts.of(os.fstat(root_fd)) if root is None else root)
         try:
-            RealObject(root_fd).setxattr(wanted, value)
+            as_owner_of(root_held, lambda: root_held.setxattr(wanted, value))
         except OSError as error:
             may = error.errno == errno.EOPNOTSUPP and not in_image
             store = _database(work_fd, volatile=volatile) if may else None
             if store is None:
                 raise
             st = os.fstat(root_fd)
-            if store.find(RealObject(root_fd), st) is None:
-                store.store(RealObject(root_fd), st, codec.parse(value))
+            if store.find(root_held, st) is None:
+                store.store(root_held, st, codec.parse(value))
         else:
             store = _with_xattr(wanted, work_fd, volatile=volatile, in_image=in_image)
     return store

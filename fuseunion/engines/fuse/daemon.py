@@ -30,6 +30,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from fuseunion import bytecode
+from fuseunion.core.disk.permission import opened_again
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
@@ -175,7 +176,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         if layers.upper is not None and not union.settings.volatile and not prepared.has_image_upper:
             # Opened, not duplicated: a lock goes with the last duplicate of its descriptor (flock(2)). An image is put
             # on disk when its program has ended, for which nothing of it may be open.
-            to_sync = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=layers.upper.root_fd)
+            to_sync = opened_again(layers.upper.root_fd)
             last.callback(os.close, to_sync)
 
         def live() -> None:
@@ -264,6 +265,8 @@ def _await_report(reader: int, pid: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         with open(reader, "rb") as pipe:
             report = pipe.read()
+        # From here on it is too late: the mount is live, and what it stands on must not be taken away.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     except KeyboardInterrupt:
         # In a session of its own the child has heard nothing. It keeps the signal for its loop, and unmounts then.
         os.kill(pid, signal.SIGINT)

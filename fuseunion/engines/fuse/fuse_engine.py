@@ -41,7 +41,10 @@ class FuseEngine(Engine):
         return [reason for wish, reason in wishes if wish]
 
     def start(self, options: Options, progress: Progress) -> ExitCode:
-        """See Engine. What the caller left open by mistake is noted before anything of ours is opened."""
+        """See Engine. What the caller left open by mistake is noted before anything of ours is opened.
+
+        SIGINT stays blocked when it is done: a ^C that comes too late must not look as if it had come in time.
+        """
         inherited = processes.own_descriptors()
         # ^C waits until there is a child, which ends in order (daemon.py): whatever was made is undone or finished.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -49,11 +52,10 @@ class FuseEngine(Engine):
         gc.disable()
         try:
             return self._start(options, inherited)
-        except UserError:
+        except BaseException:
             gc.enable()  # another engine may follow
-            raise
-        finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            raise
 
     @staticmethod
     def _start(options: Options, inherited: frozenset[int]) -> ExitCode:

@@ -133,12 +133,28 @@ def open_found(place: Place) -> int:
     try:
         fd = owned.open_without_links(place.path)
     except OSError as error:
-        raise refusal(place.part, place.given, error) from None
+        if error.errno != errno.EACCES:
+            raise refusal(place.part, place.given, error) from None
+        fd = _open_closed(place, error)
     st = os.fstat(fd)
     if place.key not in (None, (st.st_dev, st.st_ino)):
         os.close(fd)
         raise UserError(f"{place.part.value} '{place.given}' was exchanged just now; try again", ExitCode.LAYERS)
     return fd
+
+
+def _open_closed(place: Place, error: OSError) -> int:
+    """As `open_found`, where it is this user's, who has closed it to themselves: chmod(2) of MERGED does that."""
+    from fuseunion.core.disk.permission import opened_again  # most mounts have no such upper
+
+    try:
+        held = owned.open_without_links(place.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return opened_again(held)
+        finally:
+            os.close(held)
+    except OSError:
+        raise refusal(place.part, place.given, error) from None
 
 
 def refusal(part: Part, path: str, error: OSError, purpose: str = "") -> UserError:
