@@ -128,7 +128,7 @@ class _Daemon(NamedTuple):
 
 def _open_daemon(path: str, entry: Mount) -> _Daemon | None:
     """The daemon, or None where it cannot be known (another pid namespace, somebody else's mount)."""
-    text = _daemon_pid(path) or _daemon_pid_as_owner(path, entry)
+    text = _daemon_pid(path) or _daemon_pid_as_owner(path, entry) or _daemon_pid_by_socket(path)
     if text is None or not text.isdigit():
         return None
     try:
@@ -147,6 +147,14 @@ def _daemon_pid(path: str) -> str | None:
         return os.getxattr(path, questions.PID).decode("ascii", "replace")
     except OSError:
         return None
+
+
+def _daemon_pid_by_socket(path: str) -> str | None:
+    """Ask the user's daemons themselves: who has closed MERGED to themselves has no answer from it (chmod(2))."""
+    from fuseunion.linux.runtime.answers import answers  # most mounts answer
+
+    serving = (answer.pid for answer in answers() if answer.fields and answer.fields.get("merged") == [path])
+    return next(map(str, serving), None)
 
 
 def _daemon_pid_as_owner(path: str, entry: Mount) -> str | None:
