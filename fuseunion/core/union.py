@@ -18,7 +18,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 
 from fuseunion.core.disk.layer import Layer
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
@@ -54,8 +53,9 @@ from fuseunion.core.tree.lookup import existing, lookup, unreadable
 from fuseunion.core.tree.place import Held
 from fuseunion.core.tree.state import Settings, State, Upper
 from fuseunion.linux import syscalls
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.recognition import DiskId
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.recognition import DiskId
 from fuseunion.steps import Steps
 
 _LAST_LOOK = 0.25
@@ -619,7 +619,8 @@ class Union:
         if file.kind != stat.S_IFREG or file.data is not None or isinstance(place, Held):
             return None
         real = place.real
-        if not real.layer.noatime or real.holds_the_mount:
+        layer = real.layer
+        if not layer.noatime or real.holds_the_mount or layer.withholds(place.device, place.number):
             return None
         return real.fd(), place.name, place.device, place.number
 

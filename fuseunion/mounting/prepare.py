@@ -77,6 +77,7 @@ def prepare(options: Options, *, for_ranch: bool = False, mark: bool = True) -> 
             placement.check(lowers, None, None, merged)
             if options.upper and options.hides_upper:
                 prepared.hide(prepared.lowers[0].fd)
+                prepared.hide_file(lowers[0])
     except BaseException:
         # Of two errors the first is told: of an image that is in disorder now it is what has found that.
         with suppress(UserError):
@@ -236,6 +237,8 @@ def _prepare_image(
 
     check_image(options, lowers, upper, merged)
     prepared.upper, work = images.add_upper(prepared, upper, options)
+    if options.hides_upper:
+        prepared.hide_file(upper)
     judge_work(upper, upper, prepared.upper.fd, work.fd, default_work=False)
     try:
         _make_inner(prepared, upper, upper, work.fd)
@@ -260,7 +263,8 @@ def check_image(options: Options, lowers: list[Place], upper: Place, merged: Pla
             f"upper image '{upper.given}' holds its own work directory; leave --work '{options.work}' out",
             ExitCode.LAYERS,
         )
-    placement.check([place for place in lowers if not images.is_the_same_sif(place, upper)], upper, None, merged)
+    others = [place for place in lowers if not images.is_the_same_sif(place, upper)]
+    placement.check(others, upper, None, merged, hides_upper=options.hides_upper)
 
 
 def _prepare_work(

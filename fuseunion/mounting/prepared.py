@@ -19,6 +19,7 @@ from fuseunion.mounting.options import Form
 
 if TYPE_CHECKING:
     from fuseunion.images.layers.mounted import Mounted
+    from fuseunion.mounting.checks.placement import Place
 
 _log = logging.getLogger("fuseunion.lowers")
 
@@ -49,7 +50,8 @@ class Prepared:
         shown_as: what a new upper's root is to look like where that is stored, not real; None where it is as it looks.
         exchanged: the upper was last mounted over other lowers (same_lowers.py).
         notes: lines for the log, of what was not as usual.
-        hidden: st_dev and st_ino of what the lowers show as empty directories: an upper and a work directory in them.
+        hidden: st_dev and st_ino of what the lowers show without what is in it: an upper and a work directory in them,
+            or the image that these are in (LayerAccess.hidden).
         full: why nothing can be written to the upper, which is then the topmost of the layers that are only read.
         images: what is mounted of images; the program of each ends when nothing of it is open any more.
         is_anybodys: the machine's root shows an image that somebody else can have made: its set-ID bits mean nothing.
@@ -213,6 +215,11 @@ class Prepared:
         """Have the lowers show a directory as an empty one, if they have it."""
         st = os.fstat(fd)
         self.hidden.add((st.st_dev, st.st_ino))
+
+    def hide_file(self, place: Place) -> None:
+        """Have the lowers keep what is in an image to themselves, if they have it; the place may be no image."""
+        if place.is_file and place.key is not None:
+            self.hidden.add(place.key)
 
     def opened(self, fd: int, label: str, covered: tuple[bytes, ...] = ()) -> Opened:
         """Take charge of a descriptor."""

@@ -16,7 +16,7 @@ from tests.images.conftest import content, ext, fsck, names, squashfs
 from tests.support.actor import Role
 from tests.support.arena import Arena
 from tests.support.interpreter import Interpreter
-from tests.support.layers import File, Symlink, build
+from tests.support.layers import Dir, File, Symlink, build
 
 pytestmark = [pytest.mark.mount, pytest.mark.actors("root", "user", "lone")]
 
@@ -188,6 +188,23 @@ def test_whose_the_upper_is_in_a_mount(arena: Arena) -> None:
     succeed("chown", image, "--to", "me")
     with arena.mount(lower, upper=image) as mount:
         (mount / "new").write_text("x")
+
+
+def test_an_image_that_lies_in_the_lower(stage: Stage, arena: Arena) -> None:
+    """As with LOWER `/`: the tree shows it, and nobody reads what is in it but through the union."""
+    lower = build(arena.root / "lower", {**tree(), "data/home": Dir()})
+    image = ext(arena.root / "my.img").rename(lower / "data/home/my.img")
+    closed = "! cat my.img 2>/dev/null; ! chmod 600 my.img 2>/dev/null; ! echo x 2>/dev/null >>my.img"
+    assert stage.shell([lower, image], f"cd /data/home; {closed}; echo kept >new; ls") == ["my.img", "new"]
+    fsck(image)
+    read_only = ["--read-only", lower, image]
+    assert stage.shell(read_only, "cd /data/home; ! cat my.img 2>/dev/null; cat new") == ["kept"]
+    moved = "! mv my.img other 2>/dev/null; ! mv /data/home /data/away 2>/dev/null; rm my.img; ls /data . "
+    assert stage.shell([lower, image], f"cd /data/home; {moved}") == [".:", "new", "", "/data:", "file", "home"]
+    assert stage.shell([lower, image], "cd /data/home; echo another >my.img; cat my.img") == ["another"]
+    fsck(image)
+    assert content(image, "/upper/data/home/my.img") == b"another\n"
+    assert os.listdir(lower / "data/home") == ["my.img"]
 
 
 @pytest.mark.actors("user")

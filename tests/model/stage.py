@@ -17,7 +17,7 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.stored_names import OverrideName
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from tests.support.inprocess import InProcess, in_process
 
 Operation = Callable[[InProcess], None]

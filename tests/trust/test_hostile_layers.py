@@ -213,7 +213,7 @@ def _round(arena: Arena, layers: HostileLayers, seed: int) -> collections.Counte
             world.act(paths)
             if rng.random() < 0.05:
                 found = world.ask(lambda: os.listdir(world.top), "list .")
-                paths = list({*paths, *(found if isinstance(found, list) else ())})
+                paths = sorted({*paths, *(found if isinstance(found, list) else ())})  # the same with the same seed
         before = world.look()
     with mount:
         after = world.look()

@@ -16,7 +16,7 @@ import pytest
 
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import Facts
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from tests.support import acl, libc
 from tests.support.arena import Arena
 from tests.support.identity import acting_as, umask

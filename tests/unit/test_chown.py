@@ -20,7 +20,7 @@ from fuseunion.core.ids.capability import Capability
 from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.mounting.prepare import default_work_path
 from fuseunion.offline.owner_change import Step
 from fuseunion.offline.walk import Found

@@ -20,7 +20,7 @@ from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.core.ownership.xattr_store import XattrStore
 from fuseunion.linux import syscalls
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 CONTAINERS = OverrideName.CONTAINERS
 
@@ -226,7 +226,7 @@ _WRITER = """
 import os, sys
 from fuseunion.core.ownership.database_store import DatabaseStore
 directory = sys.argv[1]
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 store_fd = os.open(directory, os.O_RDONLY)
 store = DatabaseStore(store_fd)
 for number in range(100):

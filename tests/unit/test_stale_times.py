@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fuseunion.core.ops.attributes import Change
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from tests.support.inprocess import InProcess, in_process
 
 STEPS: dict[str, Callable[[InProcess], object]] = {

@@ -21,7 +21,7 @@ from fuseunion.core.ownership.database_store import DatabaseStore
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.core.tree.directory import Directory
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from tests.support import acl
 from tests.support.inprocess import InProcess, in_process
 

@@ -20,7 +20,7 @@ from fuseunion.core.ids.identity import KEEP, Identity, overflow_id
 from fuseunion.core.ownership.belief import OTHERS_WRITE
 from fuseunion.core.ownership.facts import Facts, backing_mode
 from fuseunion.linux import namespaces
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 # Not kept in silence: attributes that the upper's filesystem has no place for (fs/overlayfs/copy_up.c ovl_copy_xattr).
 _NO_PLACE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})

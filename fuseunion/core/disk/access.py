@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership.store import OwnershipStore
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 _SEARCHED_BY_ALL = 0o111
 
@@ -27,8 +27,9 @@ class LayerAccess:
         label: how messages name it, usually its path.
         covered: where the union itself is mounted, as names from this root, when that lies strictly inside.
         descriptors: the budget.
-        hidden: st_dev and st_ino of directories that are shown as empty ones, wherever they are met below the root: the
-            upper and the work directory, where they lie in a lower.
+        hidden: st_dev and st_ino of what is shown without what is in it, wherever it is met below the root: the upper
+            and the work directory as empty directories, where they lie in a lower; the image in which they are as a
+            file that cannot be read.
         closed_is_empty: so are directories that the daemon may not search: nothing in them can be used.
 
     Attributes:
@@ -64,6 +65,14 @@ class LayerAccess:
         self.closed_is_empty = closed_is_empty
         self.noatime = _may_open_noatime(root_fd)
         self.covered_stat = _stat_below(root_fd, covered)
+
+    def withholds(self, device: int, number: int) -> bool:
+        """Whether nobody may read a file.
+
+        Args:
+            device, number: its st_dev and st_ino.
+        """
+        return (device, number) in self.hidden
 
     def shows_empty(self, fd: int, st: os.stat_result) -> bool:
         """Whether a directory below the root is shown without what is in it.

@@ -38,12 +38,12 @@ from typing import TypeVar, cast
 from fuseunion.core.disk import wh_files
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.descriptors import KEPT_ON_THE_WAY
-from fuseunion.core.disk.permission import as_owner, lent
 from fuseunion.core.disk.wh_files import WhFiles
 from fuseunion.linux import syscalls
+from fuseunion.linux.objects.permission import as_owner, lent
+from fuseunion.linux.objects.real_object import MountPoint, RealObject
+from fuseunion.linux.objects.recognition import DiskId, KnownDirectory
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import MountPoint, RealObject
-from fuseunion.linux.recognition import DiskId, KnownDirectory
 
 log = logging.getLogger("fuseunion.layer")
 
@@ -389,9 +389,14 @@ class RealDir:
         It follows no link and waits for nobody (RealObject.open_regular).
 
         Raises:
-            OSError: as openat(2); ESTALE for what is no regular file; EAGAIN for one that somebody has a lease on.
+            OSError: as openat(2); ESTALE for what is no regular file; EAGAIN for one that somebody has a lease on;
+                EACCES for one that the layer withholds.
         """
-        return self._open(name, flags, RealObject.open_regular)
+        fd, st = self._open(name, flags, RealObject.open_regular)
+        if self.layer.withholds(st.st_dev, st.st_ino):
+            os.close(fd)
+            raise os_error(errno.EACCES, name)
+        return fd, st
 
     def wait_open_regular(self, name: bytes, flags: int) -> int:
         """As `open_regular`, but for a command that keeps nobody waiting (RealObject.wait_open_regular)."""

@@ -23,8 +23,8 @@ from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.linux import owned, syscalls
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 from fuseunion.steps import Steps
 
 log = logging.getLogger("fuseunion.work")

@@ -44,7 +44,7 @@ from fuseunion.core.format import link_entries
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks.link_migration import listed, migrate
 from fuseunion.linux import owned
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 log = logging.getLogger("fuseunion.links")
 

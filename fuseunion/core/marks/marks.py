@@ -14,10 +14,10 @@ import stat
 from os import stat_result
 
 from fuseunion.core.disk.access import LayerAccess
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 
 log = logging.getLogger("fuseunion.marks")
 

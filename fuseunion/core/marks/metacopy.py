@@ -23,10 +23,10 @@ import stat
 from functools import partial
 
 from fuseunion.core.disk.access import LayerAccess
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership.belief import is_closed, is_needed
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 
 _TRUSTED, _USER = xattr_names.PREFIXES
 

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.numbers import Ino, Numbers
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 _HEADER = struct.Struct("<BQQq")
 _VERSION = 1

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from fuseunion.core.disk import wh_files
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format import xattr_names
 from fuseunion.linux import syscalls
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 
 log = logging.getLogger("fuseunion.whiteout")
 

@@ -19,7 +19,6 @@ from functools import partial
 from typing import NamedTuple
 
 from fuseunion.core.copying import metadata
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
 from fuseunion.core.ownership.facts import Facts
@@ -28,8 +27,9 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import NONE_ABSENT, Inode
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 _LINK, _DIRECTORY = stat.S_IFLNK, stat.S_IFDIR
 _NOTHING_TO_RESTORE = nullcontext()

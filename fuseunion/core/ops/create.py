@@ -30,9 +30,9 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import resolve_in
 from fuseunion.core.tree.place import Held, InUpper
 from fuseunion.core.tree.state import State, Upper
+from fuseunion.linux.objects.real_object import OpenObject, RealObject
+from fuseunion.linux.objects.recognition import DiskId
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import OpenObject, RealObject
-from fuseunion.linux.recognition import DiskId
 
 _NEVER_INHERITED = frozenset({xattr_names.CAPABILITY, xattr_names.UNION_ORIGIN})
 """What no new object has: what the kernel asks for before the first write, and what only copies get."""

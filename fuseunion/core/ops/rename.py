@@ -34,8 +34,8 @@ from fuseunion.core.tree.listing import is_empty
 from fuseunion.core.tree.lookup import existing, lookup, lower_is_positive
 from fuseunion.core.tree.state import State
 from fuseunion.linux import syscalls
+from fuseunion.linux.objects.recognition import id_of
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.recognition import id_of
 
 _FLAGS = syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT
 

@@ -14,7 +14,6 @@ import stat
 from functools import partial
 
 from fuseunion.core.disk.access import LayerAccess
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.identity import Identity
@@ -27,8 +26,9 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import NO_CAPABILITY, NONE_ABSENT, Inode
 from fuseunion.core.tree.place import InLower
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 # Asked for again and again by the kernel; nobody sets them behind our back.
 _REMEMBERED = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})

@@ -33,8 +33,8 @@ from contextlib import contextmanager
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.linux import owned
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.ownership")
 

@@ -10,7 +10,7 @@ from fuseunion.core.ownership.belief import OTHERS_WRITE, ROOT, Belief
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import PREFIX
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.ownership")
 

@@ -11,7 +11,7 @@ import os
 
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.store import OwnershipStore
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 
 class LinkOwners(OwnershipStore):

@@ -13,8 +13,8 @@ from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
 from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.facts import Facts
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 
 class OwnershipStore(ABC):

@@ -20,13 +20,13 @@ import errno
 import os
 from collections.abc import Iterable
 
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership.facts import DATABASE_FILE, Facts
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import OverrideName
 from fuseunion.core.ownership.xattr_store import XattrStore
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 
 _ABSENT = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 

@@ -13,15 +13,15 @@ import os
 import stat
 from functools import partial
 
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ownership import facts as codec
 from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.ownership.stored_names import OverrideName
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.ownership")
 
@@ -33,7 +33,7 @@ class XattrStore(OwnershipStore):
     """Facts in an extended attribute.
 
     What has got into an upper by another way may forbid its owner to read or write it, and with that its user.*
-    attributes (fs/xattr.c xattr_permission): the daemon lends itself the bits (disk/permission.py).
+    attributes (fs/xattr.c xattr_permission): the daemon lends itself the bits (linux/objects/permission.py).
 
     Args:
         name: the attribute.

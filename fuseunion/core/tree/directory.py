@@ -14,7 +14,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks.holders import Holders
 from fuseunion.core.tree.inode import Inode
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 
 class Names(list[bytes]):

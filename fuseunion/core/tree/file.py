@@ -22,16 +22,16 @@ from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
 from fuseunion.core.disk.access import LayerAccess
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks.link_index import LinkGroup
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import NONE_ABSENT, Inode
 from fuseunion.core.tree.place import Held, InLower, InUpper, Location, Place
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
+from fuseunion.linux.objects.recognition import DiskId, but_number, id_of
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
-from fuseunion.linux.recognition import DiskId, but_number, id_of
 
 
 class OpenFile(Protocol):

@@ -18,8 +18,8 @@ from contextlib import AbstractContextManager
 
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.numbers import Ino
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 _NOBODY: frozenset[object] = frozenset()
 

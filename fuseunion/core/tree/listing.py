@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TypeAlias
 
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format.numbers import Ino
@@ -26,6 +25,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.lookup import resolve_in
 from fuseunion.core.tree.place import InLower, InUpper
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import opened
 from fuseunion.steps import Steps, in_one_piece
 
 _AT_ONCE = 16

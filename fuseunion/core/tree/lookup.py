@@ -24,7 +24,6 @@ import stat
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
@@ -39,8 +38,9 @@ from fuseunion.core.tree.file import File, LowerLinks
 from fuseunion.core.tree.inode import Inode, Unreadable
 from fuseunion.core.tree.place import Held, InLower, InUpper, Place
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import opened
+from fuseunion.linux.objects.recognition import DiskId, id_of
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.recognition import DiskId, id_of
 
 log = logging.getLogger("fuseunion.lookup")
 

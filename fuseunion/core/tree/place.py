@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.linux.recognition import DiskId
+from fuseunion.linux.objects.recognition import DiskId
 
 Location: TypeAlias = tuple[RealDir, bytes]
 """A real directory and a name in it."""

@@ -13,7 +13,7 @@ from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
-from fuseunion.linux.recognition import DiskId
+from fuseunion.linux.objects.recognition import DiskId
 
 log = logging.getLogger("fuseunion.inode")
 

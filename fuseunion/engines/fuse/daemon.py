@@ -30,10 +30,10 @@ from contextlib import ExitStack
 from functools import partial
 
 from fuseunion import bytecode
-from fuseunion.core.disk.permission import opened_again
 from fuseunion.engines.fuse import mount_point
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.linux.objects.permission import opened_again
 from fuseunion.linux.runtime.directory import CONTROL, PAUSE, SUFFIX
 from fuseunion.mounting import log
 from fuseunion.mounting.assembly import announce, build_union, open_layers, tell

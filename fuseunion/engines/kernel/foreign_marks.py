@@ -14,7 +14,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.trees import walk
 from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.format import xattr_names
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.mounting.prepared import Opened
 
 _MEANING = frozenset((xattr_names.OPAQUE, xattr_names.WHITEOUT, xattr_names.REDIRECT, xattr_names.METACOPY))

@@ -8,7 +8,8 @@ Refused, because the tree would contain itself or a write would change what anot
 a lower, a lower inside upper or work, upper and work inside each other, merged inside upper or work. Merged may be a
 lower or the upper itself, and may lie inside a lower: layers are opened before the mount covers anything.
 
-`fuseunion exec` lets upper and work lie inside a lower, which shows them as empty directories (LayerAccess.hidden).
+`fuseunion exec` lets upper and work lie inside a lower, which shows them as empty directories, or an image that holds
+them as a file that cannot be read (LayerAccess.hidden).
 
 A layer ends where another filesystem is mounted in it (realdir.py): an upper on /dev/shm is not inside the lower `/`.
 """
@@ -145,7 +146,7 @@ def open_found(place: Place) -> int:
 
 def _open_closed(place: Place, error: OSError) -> int:
     """As `open_found`, where it is this user's, who has closed it to themselves: chmod(2) of MERGED does that."""
-    from fuseunion.core.disk.permission import opened_again  # most mounts have no such upper
+    from fuseunion.linux.objects.permission import opened_again  # most mounts have no such upper
 
     try:
         held = owned.open_without_links(place.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -28,7 +28,7 @@ from collections.abc import Collection, Iterable
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.digest import blake2b
 from fuseunion.linux import syscalls
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.lowers")
 

@@ -29,7 +29,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux.recognition import DiskId
+from fuseunion.linux.objects.recognition import DiskId
 from fuseunion.offline.archive.tar_writer import Member, TarWriter
 from fuseunion.offline.layers import reader
 from fuseunion.offline.layers.opening import View

@@ -20,7 +20,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
-from fuseunion.linux.recognition import DiskId
+from fuseunion.linux.objects.recognition import DiskId
 from fuseunion.offline.layers.opening import View
 
 

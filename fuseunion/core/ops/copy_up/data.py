@@ -24,7 +24,6 @@ from contextlib import ExitStack
 
 from fuseunion.core.copying import copy_data
 from fuseunion.core.disk.descriptors import PER_COPY
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks import metacopy
 from fuseunion.core.ops import attributes
@@ -35,7 +34,8 @@ from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower
 from fuseunion.core.tree.state import State
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 

@@ -15,8 +15,8 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import NONE_ABSENT
 from fuseunion.core.tree.state import State, Upper
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 
 def copy_up_directory(state: State, directory: Directory) -> RealDir:

@@ -30,7 +30,7 @@ from fuseunion.core.ops.copy_up.link_names import covering, try_link_name
 from fuseunion.core.tree.file import File, kept_open
 from fuseunion.core.tree.place import InLower, Location
 from fuseunion.core.tree.state import State, Upper
-from fuseunion.linux.real_object import OpenObject, RealObject
+from fuseunion.linux.objects.real_object import OpenObject, RealObject
 
 # Below this a copy without fsync takes less time than handing it to a thread.
 _INLINE_BYTES = 128 * 1024

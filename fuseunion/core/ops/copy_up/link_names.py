@@ -11,7 +11,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from fuseunion.core.disk.permission import as_owner
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format.link_entries import key_of, key_of_number, token_of
 from fuseunion.core.marks.link_index import LinkGroup
@@ -22,6 +21,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.lookup import lookup, lower_name
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import as_owner
 
 log = logging.getLogger("fuseunion.links")
 

@@ -7,13 +7,13 @@ remount.
 
 from __future__ import annotations
 
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks import origin_mark
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import FoundFile, resolve_below
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import as_owner_of
 
 
 def has_no_mark(inode: Inode) -> bool:

@@ -109,7 +109,7 @@ class PlainCopies:
         lower, lower_name, device, number = place
         directory, new_name = name
         upper = directory.upper
-        if upper is None or lower.layer.ownership is not None:
+        if upper is None or lower.layer.ownership is not None or lower.layer.withholds(device, number):
             return None
         lower_fd, upper_fd, work = lower.fd(), upper.fd(), self._work
         if not lower.has_as_descriptor(lower_fd):

@@ -29,7 +29,6 @@ from collections.abc import Iterable, Set
 from typing import NamedTuple, TypeAlias
 
 from fuseunion.core.disk.layer import Layer
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.wh_files import is_reserved, name_hidden_by
 from fuseunion.core.format.link_entries import key_of
@@ -43,7 +42,8 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.lookup import FoundDirectory, FoundFile, resolve
 from fuseunion.core.tree.place import InLower
 from fuseunion.core.tree.state import State
-from fuseunion.linux.recognition import DiskId, id_of
+from fuseunion.linux.objects.permission import opened
+from fuseunion.linux.objects.recognition import DiskId, id_of
 from fuseunion.steps import Steps, in_one_piece
 
 _TOLD_AT_ONCE = 256

@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple, TypeAlias
 
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.ops.live.whereabouts import names_of
 from fuseunion.core.tree.directory import Directory
@@ -25,7 +24,8 @@ from fuseunion.core.tree.inode import Inode
 from fuseunion.core.tree.listing import listing
 from fuseunion.core.tree.lookup import FoundDirectory, FoundFile, lookup, resolve_in
 from fuseunion.core.tree.state import State
-from fuseunion.linux.recognition import but_number, id_of
+from fuseunion.linux.objects.permission import opened
+from fuseunion.linux.objects.recognition import but_number, id_of
 
 _AT_ONCE = 32
 """Names between two stops."""

@@ -23,7 +23,6 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from typing import TypeAlias
 
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.marks.marks import is_whiteout
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
@@ -34,6 +33,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.listing import found_empty, listing
 from fuseunion.core.tree.lookup import lookup
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import opened
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import errno
 
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks.marks import marks_of
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.state import State
+from fuseunion.linux.objects.permission import as_owner_of
 from fuseunion.linux.os_error import os_error
 
 _LONGEST = 256

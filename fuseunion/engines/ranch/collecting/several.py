@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.ranch.collecting.changes import Changes
 from fuseunion.engines.ranch.collecting.compare import Claimant, Name, lineage
+from fuseunion.linux.objects.permission import opened
 
 
 class Several:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import stat
 
-from fuseunion.core.disk.permission import opened
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.engines.ranch.farm import private
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux.objects.permission import opened
 from fuseunion.mounting.options import LinkStyle
 
 

@@ -13,7 +13,7 @@ from fuseunion.core.copying.metadata import known_entries
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl
 from fuseunion.engines.ranch.record.owners import Owners
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 REFUSED = frozenset({errno.EPERM, errno.EINVAL, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EOVERFLOW})
 """What the system says of an owner or an attribute that this user, or this filesystem, cannot give an object."""

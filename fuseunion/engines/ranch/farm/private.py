@@ -19,7 +19,7 @@ from fuseunion.core.ownership.facts import Facts
 from fuseunion.engines.ranch.farm.portable import REFUSED, give_xattrs, xattrs_of
 from fuseunion.engines.ranch.record import marker
 from fuseunion.engines.ranch.record.lending import Legible, legible
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 _TEMPORARY = b".fuseunion-new-"
 

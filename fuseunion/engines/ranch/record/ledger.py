@@ -18,7 +18,7 @@ from fuseunion.core.disk.realdir import RealDir
 from fuseunion.engines.ranch.record import lending
 from fuseunion.engines.ranch.record.lending import READ_DIRECTORY, READ_FILE, lacking
 from fuseunion.engines.ranch.record.record import LENT
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 
 class Ledger:

@@ -11,8 +11,8 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from fuseunion.core.disk.permission import lent
 from fuseunion.core.disk.realdir import RealDir
+from fuseunion.linux.objects.permission import lent
 
 READ_FILE, READ_DIRECTORY, WRITE_DIRECTORY = 0o400, 0o500, 0o700
 """What an owner needs to read a file, to go through a directory, and to make names in it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 MADE = "user.fuseunion.made"
 """On every directory that a ranch made: its path there, so that it is told from one that the user put in its place."""

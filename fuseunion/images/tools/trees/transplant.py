@@ -25,7 +25,7 @@ from fuseunion.core.copying.copy_data import copy as copy_data
 from fuseunion.core.format import xattr_names
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.images.tools import cloning
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.offline.walk import Found, walk
 
 _REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP, errno.ENODATA, errno.EOVERFLOW})

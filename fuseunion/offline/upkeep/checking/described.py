@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from functools import partial
 
 from fuseunion.core.disk import trees
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 
 Had = dict[str, object]
 """What was there, for json.dumps."""

@@ -29,7 +29,7 @@ from typing import IO, NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import owned, syscalls
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.offline import beside
 from fuseunion.offline.upkeep.checking.described import Had, text
 from fuseunion.offline.upkeep.checking.findings import Finding

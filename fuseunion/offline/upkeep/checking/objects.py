@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 from fuseunion.core.disk import wh_files
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.xattr_names import MalformedError
@@ -19,7 +18,8 @@ from fuseunion.core.marks.marks import is_device
 from fuseunion.core.ownership import facts, stored_names
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.union import Union
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.offline.upkeep.checking.described import at_name, attribute
 from fuseunion.offline.upkeep.checking.findings import Finding, Repair, Severity
 

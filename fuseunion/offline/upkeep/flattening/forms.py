@@ -18,14 +18,14 @@ from functools import partial
 from typing import NamedTuple
 
 from fuseunion.core.disk import wh_files
-from fuseunion.core.disk.permission import as_owner, as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks.contents import Content, contents
 from fuseunion.core.marks.marks import is_device
 from fuseunion.core.marks.whiteout_writer import WhiteoutWriter
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.permission import as_owner, as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 
 TRUSTED, USER = xattr_names.PREFIXES
 

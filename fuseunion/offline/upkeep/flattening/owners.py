@@ -12,7 +12,6 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.disk.trees import Entry, walk
 from fuseunion.core.disk.work import WorkDirectory
@@ -21,8 +20,9 @@ from fuseunion.core.marks.marks import is_device
 from fuseunion.core.ownership import stored_names
 from fuseunion.core.ownership.store import OwnershipStore
 from fuseunion.errors import ExitCode, UserError
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 _PATH_MAX = 4096
 

@@ -22,13 +22,13 @@ from functools import partial
 from typing import NamedTuple
 
 from fuseunion.core.copying.copy_data import Unshared, copy
-from fuseunion.core.disk.permission import as_owner_of
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.marks.marks import is_device
 from fuseunion.core.ownership.store import OwnershipStore
+from fuseunion.linux.objects.permission import as_owner_of
+from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
-from fuseunion.linux.real_object import RealObject
 
 _RACY_NS = 1_000_000_000
 """A ctime that is younger than this when it is read may be that of a later change as well."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, TypeVar
 
-from fuseunion.linux.real_object import RealObject
+from fuseunion.linux.objects.real_object import RealObject
 
 T = TypeVar("T")
 
