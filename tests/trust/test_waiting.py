@@ -20,7 +20,8 @@ from tests.support.mounts import FuseunionMount
 
 MANY = 1500
 WHITEOUTS = 10_000
-ANSWERS = 10
+ANSWERS = 2
+"""More than there can be without pauses, however busy the machine is."""
 
 pytestmark = [pytest.mark.actors("root"), pytest.mark.limit(120)]
 
