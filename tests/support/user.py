@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +54,8 @@ def ordinary_user() -> User:
     :raises AssertionError: an ordinary user runs the tests and has no subordinate ids
     """
     if os.geteuid() == 0:
-        _make()
+        with _databases_to_ourselves():
+            _make()
         entry = pwd.getpwnam(NAME)
     else:
         entry = pwd.getpwuid(os.geteuid())
@@ -59,6 +63,17 @@ def ordinary_user() -> User:
     remedy = f"give them with: usermod --add-subuids 200000-265535 --add-subgids 200000-265535 {entry.pw_name}"
     assert entry.pw_name in uids and entry.pw_name in gids, f"{entry.pw_name} has no subordinate ids; {remedy}"
     return User(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir, uids[entry.pw_name], gids[entry.pw_name])
+
+
+@contextmanager
+def _databases_to_ourselves() -> Iterator[None]:
+    """While it lasts no other worker of the tests looks at the user or makes it: two that make it at once spoil it."""
+    held = os.open("/etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _make() -> None:
