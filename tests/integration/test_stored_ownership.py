@@ -145,6 +145,30 @@ def test_objects_of_an_upper_that_are_closed_to_their_owner(arena: Arena) -> Non
         assert (merged / "none").read_bytes() == b"written"
 
 
+@pytest.fixture
+def upper_with_theirs(arena: Arena) -> Path:
+    """An upper of the actor's, in which root has left what nobody else may read."""
+    layers.build(arena.upper, {"theirs": File(b"secret", mode=0o600), "closed": Dir(mode=0o700)})
+    os.chown(arena.upper, arena.actor.user.uid, arena.actor.user.gid)
+    return arena.upper
+
+
+@pytest.mark.actors("user")
+def test_objects_of_somebody_else_in_an_upper(arena: Arena, upper_with_theirs: Path) -> None:
+    """They show their real owner, and are nobody's but that one's."""
+    with arena.mount(arena.lower({}), options=["xattr_permissions=2"]) as mount:
+        assert sorted(os.listdir(mount.merged)) == ["closed", "theirs"]
+        for name in ("closed", "theirs"):
+            assert _facts(mount / name) == _facts(upper_with_theirs / name)
+            assert _facts(mount / name)[:2] == (0, 0)
+            with pytest.raises(PermissionError):
+                (mount / name).chmod(0o777)
+        with pytest.raises(PermissionError):
+            (mount / "theirs").read_bytes()
+        with pytest.raises(PermissionError):
+            os.listdir(mount / "closed")
+
+
 @pytest.mark.actors("user")
 def test_an_ordinary_user_makes_devices_out_of_empty_files(arena: Arena) -> None:
     lower = arena.lower(LOWER)

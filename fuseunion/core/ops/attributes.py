@@ -207,11 +207,13 @@ def _restored(state: State, held: RealObject, change: Change) -> Iterator[None]:
         yield
     except BaseException:
         try:
+            now = held.stat()
             if ownership is not None:
-                ownership.store(held, real, facts)
-            elif change.changes_owner:
+                if Facts.of(ownership.load(held, now)) != facts:
+                    ownership.store(held, real, facts)
+            elif (now.st_uid, now.st_gid) != (real.st_uid, real.st_gid):
                 held.chown(real.st_uid, real.st_gid)
-            if not stat.S_ISLNK(real.st_mode):
+            if not stat.S_ISLNK(real.st_mode) and held.stat().st_mode != real.st_mode:
                 held.chmod(stat.S_IMODE(real.st_mode))
         except OSError as error:
             state.log.error("a change of inode %d was made in part: %s", real.st_ino, error)

@@ -28,6 +28,9 @@ _log = logging.getLogger("fuseunion.ownership")
 # ENODATA: not stored. EOPNOTSUPP: this object, or a filesystem that takes part in a lower, has no xattrs.
 _NOT_STORED = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 
+# Where the object is somebody else's, who lets nobody read it; EPERM: nor lend the bits. It is listed all the same.
+_NOT_TOLD = frozenset({errno.EACCES, errno.EPERM})
+
 
 class XattrStore(OwnershipStore):
     """Facts in an extended attribute.
@@ -38,8 +41,7 @@ class XattrStore(OwnershipStore):
     Args:
         name: the attribute.
         companion: where the facts of objects go that cannot have it; the store owns it.
-        foreign: the layer is a lower, in which nothing is lent. What the daemon may not read is listed all the same,
-            and shows its real owner.
+        foreign: the layer is a lower, in which nothing is lent.
     """
 
     def __init__(self, name: OverrideName, companion: OwnershipStore | None = None, *, foreign: bool = False) -> None:
@@ -60,7 +62,9 @@ class XattrStore(OwnershipStore):
                 where.getxattr(self.name) if self._foreign else as_owner_of(where, partial(where.getxattr, self.name))
             )
         except OSError as error:
-            if error.errno in _NOT_STORED or (self._foreign and error.errno == errno.EACCES):
+            if error.errno in _NOT_STORED:
+                return None
+            if error.errno in _NOT_TOLD and (self._foreign or st.st_uid != os.geteuid()):
                 return None
             raise
         return codec.parse(value)
