@@ -20,6 +20,7 @@ import sys
 from importlib.machinery import SourceFileLoader
 
 from fuseunion.bytecode.file import PACKAGE, Finder, path, read, specs
+from fuseunion.bytecode.scripts import Texts
 
 _FEW = 8
 """So many modules are imported from elsewhere without the file being made anew."""
@@ -28,25 +29,27 @@ _before: frozenset[str] = frozenset()
 """What was imported before it could be used: the same at each start, and not to be had sooner."""
 
 
-def install() -> None:
-    """Import what the file has from there."""
+def install() -> Finder:
+    """Import what the file has from there; returns what finds it there."""
     global _before
     _before = frozenset(sys.modules)
-    found = read()
-    if found is not None:
-        sys.meta_path.insert(0, Finder(*found))
+    finder = Finder(read())
+    sys.meta_path.insert(0, finder)
+    return finder
 
 
 def finish() -> None:
     """All is imported: let go of the file, and make it where it is missing or lacks much. What fails does no harm."""
+    found = [name for name, spec in specs().items() if name not in _before and type(spec.loader) is SourceFileLoader]
+    scripts: Texts = {}
     for finder in [finder for finder in sys.meta_path if isinstance(finder, Finder)]:
         sys.meta_path.remove(finder)
-    found = [name for name, spec in specs().items() if name not in _before and type(spec.loader) is SourceFileLoader]
+        scripts |= finder.scripts.end()
     if len(found) > _FEW and _may_write():
         try:
             from fuseunion.bytecode.writing import write
 
-            write()
+            write(scripts)
         except (OSError, ImportError, ValueError, TypeError):
             pass  # what cannot be read or written now (a full disk, a module that another one has put up) costs time
 

@@ -11,6 +11,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType
 
 from fuseunion.bytecode.file import BEGIN, END, LENGTH, VERSION, Entry, path, specs, way
+from fuseunion.bytecode.scripts import Texts
 
 _KEPT = 4
 """How many files there may be, of the ways that were used last."""
@@ -20,8 +21,11 @@ _HAS_DOCSTRING = 0x4000000
 """CO_HAS_DOCSTRING, which Python 3.14 brought."""
 
 
-def write() -> None:
+def write(scripts: Texts) -> None:
     """Make the file of all that is imported now.
+
+    Args:
+        scripts: what was compiled meanwhile.
 
     Raises:
         OSError: it cannot be made, or the source of a module cannot be read.
@@ -40,7 +44,7 @@ def write() -> None:
         )  # type: ignore[assignment]
         parts.append(code)
         begin += len(code)
-    head = marshal.dumps((VERSION, way(), index))
+    head = marshal.dumps((VERSION, way(), index, begin))
     target = path()
     os.makedirs(os.path.dirname(target), exist_ok=True)
     temporary = f"{target}.{os.getpid()}"
@@ -50,6 +54,7 @@ def write() -> None:
             file.write(len(head).to_bytes(LENGTH, "little"))
             file.write(head)
             file.writelines(parts)
+            file.write(marshal.dumps(scripts))
         os.chmod(temporary, 0o644)
         os.rename(temporary, target)
     except BaseException:

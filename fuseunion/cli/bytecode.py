@@ -2,6 +2,7 @@
 
 import sys
 
+from fuseunion import bytecode
 from fuseunion.bytecode.file import path
 from fuseunion.bytecode.writing import write
 from fuseunion.cli import arguments, main, mount  # noqa: F401  # of the mount command
@@ -13,9 +14,10 @@ from fuseunion.mounting.options import EngineChoice
 
 def make() -> int:
     """Import what a mount imports, and make the file; returns the exit status."""
+    scripts = bytecode.install().scripts
     load(order(EngineChoice.AUTO)[0]).preload()
     try:
-        write()
+        write(scripts.used)
     except OSError as error:
         sys.stderr.write(f"fuseunion: cannot make '{one_line(path())}': {error.strerror}\n")
         return 1

@@ -18,8 +18,8 @@ from tests.support.waiting import wait_until
 
 IDLE = {
     "ssl", "hashlib", "hmac", "idna", "urllib.parse", "email.message", "zipfile", "csv", "subprocess", "shutil",
-    "tempfile", "pathlib", "dataclasses", "argparse", "importlib.metadata", "ctypes.util", "trio._ssl", "trio._dtls",
-    "trio._socket", "trio._subprocess", "trio._path", "trio.testing",
+    "tempfile", "pathlib", "dataclasses", "argparse", "importlib.metadata", "ctypes.util", "platform", "pickle",
+    "trio._ssl", "trio._dtls", "trio._socket", "trio._subprocess", "trio._path", "trio.testing",
 }  # fmt: skip
 """What trio and pyfuse3 would import, or what we did once, and no usual mount uses."""
 
@@ -58,11 +58,12 @@ async def main():
         with trio.move_on_after(1):
             await trio.to_thread.run_sync(len, "", limiter=trio.CapacityLimiter(1))
         await trio.lowlevel.checkpoint()
-    print(type(trio).__name__, type(trio.lowlevel).__name__, pyfuse3.__version__)
+    deferred = (sys.modules[name] for name in ("trio", "trio.lowlevel", "attr.validators", "attrs.validators"))
+    print(*(type(module).__name__ for module in deferred), pyfuse3.__version__)
 trio.run(main)
 """
     plain = _prints("import pyfuse3\nprint(pyfuse3.__version__)")
-    assert _prints(program) == f"DeferredModule DeferredModule {plain}"
+    assert _prints(program) == f"{'DeferredModule ' * 4}{plain}"
 
 
 @pytest.mark.parametrize(
@@ -77,12 +78,24 @@ trio.run(main)
         ("attrs.validators.instance_of(int) is not None", "True"),
         ("attr.validators.instance_of is attrs.validators.instance_of", "True"),
         ("ctypes.util.find_library('c') is not None", "True"),
+        ("type(__import__('outcome').Error(KeyError(5)).error).__name__", "KeyError"),
+        ("platform.system()", "Linux"),
+        ("pickle.loads(pickle.dumps([1]))", "[1]"),
         ("hasattr(trio, 'no_such_name')", "False"),
     ],
 )
 def test_what_was_left_out_comes_when_it_is_asked_for(expression: str, value: str) -> None:
-    program = "lean_imports.import_lean()\nimport attr, attrs, ctypes.util, importlib.metadata, trio\nprint(%s)"
+    program = (
+        "lean_imports.import_lean()\nimport attr, attrs, ctypes.util, importlib.metadata, pickle, platform, trio\n"
+    )
+    program += "print(%s)"
     assert _prints(program % expression) == value
+
+
+def test_what_is_no_error_cannot_be_the_outcome() -> None:
+    """The validator that outcome has of attrs, as long as attrs' own are not there."""
+    done = _run("lean_imports.import_lean()\nimport outcome\noutcome.Error('text')")
+    assert "TypeError: (\"'error' must be <class 'BaseException'>" in done.stderr
 
 
 def test_thread_names_are_set_as_trio_sets_them() -> None:

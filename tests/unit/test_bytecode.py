@@ -191,7 +191,7 @@ async def later():
 
 def test_docstrings_are_left_out_and_nothing_else(package: Path) -> None:
     (package / "documented.py").write_text(WITH_DOCSTRINGS)
-    make = "from fuseunion import bytecode, documented\nfrom fuseunion.bytecode.writing import write\nwrite()"
+    make = "from fuseunion import bytecode, documented\nfrom fuseunion.bytecode.writing import write\nwrite({})"
     look = """
 import asyncio
 from fuseunion import bytecode
@@ -212,6 +212,57 @@ print(d.generator()[0], d.without(), asyncio.run(d.later()))
     assert after[1] == "[None, None, None, None, None, None]"
     assert before[1] != after[1]
     assert before[2:] == after[2:]
+
+
+COMPILED = """
+import sys
+compiled = set()
+sys.addaudithook(lambda event, args: compiled.add(args[1]) if event == "compile" else None)
+{before}
+from fuseunion import bytecode
+bytecode.install()
+from fuseunion.engines.fuse.pyfuse import lean_imports
+lean_imports.import_lean()
+bytecode.finish()
+print(*sorted(name for name in compiled if str(name).startswith("<attrs")), sep="\\n")
+import attr
+print("compile" in vars(attr._make), "hash" in vars(attr._make))
+Point = attr.make_class("Point", ["x"], frozen=True, hash=True)
+print(Point(1) == Point(1), hash(Point(1)) == hash(Point(1)), Point(1))
+"""
+"""What attrs has had compiled, and that it goes on."""
+
+GOES_ON = ["False False", "True True Point(x=1)"]
+
+
+def _compiled(package: Path, before: str = "") -> list[str]:
+    done = _python(package, "-c", COMPILED.format(before=before))
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip().splitlines()
+
+
+def test_what_attrs_compiles_comes_from_it(package: Path) -> None:
+    assert _compiled(package) == GOES_ON
+    _file(package).unlink()
+    anew = _compiled(package)
+    assert anew[-2:] == GOES_ON
+    assert "<attrs generated methods trio._core._run.SystemClock>" in anew, "attrs compiles in another way now"
+
+
+def test_another_text_is_compiled(package: Path) -> None:
+    """The file has what attrs wrote once, and not what it writes of the same class in another version."""
+    other = "from fuseunion.bytecode import scripts\nscripts._same_hash = lambda of: 5"
+    compiled = _compiled(package, before=other)
+    assert "<attrs generated methods trio._core._run.SystemClock>" in compiled
+    assert compiled[-2:] == GOES_ON
+
+
+def test_damaged_texts_are_compiled(package: Path) -> None:
+    path = _file(package)
+    os.truncate(path, path.stat().st_size - 1)
+    compiled = _compiled(package)
+    assert len(compiled) > len(GOES_ON)
+    assert compiled[-2:] == GOES_ON
 
 
 def test_a_mount_has_no_docstrings(package: Path) -> None:

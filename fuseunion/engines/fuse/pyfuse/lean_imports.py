@@ -1,6 +1,6 @@
 """Importing trio and pyfuse3 without what a mount never uses of them: most of the time of its start is theirs.
 
-Importing both takes 100 ms of CPU, and a build mounts dozens of times. A third of it goes into three things:
+Importing both takes 100 ms of CPU, and a build mounts dozens of times. A third of it goes into four things:
 
 * The package `trio` imports all that it offers: TLS, DTLS, sockets, subprocesses, paths, and ssl, hashlib, idna, urllib
   beneath them. A mount needs its core, locks, time limits, threads and signals. So `trio` and `trio.lowlevel` are put
@@ -9,6 +9,9 @@ Importing both takes 100 ms of CPU, and a build mounts dozens of times. A third 
 * `trio` looks for the pthread library, whose thread names it sets, with ctypes.util, which runs ldconfig(8).
 * `pyfuse3` looks for its own version with importlib.metadata, which reads every installed package's name, and imports
   the e-mail parser.
+* attrs asks `platform` whether this is PyPy, and pyfuse3 takes the name of an error from `pickle`: each executes
+  hundreds of lines, with patterns that nobody searches for. outcome needs one validator of attrs, whose module makes
+  fourteen classes.
 
 A daemon must not read modules from disk once its mount is there: where it covers Python's own directory, that would be
 a request to itself, which waits for ever. So only what no mount uses is deferred, and a test holds that nothing is
@@ -24,7 +27,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -81,7 +84,10 @@ def import_lean() -> None:
     if "trio" not in sys.modules and not _import_parts():
         _log.debug("trio is imported whole")
         import_module("trio")
-    with _stand_in("importlib.metadata", version=_installed_version, PackageNotFoundError=LookupError):
+    with (
+        _stand_in("importlib.metadata", version=_installed_version, PackageNotFoundError=LookupError),
+        _stand_in("pickle", PicklingError=ValueError),
+    ):
         import_module("pyfuse3")
 
 
@@ -94,7 +100,11 @@ def _import_parts() -> bool:
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
-        with _stand_in("ctypes.util", find_library=_name_of_library):
+        with (
+            _stand_in("ctypes.util", find_library=_name_of_library),
+            _stand_in("platform", python_implementation=_implementation),
+        ):
+            _import_outcome()
             for part in (*_PARTS["trio"], *_SUBMODULES):
                 import_module(part)
         for module, names in _USED.items():
@@ -108,6 +118,27 @@ def _import_parts() -> bool:
     finally:
         sys.meta_path.remove(finder)
     return True
+
+
+def _import_outcome() -> None:
+    """Import the one of trio's libraries that needs a validator: the thirteen others of attrs are not made for it."""
+    import_module("attr")
+    validators = sys.modules["attr.validators"].__dict__
+    validators["instance_of"] = _instance_of
+    try:
+        import_module("outcome")
+    finally:
+        validators.pop("instance_of")
+
+
+def _instance_of(kind: type) -> Callable[[object, Any, object], None]:
+    """What attr.validators.instance_of gives."""
+
+    def validator(instance: object, attribute: Any, value: object) -> None:
+        if not isinstance(value, kind):
+            raise TypeError(f"'{attribute.name}' must be {kind!r} (got {value!r})", attribute, kind, value)
+
+    return validator
 
 
 class _Finder:
@@ -167,7 +198,7 @@ def _stand_in(name: str, **contents: Any) -> Iterator[None]:
     """Let a module be another one for the time of an import; not where it is imported already.
 
     Args:
-        name: of a submodule.
+        name: of a module or a submodule.
         contents: what the other one has.
     """
     if name in sys.modules:
@@ -176,14 +207,16 @@ def _stand_in(name: str, **contents: Any) -> Iterator[None]:
     module = ModuleType(name)
     module.__dict__.update(contents)
     parent, _, attribute = name.rpartition(".")
-    package = import_module(parent)
+    package = import_module(parent) if parent else None
     sys.modules[name] = module
-    setattr(package, attribute, module)
+    if package is not None:
+        setattr(package, attribute, module)
     try:
         yield
     finally:
         del sys.modules[name]
-        delattr(package, attribute)
+        if package is not None:
+            delattr(package, attribute)
 
 
 def _name_of_library(name: str) -> str | None:
@@ -197,6 +230,12 @@ def _name_of_library(name: str) -> str | None:
     except (OSError, ValueError):
         return None
     return f"lib{name}.so.0" if is_glibc and name == "pthread" else None
+
+
+def _implementation() -> str:
+    """What platform.python_implementation says of this Python."""
+    name = sys.implementation.name
+    return {"cpython": "CPython", "pypy": "PyPy"}.get(name, name)
 
 
 def _installed_version(name: str) -> str:
