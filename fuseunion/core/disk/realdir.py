@@ -515,8 +515,8 @@ class RealDir:
             raise
         try:
             with os.scandir(fd) as entries:
-                while some := [os.fsencode(entry.name) for entry in islice(entries, _NAMES_AT_ONCE)]:
-                    yield some
+                while some := [entry.name for entry in islice(entries, _NAMES_AT_ONCE)]:
+                    yield os.fsencode("\0".join(some)).split(b"\0")  # at once is a third of the time
         finally:
             os.close(fd)
 

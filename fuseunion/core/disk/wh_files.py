@@ -19,6 +19,11 @@ def is_reserved(name: bytes) -> bool:
     return name.startswith(PREFIX)
 
 
+def reserved_among(names: Iterable[bytes]) -> list[bytes]:
+    """Those that are reserved."""
+    return [name for name in names if name.startswith(PREFIX)]
+
+
 def name_hidden_by(name: bytes) -> bytes | None:
     """The name that a `.wh.` file hides in the layers below; None for one that hides no single name."""
     return None if name.startswith(_OWN) else name[len(PREFIX) :]
@@ -37,9 +42,8 @@ class WhFiles:
     def __init__(self, names: Iterable[bytes]) -> None:
         self.hidden: set[bytes] = set()
         self.opaque = False
-        for name in names:
-            if name.startswith(PREFIX):
-                self.note(name, present=True)
+        for name in reserved_among(names):
+            self.note(name, present=True)
 
     def note(self, name: bytes, *, present: bool) -> None:
         """A name was written or removed."""

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.core.disk.wh_files import is_reserved
+from fuseunion.core.disk.wh_files import reserved_among
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.format.removed_names import is_of_removed
 from fuseunion.core.format.xattr_names import MalformedError
@@ -53,11 +53,11 @@ def listing(state: State, directory: Directory) -> Steps[Names]:
         for names in real.scan():
             if not real.layer.keeps_removed:
                 names = [name for name in names if not is_of_removed(name)]
-            for name in names:
-                if is_reserved(name):
-                    found.append(name)
-                else:
-                    merged[name] = None
+            reserved = reserved_among(names)
+            found += reserved
+            merged.update(dict.fromkeys(names))
+            for name in reserved:
+                del merged[name]
             if holders is not None and not real.layer.writable:
                 holders.note(lowers.index(real), names)
             yield

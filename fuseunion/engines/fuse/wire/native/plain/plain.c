@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -46,12 +47,32 @@ struct stack {
     bool is_written; /* the first, whose files can have marks, however few layers lie below */
 };
 
+/* listxattrat(2), which Linux 6.13 brought: a third of the time of a path through proc(5). */
+#if !defined SYS_listxattrat && (defined __x86_64__ || defined __aarch64__ || defined __riscv || defined __s390x__)
+#define SYS_listxattrat 465
+#endif
+
+static ssize_t list_attributes(int dirfd, const char *name)
+{
+#ifdef SYS_listxattrat
+    static bool is_missing = false; /* written with the GIL held */
+    if (!is_missing) {
+        long length = syscall(SYS_listxattrat, dirfd, name, AT_SYMLINK_NOFOLLOW, NULL, 0);
+        /* A filter of system calls may refuse what it does not know with EPERM, which llistxattr(2) never says. */
+        if (length >= 0 || (errno != ENOSYS && errno != EPERM))
+            return length;
+        is_missing = true;
+    }
+#endif
+    char path[sizeof "/proc/self/fd/2147483647/" + NAME_MAX];
+    int length = snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dirfd, name);
+    return length > 0 && (size_t)length < sizeof path ? llistxattr(path, NULL, 0) : -1;
+}
+
 /* An attribute can make a whiteout of an empty file, and say that another layer has the data: not one without any. */
 static bool has_no_attributes(int dirfd, const char *name)
 {
-    char path[sizeof "/proc/self/fd/2147483647/" + NAME_MAX];
-    int length = snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dirfd, name);
-    return length > 0 && (size_t)length < sizeof path && llistxattr(path, NULL, 0) == 0;
+    return list_attributes(dirfd, name) == 0;
 }
 
 static bool is_plain(const struct layer *layer, bool lowest, const char *name, const struct stat *st)
