@@ -42,7 +42,8 @@ def context_beside(ground: Ground, size: int) -> None:
 
 
 @row("podman", "podman build of three steps, with {size} files; the steps without the commits",
-     tiny=20, small=100, full=2_000, prepare=context_beside, mounted=False, who=Who.PROGRAMS, programs=("podman", "buildah"))  # fmt: skip
+     tiny=20, small=100, full=2_000, prepare=context_beside, mounted=False, who=Who.PROGRAMS,
+     programs=("podman", "buildah"))  # fmt: skip
 def podman(stage: Stage, size: int) -> Iterator[Measurement]:
     """Steps run in a chroot, so that no container is started: mounts and files are what is measured."""
     store = _Store(stage.scratch("store"), stage.contestant.image_store)
