@@ -98,6 +98,18 @@ def test_what_is_no_error_cannot_be_the_outcome() -> None:
     assert "TypeError: (\"'error' must be <class 'BaseException'>" in done.stderr
 
 
+def test_attrs_that_a_program_uses_stays_as_it_is() -> None:
+    """A mount of the Python API is made in a child of the program."""
+    program = """
+import attr, hashlib, pickle, platform
+names = ("attr.validators", "attr._make", "pickle", "platform")
+before = {name: dict(vars(sys.modules[name])) for name in names}
+lean_imports.import_lean()
+print([name for name in names if before[name] != vars(sys.modules[name])])
+"""
+    assert _prints(program) == "[]"
+
+
 def test_thread_names_are_set_as_trio_sets_them() -> None:
     """The library that trio would look for is found without looking."""
     program = (

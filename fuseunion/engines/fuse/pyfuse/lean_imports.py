@@ -123,12 +123,15 @@ def _import_parts() -> bool:
 def _import_outcome() -> None:
     """Import the one of trio's libraries that needs a validator: the thirteen others of attrs are not made for it."""
     import_module("attr")
-    validators = sys.modules["attr.validators"].__dict__
-    validators["instance_of"] = _instance_of
+    validators = sys.modules["attr.validators"]
+    names = vars(validators)
+    if type(validators) is DeferredModule:  # not where the program has imported attrs before
+        names["instance_of"] = _instance_of
     try:
         import_module("outcome")
     finally:
-        validators.pop("instance_of")
+        if names.get("instance_of") is _instance_of:
+            del names["instance_of"]
 
 
 def _instance_of(kind: type) -> Callable[[object, Any, object], None]:
