@@ -57,7 +57,7 @@ def listing(state: State, directory: Directory) -> Steps[Names]:
             found += reserved
             merged.update(dict.fromkeys(names))
             for name in reserved:
-                del merged[name]
+                merged.pop(name, None)  # made anew meanwhile, it can be among them twice
             if holders is not None and not real.layer.writable:
                 holders.note(lowers.index(real), names)
             yield
