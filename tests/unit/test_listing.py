@@ -11,6 +11,7 @@ import pyfuse3
 import pytest
 import trio
 
+from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.pyfuse.operations import Operations
@@ -152,3 +153,16 @@ def test_a_malformed_object_is_listed(union: InProcess, monkeypatch: pytest.Monk
         assert caught.value.errno == errno.EINVAL
         kernel.forget(union)
         assert union.union.state.table.size == 1
+
+
+def test_a_name_that_a_layer_lists_twice(union: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads a directory in parts gets what was made anew in between once more (readdir(3))."""
+    (tmp_path / "top/.wh.name001").touch()
+    scan = RealDir.scan
+
+    def twice(real: RealDir) -> Iterator[list[bytes]]:
+        for names in scan(real):
+            yield [*names, *names]
+
+    monkeypatch.setattr(RealDir, "scan", twice)
+    assert sorted(Kernel(union, monkeypatch, room=1000).list()) == [name for name in ALL if name != "name001"]
