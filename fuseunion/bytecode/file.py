@@ -74,8 +74,9 @@ class _Loader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         """See importlib.abc.Loader."""
-        if self._scripts is not None:
-            self._scripts.put_into(module)
+        scripts, self._scripts = self._scripts, None
+        if scripts is not None:
+            scripts.put_into(module)
         super().exec_module(module)
 
 
