@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, closing
 
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.remote import Asked
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import ShownGid, ShownUid
@@ -34,6 +35,7 @@ from fuseunion.core.ops.copy_up.plain import PlainCopies
 from fuseunion.core.ops.create import Owner
 from fuseunion.core.ops.live.addition import Addition
 from fuseunion.core.ops.live.refresh import Refresh, refresh
+from fuseunion.core.ops.live.remote_parts import remote_parts
 from fuseunion.core.ops.live.whereabouts import Part, Whereabouts, lies_at, whereabouts
 from fuseunion.core.ops.moving import independence, redirect
 from fuseunion.core.ops.removing import remove
@@ -234,9 +236,26 @@ class Union:
             `on_directory_copied` is told of, and by a lower that is added to the whole union.
         """
         layers = directory.layers()
-        if len(layers) >= DEEP or directory.removed or any(real.holds_the_mount for real in layers):
+        if len(layers) >= DEEP or directory.removed:
+            return None
+        if any(real.holds_the_mount or real.layer.remote for real in layers):
             return None
         return tuple([real.fd() for real in layers])
+
+    @property
+    def has_remote_lowers(self) -> bool:
+        """Whether a lower lies on a filesystem that may not answer (core/disk/remote.py)."""
+        return any(layer.remote for layer in self.state.lowers)
+
+    def remote_parts(self, ino: int, name: bytes, *, whole: bool) -> list[Asked]:
+        """What such lowers are going to be asked about an inode, or about a name in a directory (remote_parts.py)."""
+        return remote_parts(self.inode(ino), name, whole=whole)
+
+    def close_elsewhere(self, close: Callable[[int], None]) -> None:
+        """Have files of such lowers closed by a function, which does not wait for them."""
+        for layer in self.state.lowers:
+            if layer.remote:
+                layer.close_file = close
 
     def on_directory_copied(self, call: Callable[[Directory], None]) -> None:
         """Have a function called for each directory that gets a part in the upper, before anything is made there."""
@@ -308,6 +327,7 @@ class Union:
             and self.settings.acl
             and self.state.layer_of(file).ownership is None
             and self.state.layer_of(file).true_names is None
+            and not self.state.layer_of(file).remote
             and not self.stores_ownership
         )
 

@@ -139,9 +139,15 @@ def syncfs(fd: int) -> None:
 
 
 def filesystem_type(fd: int) -> int:
-    """fstatfs(2): the f_type of the filesystem of a descriptor, a magic number."""
+    """fstatfs(2): the f_type of the filesystem of a descriptor, a magic number; 0 where it does not say, as FUSE
+    filesystems that do not know how much space there is."""
     buffer = ctypes.create_string_buffer(256)
-    _check(_libc.fstatfs(fd, buffer))
+    try:
+        _check(_libc.fstatfs(fd, buffer))
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        return 0
     # A long on most architectures, where the value may be negative; 32 bits are what all the numbers have.
     return int(struct.unpack_from("=I" if sys.byteorder == "little" else "@l", buffer)[0]) & 0xFFFFFFFF
 
@@ -152,9 +158,7 @@ def is_in_memory(fd: int) -> bool:
     Raises:
         OSError: as fstatfs(2).
     """
-    buffer = ctypes.create_string_buffer(256)
-    _check(_libc.fstatfs(fd, buffer))
-    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) in _IN_MEMORY
+    return filesystem_type(fd) in _IN_MEMORY
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.remote import is_remote
 from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.format.xattr_names import MalformedError
 from fuseunion.core.ids.identity import IDENTITY, Identity, IdMap, IdRange
@@ -85,6 +86,8 @@ def open_layers(prepared: Prepared, options: Options) -> Layers:
             from fuseunion.core.format import squashfuse_xattrs  # most mounts have none
 
             lower.true_names = squashfuse_xattrs.names
+        # Who shows an image here ends with the mount.
+        lower.remote = is_remote(lower.root_fd) and all(lower.st_dev != image.device for image in prepared.images)
         lower.ownership = store_of_lower(lower, options, ignored)
     if prepared.upper is None:
         return Layers(lowers, None, None, ignored)

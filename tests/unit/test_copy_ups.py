@@ -19,8 +19,8 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up.files import CopyJob
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
-from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+from fuseunion.engines.fuse.serving.waiting.reader import Reader
+from fuseunion.engines.fuse.serving.waiting.workers import COPIES, Workers
 from tests.support.gate import Gate
 from tests.support.inprocess import in_process
 

@@ -16,9 +16,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from fuseunion.engines.fuse.serving.later import ended
-from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.waiting.later import ended
+from fuseunion.engines.fuse.serving.waiting.reader import Reader
+from fuseunion.engines.fuse.serving.waiting.workers import Workers
 from fuseunion.linux import syscalls
 from tests.support.gate import Gate
 

@@ -17,7 +17,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.asking.settle import settle
 from fuseunion.engines.fuse.pyfuse.operations import Operations
 from fuseunion.engines.fuse.serving.requests import Requests
-from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+from fuseunion.engines.fuse.serving.waiting.workers import COPIES, Workers
 from tests.support.gate import Gate
 from tests.support.inprocess import in_process
 

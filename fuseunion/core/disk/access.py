@@ -38,6 +38,8 @@ class LayerAccess:
             for; None where they are what they are called.
         noatime: it can be read without touching access times.
         covered_stat: lstat of the place where the union is mounted, from before the mount.
+        remote: it may not answer (remote.py).
+        close_file: closes a descriptor of a file. A remote filesystem may be told of it (fs/fuse/file.c fuse_flush).
         keeps_removed: what was removed can be used by an O_PATH descriptor. Filesystems of paths (fuse2fs, NFS) keep
             only what is open.
     """
@@ -58,6 +60,8 @@ class LayerAccess:
         self.label = label
         self.ownership: OwnershipStore | None = None
         self.true_names: TrueNames | None = None
+        self.remote = False
+        self.close_file: Callable[[int], None] = os.close
         self.keeps_removed = True
         self.st_dev = os.fstat(root_fd).st_dev
         self.descriptors = descriptors

@@ -516,6 +516,14 @@ class File(Inode):
             raise
         return fd
 
+    def close_descriptor(self, fd: int) -> None:
+        """Close a descriptor of the data, as its filesystem has it."""
+        place = self._place if self.data is None else self.data
+        if isinstance(place, InLower):
+            place.real.layer.close_file(fd)
+        else:
+            os.close(fd)
+
 
 def _with_blocks(st: os.stat_result, blocks: int) -> os.stat_result:
     # Blocks and nanoseconds are not in the sequence, but in the dictionary that pickling uses.

@@ -36,7 +36,7 @@ class FileHandle:
         os.dup2(fd, self.fd, inheritable=False)
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.file.close_descriptor(self.fd)
 
 
 class DirectoryHandle:

@@ -197,6 +197,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
         # wait, 0.2 s for 200,000 of them, and find nothing: they hold no cycles when they go.
         gc.set_threshold(*gc.get_threshold()[:2], _NEVER)
         requests = Requests(union, own_root=mounted.own_root, list_layers=options.list_layers)
+        requests.ahead.begin()
         reading = "pyfuse3" if device.device is None else "extension"
         facts = Facts(requests, prepared, options, reading)
         beside: list[Callable[[], Awaitable[None]]] = [partial(tidy, union)]

@@ -13,6 +13,7 @@ import stat
 from typing import NamedTuple
 
 from fuseunion.core.disk.layer import Layer
+from fuseunion.core.disk.remote import is_remote
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
@@ -90,6 +91,7 @@ def open_layer(fd: int, found: Found, label: str, union: Union, prepared: Prepar
         os.close(fd)
         raise
     try:
+        layer.remote = is_remote(layer.root_fd)
         _choose_store(layer, union, options)
     except BaseException:
         layer.close()

@@ -16,7 +16,7 @@ import select
 
 import trio
 
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.waiting.workers import Workers
 from fuseunion.linux.os_error import os_error
 
 _LOOKS = 2

@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from pyfuse3 import FUSEError
 
 from fuseunion.engines.fuse.asking.watching.counts import Histogram
+from fuseunion.engines.fuse.serving.waiting.ahead import Ahead, Question
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")
@@ -31,6 +32,7 @@ class Traced(Protocol):
         errors: how many were answered with an error, by its number, but for ENOSYS, which is asked for once.
         busy: how often inodes were asked for, while somebody wants to know.
         histograms: how long the answers took, by the names of the handlers.
+        ahead: who asks what has to be asked before.
     """
 
     trace: bool
@@ -38,6 +40,10 @@ class Traced(Protocol):
     errors: Counter[int]
     busy: Counter[int] | None
     histograms: defaultdict[str, Histogram]
+    ahead: Ahead
+
+    def question(self, name: str, arguments: tuple[object, ...]) -> Question | None:
+        """What has to be asked before the handler is called (waiting/ahead.py)."""
 
     def note_busy(self, name: str, number: int) -> None:
         """Count a request that says an inode, or an open file, first."""
@@ -61,6 +67,9 @@ def answered(handler: _Handler[_S, _P, _T]) -> _Handler[_S, _P, _T]:
         try:
             if self.trace:
                 trace_log.debug("%s%r", name, args)
+            question = self.question(name, args)
+            if question is not None:
+                await self.ahead.ask(question)
             return await handler(self, *args, **kwargs)
         except FUSEError as error:
             if error.errno != errno.ENOSYS:

@@ -26,9 +26,10 @@ from fuseunion.engines.fuse.asking.watching.causes import CAUSE, Cause
 from fuseunion.engines.fuse.asking.watching.counts import Counts, Histogram
 from fuseunion.engines.fuse.pyfuse.boundary import answered
 from fuseunion.engines.fuse.pyfuse.replies import Replies, Unkept
-from fuseunion.engines.fuse.serving.later import ended
-from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.serving.waiting.ahead import Question
+from fuseunion.engines.fuse.serving.waiting.later import ended
+from fuseunion.engines.fuse.serving.waiting.pace import Pace, in_steps
 from fuseunion.linux.os_error import os_error
 
 _BY_HANDLE = frozenset({"read", "write", "flush", "release", "fsync", "readdir", "releasedir", "fsyncdir"})
@@ -77,6 +78,7 @@ class Operations(pyfuse3.Operations):
         self.requests: Counter[str] = Counter()
         self.errors: Counter[int] = Counter()
         requests.count_open = lambda: len(self._handles)
+        self.ahead = requests.ahead
         self.histograms: defaultdict[str, Histogram] = defaultdict(Histogram)
         requests.counts = self._counts
         self.busy: Counter[int] | None = None
@@ -89,6 +91,18 @@ class Operations(pyfuse3.Operations):
     def _take_busiest(self) -> Counter[int]:
         taken, self.busy = self.busy, Counter()
         return taken or Counter()
+
+    def question(self, name: str, arguments: tuple[object, ...]) -> Question | None:
+        """See Traced."""
+        if not self.ahead.needed:
+            return None
+        if name in _BY_HANDLE and isinstance(arguments[0], int):
+            handle = self._handles.get(arguments[0])
+            # What is open is read without asking for anything else; a write may have to copy up.
+            if name != "write" or not isinstance(handle, FileHandle):
+                return None
+            arguments = (handle.file.ino, *arguments[1:])
+        return self.ahead.question(name, arguments)
 
     def note_busy(self, name: str, number: int) -> None:
         """See Traced."""

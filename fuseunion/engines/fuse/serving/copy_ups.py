@@ -12,9 +12,9 @@ from fuseunion.core.ops.copy_up.plain import Wish, wish_of
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUpLog
-from fuseunion.engines.fuse.serving.leases import Patience
-from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.serving.workers import COPIES, Workers
+from fuseunion.engines.fuse.serving.waiting.leases import Patience
+from fuseunion.engines.fuse.serving.waiting.reader import Reader
+from fuseunion.engines.fuse.serving.waiting.workers import COPIES, Workers
 from fuseunion.engines.fuse.wire.native.device import device
 
 _AT_ONCE = COPIES - 1

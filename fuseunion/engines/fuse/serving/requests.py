@@ -10,7 +10,7 @@ Three rules keep the mount alive and right:
   that is not cached) goes to a worker thread, which gets descriptors and nothing else.
 * One copy-up at a time for each file (copy_ups.py).
 
-Results are given at once or later (later.py). All calls raise OSError, and nothing else that is foreseen.
+Results are given at once or later (waiting/later.py). All calls raise OSError, and nothing else that is foreseen.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ from fuseunion.engines.fuse.asking.watching.busiest import Busiest
 from fuseunion.engines.fuse.asking.watching.counts import NONE, Counts
 from fuseunion.engines.fuse.serving.callers import Caller, Callers
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
-from fuseunion.engines.fuse.serving.later import Later, now_or_patiently
-from fuseunion.engines.fuse.serving.pace import Pace, now_or_in_steps
-from fuseunion.engines.fuse.serving.reader import Reader
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.waiting.ahead import Ahead
+from fuseunion.engines.fuse.serving.waiting.later import Later, now_or_patiently
+from fuseunion.engines.fuse.serving.waiting.pace import Pace, now_or_in_steps
+from fuseunion.engines.fuse.serving.waiting.reader import Reader
+from fuseunion.engines.fuse.serving.waiting.workers import Workers
 from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.fuse")
@@ -93,6 +94,7 @@ class Requests:
             and the name of each that the kernel was told of since then, and may not remember. None else, when it may.
         listings: those under way; who lists goes by what `renewed` was at the beginning.
         forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
+        on_remote_lower: a lower that may not answer was added; set by the adapter.
         close_file: the adapter keeps no descriptor of its own of the file with a number; set by the adapter.
         count_open: how many files and directories are open; set by the adapter.
         counts: how many requests there were, and how they were answered; set by the adapter.
@@ -105,6 +107,7 @@ class Requests:
         self.callers = Callers(union, own_root=own_root)
         self.workers = Workers()
         self.reader = Reader(self.workers)
+        self.ahead = Ahead(union, self.workers)
         self.copy_ups = CopyUps(union, self.workers, self.reader)
         # Of another type than the kernel knows; until a lookup or a listing has told it, or it forgot the inode.
         self._retyped: dict[int, Inode] = {}
@@ -113,6 +116,7 @@ class Requests:
         self.renewed: set[tuple[int, bytes]] | None = None
         self.listings: set[object] = set()
         self.forget_layers: Callable[[], None] = lambda: None
+        self.on_remote_lower: Callable[[], None] = lambda: None
         self.close_file: Callable[[int], None] = lambda _number: None
         self.count_open: Callable[[], int] = lambda: 0
         self.counts: Callable[[], Counts] = lambda: NONE

@@ -12,7 +12,7 @@ import time
 import trio
 
 from fuseunion.core.union import Union
-from fuseunion.engines.fuse.serving.pace import in_steps
+from fuseunion.engines.fuse.serving.waiting.pace import in_steps
 
 _log = logging.getLogger("fuseunion.links")
 

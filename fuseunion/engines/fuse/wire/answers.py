@@ -17,7 +17,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import CoroutineType
 from typing import NamedTuple, TypeVar
 
@@ -31,9 +31,10 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.engines.fuse.asking.watching.causes import Cause
 from fuseunion.engines.fuse.asking.watching.counts import Counts
-from fuseunion.engines.fuse.serving.later import Later, ended, now_or_patiently
-from fuseunion.engines.fuse.serving.pace import now_or_in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.serving.waiting.ahead import Ahead
+from fuseunion.engines.fuse.serving.waiting.later import Later, ended, now_or_patiently
+from fuseunion.engines.fuse.serving.waiting.pace import now_or_in_steps
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.entries import Entries, unkept
 from fuseunion.engines.fuse.wire.listed import Listed
@@ -177,6 +178,15 @@ class Answers:
         """What each kind of request is called, those included that are refused without a handler."""
         handled = {opcode: handler.__name__.removeprefix("_") for opcode, handler in self.handlers().items()}
         return {**_REFUSED, **handled, layouts.BATCH_FORGET: "forget"}
+
+    @property
+    def ahead(self) -> Ahead:
+        """What is asked before a handler is called."""
+        return self._requests.ahead
+
+    def on_remote_lower(self, call: Callable[[], None]) -> None:
+        """Have a function called when there is more to ask ahead: a lower was added."""
+        self._requests.on_remote_lower = call
 
     @property
     def holds_files(self) -> bool:
@@ -492,7 +502,7 @@ class Answers:
 
     def _read(self, number: int, offset: int, size: int) -> Answer:
         file = self._requests.file(number)
-        if not offset and number not in self._open_files:
+        if not offset and number not in self._open_files and not self.ahead.lies_far(number):
             whole = self._read_whole(file, size)
             if whole is not None:
                 return whole
@@ -511,8 +521,21 @@ class Answers:
 
     def _opened(self, file: File, call: Callable[[OpenFile], T | Later[T]]) -> T | Later[T]:
         """Make a call with a file that was opened for reading, as soon as nobody has a lease on it."""
+        if file.ino not in self._open_files and self.ahead.lies_far(file.ino):
+            return self._when_opened(self._opened_ahead(file), call)
         opened = now_or_patiently(lambda: self._open_files.reading(file))
         return call(opened) if isinstance(opened, OpenFile) else self._when_opened(opened, call)
+
+    async def _opened_ahead(self, file: File) -> OpenFile:
+        """A file of a layer that may not answer, which a thread opens; the loop, where what it opened is another."""
+        fd = await self.ahead.opened(file.ino)
+        opened = None
+        if fd is not None:
+            with suppress(OSError):
+                opened = self._open_files.take(file, fd)
+            if opened is None:
+                self._requests.workers.close(fd)
+        return opened if opened is not None else await ended(now_or_patiently(lambda: self._open_files.reading(file)))
 
     async def _when_opened(self, opening: Later[OpenFile], call: Callable[[OpenFile], T | Later[T]]) -> T:
         opened = await opening

@@ -12,6 +12,7 @@ is the module that sleeps.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 from collections.abc import Callable
 from types import ModuleType
@@ -22,9 +23,10 @@ import trio
 
 from fuseunion.engines.fuse.asking.watching.causes import CAUSE, UNKNOWN, Cause
 from fuseunion.engines.fuse.asking.watching.counts import Counts, Durations, together
-from fuseunion.engines.fuse.serving.later import Later
+from fuseunion.engines.fuse.serving.waiting.ahead import Ahead, Question
+from fuseunion.engines.fuse.serving.waiting.later import Later, ended
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.answers import Answers, Read
+from fuseunion.engines.fuse.wire.answers import Answer, Answers, Read
 from fuseunion.engines.fuse.wire.native.device import compares, device
 
 log = logging.getLogger("fuseunion.fuse")
@@ -81,11 +83,15 @@ class WireLoop:
         self._nursery: trio.Nursery | None = None
         self._unfinished = 0  # requests that are answered later
         self._caller, self._caused = (0, 0), UNKNOWN  # of the last request that somebody asked about
+        self._names = answers.names()
+        answers.on_remote_lower(self._attach)
         self._attach()
 
     def _attach(self) -> None:
         handlers = self._answers.handlers()
-        self._names = self._answers.names()
+        ahead = self._answers.ahead
+        if ahead.needed:
+            handlers = {opcode: _asked_ahead(ahead, self._names[opcode], one) for opcode, one in handlers.items()}
         self._answers.watch_with(self._counts, self._cause)
         made: Callable[..., int] = self._answers.made
         if self._trace:
@@ -202,6 +208,25 @@ class WireLoop:
             return errno.EOPNOTSUPP if code == errno.ENOSYS else code
         log.error("unexpected error in a request of type %d; answered EIO", opcode, exc_info=error)
         return errno.EIO
+
+
+def _asked_ahead(ahead: Ahead, kind: str, handler: Callable[..., Answer | None]) -> Callable[..., Answer | None]:
+    """A handler that is called when the layers that may not answer have answered."""
+
+    def asked_ahead(*args: Any) -> Answer | None:
+        question = ahead.question(kind, args)
+        return handler(*args) if question is None else _answered(ahead, question, handler, args)
+
+    return functools.update_wrapper(asked_ahead, handler)
+
+
+async def _answered(
+    ahead: Ahead, question: Question, handler: Callable[..., Answer | None], args: tuple[Any, ...]
+) -> Read | int:
+    await ahead.ask(question)
+    answer = handler(*args)
+    assert answer is not None, "it is no FORGET"
+    return await ended(answer)
 
 
 def _traced(handler: Callable[..., T]) -> Callable[..., T]:

@@ -26,8 +26,9 @@ from fuseunion.core.format import xattr_names
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
 from fuseunion.core.union import Union
-from fuseunion.engines.fuse.serving.reader import Reader
+from fuseunion.engines.fuse.serving.waiting.reader import Reader
 from fuseunion.engines.fuse.wire.native import device
+from fuseunion.linux.objects.recognition import id_of
 
 T = TypeVar("T")
 
@@ -146,6 +147,20 @@ class OpenFiles:
         except OSError:
             os.close(fd)
             raise
+
+    def take(self, file: File, fd: int) -> OpenFile | None:
+        """Keep a descriptor that was opened for reading, of what may be the file.
+
+        Returns:
+            None where it is not, or somebody was sooner: it stays the caller's then.
+
+        Raises:
+            OSError: as Union.open; it stays the caller's, too.
+        """
+        place = self._union.place_to_open(file)
+        if place is None or file.ino in self._files or id_of(os.fstat(fd)) != place[2:]:
+            return None
+        return self.keep(self.retried(lambda: self._union.opened(file, fd, writable=False)), readable=True)
 
     def keep(self, handle: FileHandle, *, readable: bool | None = None) -> OpenFile:
         """Keep the descriptor of a handle, which belongs to this object from now on.

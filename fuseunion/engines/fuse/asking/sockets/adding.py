@@ -33,8 +33,8 @@ from fuseunion.core.ops.live.refresh import Forgotten
 from fuseunion.engines.fuse.asking.facts import Facts
 from fuseunion.engines.fuse.asking.sockets.control_socket import Asker, Said
 from fuseunion.engines.fuse.asking.watching.copy_up_log import path_of
-from fuseunion.engines.fuse.serving.pace import Pace
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.serving.waiting.pace import Pace
 from fuseunion.errors import UserError
 from fuseunion.linux.runtime import frames
 from fuseunion.linux.runtime.frames import Record
@@ -143,6 +143,9 @@ class Adding:
             changed = begun.addition.finish(plan)
             for forgotten in changed:
                 tell_kernel(forgotten)
+            if begun.layer.remote:
+                requests.ahead.begin()
+                requests.on_remote_lower()
             self._tell(begun.layer)
             self._end(begun)
         yield [[("done", len(changed))]]

@@ -32,8 +32,8 @@ from fuseunion.engines.fuse.asking.facts import Facts
 from fuseunion.engines.fuse.asking.sockets.adding import ALIVE, BUSY, GOING, Adding, forgotten_fields, tell_kernel
 from fuseunion.engines.fuse.asking.sockets.control_socket import Asker, Order, Said
 from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUp, path_of
-from fuseunion.engines.fuse.serving.pace import Pace, in_steps
 from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.serving.waiting.pace import Pace, in_steps
 from fuseunion.linux.runtime import frames
 from fuseunion.linux.runtime.frames import Record
 from fuseunion.mounting.options import Options

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from fuseunion.engines.fuse.serving.later import Later
+from fuseunion.engines.fuse.serving.waiting.later import Later
 from fuseunion.steps import Steps
 
 _T = TypeVar("_T")

@@ -10,8 +10,8 @@ import errno
 import os
 from typing import cast
 
-from fuseunion.engines.fuse.serving.later import Later
-from fuseunion.engines.fuse.serving.workers import Workers
+from fuseunion.engines.fuse.serving.waiting.later import Later
+from fuseunion.engines.fuse.serving.waiting.workers import Workers
 from fuseunion.linux import syscalls
 
 

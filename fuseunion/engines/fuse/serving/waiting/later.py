@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import Any, TypeVar
 
-from fuseunion.engines.fuse.serving.leases import patiently
+from fuseunion.engines.fuse.serving.waiting.leases import patiently
 
 T = TypeVar("T")
 

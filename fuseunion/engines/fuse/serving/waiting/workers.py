@@ -10,6 +10,7 @@ loop: everybody waits for it, and nobody gets an error.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
@@ -26,6 +27,7 @@ COPIES = 4
 
 _READS = 32
 _SYNCS = 16
+_ASKED_AHEAD = 32
 
 
 class Workers:
@@ -35,19 +37,23 @@ class Workers:
         elsewhere: how many reads are made by threads that are none of these; set by the adapter.
     """
 
-    __slots__ = ("_copies", "_long_operations", "_reads", "_refused", "_syncs", "elsewhere")
+    __slots__ = ("_asked", "_copies", "_long_operations", "_reads", "_refused", "_syncs", "elsewhere")
 
     def __init__(self) -> None:
         self._copies = trio.CapacityLimiter(COPIES)
         self._reads = trio.CapacityLimiter(_READS)
         self._syncs = trio.CapacityLimiter(_SYNCS)
+        self._asked = trio.CapacityLimiter(_ASKED_AHEAD)
         self._long_operations = 0
         self._refused = False
         self.elsewhere: Callable[[], int] = lambda: 0
 
     @property
     def at_rest(self) -> bool:
-        """True when no thread works, nobody waits for one, and no operation is in the middle of several steps."""
+        """True when no thread works, nobody waits for one, and no operation is in the middle of several steps.
+
+        What is asked ahead does not count: that request has not begun.
+        """
         limiters = (self._copies, self._reads, self._syncs)
         busy = self._long_operations or any(limiter.borrowed_tokens for limiter in limiters)
         return not busy and not self.elsewhere()
@@ -78,6 +84,18 @@ class Workers:
         """Make a call that writes something out. Raises what it raises."""
         return await self._run(self._syncs, call, *args, **kwargs)
 
+    async def ask(self, call: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Make a call that asks a filesystem which may not answer. Nobody waits for its end who is cancelled."""
+        await self._run(self._asked, call, *args, **kwargs)
+
+    @staticmethod
+    def close(fd: int) -> None:
+        """Close a descriptor of such a filesystem, some time."""
+        try:
+            trio.lowlevel.start_thread_soon(lambda: os.close(fd), _ignore)
+        except RuntimeError:  # as in `_run`
+            os.close(fd)
+
     async def _run(
         self, limiter: trio.CapacityLimiter, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
@@ -89,7 +107,7 @@ class Workers:
             return call(*args, **kwargs)
 
         try:
-            return await trio.to_thread.run_sync(work, limiter=limiter)
+            return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=limiter is self._asked)
         except (RuntimeError, MemoryError) as error:
             # threading.Thread.start: RuntimeError, "can't start new thread".
             if begun:
@@ -98,3 +116,7 @@ class Workers:
                 _log.warning("no thread can be made (%s): other requests wait for each disk access", error)
             self._refused = True
         return call(*args, **kwargs)
+
+
+def _ignore(_outcome: object) -> None:
+    """Nobody waits for it."""

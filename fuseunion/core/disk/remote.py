@@ -1,0 +1,150 @@
+"""Layers on filesystems that may not answer: a server's, or another process's (FUSE).
+
+What is looked up there is looked up in the loop, as everywhere, and a server that has gone would keep the loop for as
+long as it is gone. So whoever serves a mount asks for the same first, from a thread and by path (`Asked.look`): then it
+is the request that waits, and what comes back is in the kernel's memory when the loop asks. A path is enough for that,
+since nothing is believed of what is found.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from fuseunion.core.disk.realdir import RealDir
+from fuseunion.linux import mountinfo, syscalls
+
+_FUSE = (0x65735546, 0)
+"""FUSE, with and without statfs(2)."""
+
+_REMOTE = frozenset((
+    0x6969,  # nfs
+    0x517B,  # smb
+    0xFE534D42,  # smb2
+    0xFF534D42,  # cifs
+    0x5346414F,  # afs
+    0x6B414653,  # kafs
+    0x01021997,  # 9p
+    0x00C36400,  # ceph
+    0x73757245,  # coda
+    0x0BD00BD0,  # lustre
+    0x47504653,  # gpfs
+    0x19830326,  # beegfs
+    0xAAD7AAEA,  # panfs
+    0x20030528,  # orangefs
+    *_FUSE,
+))  # fmt: skip
+"""As statfs(2) has them: include/uapi/linux/magic.h, and where the source is not in the kernel its own."""
+
+_OF_THIS_MACHINE = frozenset({
+    "fuse.fuseunion", "fuse.fuse-overlayfs", "fuse.unionfs", "fuse.unionfs-fuse", "fuse.squashfuse",
+    "fuse.squashfuse_ll", "fuse.erofsfuse", "fuse.fuse2fs",
+})  # fmt: skip
+"""FUSE filesystems whose programs read other files of this machine, and nothing else."""
+
+_HOLD_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_BENEATH = (
+    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
+)
+
+
+def is_remote(fd: int) -> bool:
+    """Whether a descriptor is of a filesystem that may not answer (statfs(2), f_type; proc_pid_mountinfo(5)).
+
+    Raises:
+        OSError: as fstatfs(2).
+    """
+    kind = syscalls.filesystem_type(fd)
+    if kind in _FUSE:
+        return mountinfo.filesystem_type(os.fstat(fd).st_dev) not in _OF_THIS_MACHINE
+    return kind in _REMOTE
+
+
+class Asked(NamedTuple):
+    """Something of a remote layer that a request is about.
+
+    Attributes:
+        root_fd: of the layer, borrowed.
+        directory: the path from there to a directory; b"." for the root.
+        name: in the directory; empty for the directory itself.
+        noatime: what is read there keeps its time of access (LayerAccess.noatime).
+    """
+
+    root_fd: int
+    directory: bytes
+    name: bytes
+    noatime: bool
+
+    @classmethod
+    def of(cls, real: RealDir, name: bytes) -> Asked | None:
+        """What is called `name` in a directory, or the directory; None where nobody is asked for it: its layer is not
+        remote, or it is where the union itself is mounted."""
+        layer = real.layer
+        if not layer.remote or real.is_covered(name):
+            return None
+        names = []
+        while real.parent is not None:
+            names.append(real.name)
+            real = real.parent
+        return cls(layer.root_fd, b"/".join(reversed(names)) or b".", name, layer.noatime)
+
+    def look(self, *, opens: bool, lists: bool) -> None:
+        """Ask the filesystem for it; returns when that has answered, whatever it says. Made in a thread, with a
+        descriptor that stays open.
+
+        Args:
+            opens: a regular file is opened, too.
+            lists: a directory is listed, too, with the attributes of all that is in it.
+        """
+        with suppress(OSError), self._directory_fd() as fd:  # whoever deals with the request meets the same
+            _look(fd, self.name, opens)
+            if lists and not self.name:
+                _list(fd)
+
+    def open(self) -> int | None:
+        """Open it for reading, as `RealObject.open_regular` does, but that anything may be found; made in the same way.
+
+        Returns:
+            A descriptor, owned by the caller; None where that does not work.
+        """
+        flags = os.O_NOATIME if self.noatime else 0
+        with suppress(OSError), self._directory_fd() as fd:
+            opened = os.open(self.name, _OPEN | flags, dir_fd=fd)
+            fcntl.fcntl(opened, fcntl.F_SETFL, flags)
+            return opened
+        return None
+
+    @contextmanager
+    def _directory_fd(self) -> Iterator[int]:
+        fd = syscalls.openat2(self.root_fd, self.directory, _HOLD_DIRECTORY, _BENEATH)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _look(fd: int, name: bytes, opens: bool) -> None:
+    if not name:
+        os.fstatvfs(fd)  # nobody answers that from memory
+        return
+    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if stat.S_ISLNK(st.st_mode):
+        os.readlink(name, dir_fd=fd)
+    elif opens and stat.S_ISREG(st.st_mode):
+        os.close(os.open(name, _OPEN, dir_fd=fd))
+
+
+def _list(fd: int) -> None:
+    listed = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        with os.scandir(listed) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    entry.stat(follow_symlinks=False)
+    finally:
+        os.close(listed)
