@@ -1,4 +1,4 @@
-"""Directories that the extension module looks at and makes files in by itself (wire/native/directories.c)."""
+"""Directories that the extension module looks at and makes files in by itself (wire/native/repeated/directories.c)."""
 
 from __future__ import annotations
 

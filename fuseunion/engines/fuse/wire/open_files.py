@@ -4,7 +4,7 @@ The kernel was told that there is nothing to open (ENOSYS to FUSE_OPEN), so read
 number of descriptors is kept, the least recently used is closed first, and all of them when the mount is idle. Closing
 one does no harm: the file can be opened again, or is held (File.closed) when no name leads to it any more.
 
-A descriptor is shared with `_device.c`, which then reads and writes without asking, while that needs no decision: for
+A descriptor is shared with the extension, which then reads and writes without asking, while that needs no decision: for
 writes, while the file is in the upper and has nothing that a write takes away; for attributes, while those of the
 descriptor are what is shown besides. This is the only module that shares one, and `_unshare` the only place that takes
 it back: when it is closed, and when Python changes owner, mode or extended attributes.

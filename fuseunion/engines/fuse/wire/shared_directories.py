@@ -1,4 +1,4 @@
-"""Directories that `_device.c` looks at and makes files in by itself.
+"""Directories that the extension looks at and makes files in by itself.
 
 A directory is shared with it by descriptors of all its layers. What it says of names that are not there cannot be wrong
 later: it asks the layers each time, and all of them (Union.whole_stack). A directory that is copied up is taken back

@@ -1,7 +1,7 @@
 """Numbers of requests, and how long their answers took.
 
 A histogram has one place for each power of two: place n is for what took at most 2^n microseconds, and longer than the
-place before; the last is for all else. `_device.c` (PLACES) counts for itself in the same way.
+place before; the last is for all else. The extension (wire/native/state.h, PLACES) counts for itself in the same way.
 
 What the kernel answered from its own caches never came here, and nobody counts it.
 """

@@ -20,7 +20,7 @@ PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count);
 void fill_attributes(struct fuse_attr *attr, const struct stat *st, uint64_t number);
 
 /* The entry of it, which the kernel may believe for as long as all others. */
-void fill_entry(struct fuse_entry_out *entry, const struct stat *st, uint64_t number); /* _device.c */
+void fill_entry(struct fuse_entry_out *entry, const struct stat *st, uint64_t number); /* repeated.c */
 
 /* One name of a listing. seconds, nsec: how long the kernel may keep it. */
 struct listed {
