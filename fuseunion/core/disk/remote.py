@@ -115,8 +115,10 @@ class Asked(NamedTuple):
         flags = os.O_NOATIME if self.noatime else 0
         with suppress(OSError), self._directory_fd() as fd:
             opened = os.open(self.name, _OPEN | flags, dir_fd=fd)
-            fcntl.fcntl(opened, fcntl.F_SETFL, flags)
-            return opened
+            if stat.S_ISREG(os.fstat(opened).st_mode):
+                fcntl.fcntl(opened, fcntl.F_SETFL, flags)
+                return opened
+            os.close(opened)
         return None
 
     @contextmanager
