@@ -469,6 +469,7 @@ class FakeRequests:
     own_root = False
     callers = None
     busiest = Busiest()
+    ahead = None
 
 
 @pytest.mark.parametrize("allow_root", [False, True])
