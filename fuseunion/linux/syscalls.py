@@ -14,6 +14,8 @@ import os
 import struct
 import sys
 
+from fuseunion.linux import f_types
+
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 
@@ -83,8 +85,7 @@ CAP_SYS_ADMIN = 21
 _CAPABILITIES = struct.pack("=Ii", 0x20080522, 0)
 _SECCOMP_MODE_FILTER = 2
 
-_IN_MEMORY = frozenset({0x01021994, 0x858458F6})
-"""TMPFS_MAGIC, RAMFS_MAGIC (include/uapi/linux/magic.h)."""
+_IN_MEMORY = frozenset({f_types.TMPFS, f_types.RAMFS})
 
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
@@ -139,15 +140,15 @@ def syncfs(fd: int) -> None:
 
 
 def filesystem_type(fd: int) -> int:
-    """fstatfs(2): the f_type of the filesystem of a descriptor, a magic number; 0 where it does not say, as FUSE
-    filesystems that do not know how much space there is."""
+    """fstatfs(2): the f_type of the filesystem of a descriptor, one of f_types; UNKNOWN where it does not say, as
+    FUSE filesystems that do not know how much space there is."""
     buffer = ctypes.create_string_buffer(256)
     try:
         _check(_libc.fstatfs(fd, buffer))
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
-        return 0
+        return f_types.UNKNOWN
     # A long on most architectures, where the value may be negative; 32 bits are what all the numbers have.
     return int(struct.unpack_from("=I" if sys.byteorder == "little" else "@l", buffer)[0]) & 0xFFFFFFFF
 

@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.interpreter import Interpreter
-from tests.support.namespace import login_namespace
 from tests.support.processes import command_line
-from tests.support.product import make_launcher
-from tests.support.store import Store, make_store
-from tests.support.tiny_base import make_tiny_base
+from tests.support.store import Store
+from tests.support.tiny_base import tiny_store
 from tests.support.user import User
 from tests.support.waiting import wait_until
 
@@ -38,16 +36,8 @@ def store(scratch: Path, user: User, reachable_interpreter: Interpreter) -> Iter
         pytest.skip("needs root, to prepare the namespace in which rootless podman works")
     if shutil.which("podman") is None:
         pytest.skip("podman is missing: run scripts/setup-conformance")
-    directory = scratch / "podman"
-    directory.mkdir()
-    launcher = make_launcher(directory / "fuseunion", reachable_interpreter)
-    base = make_tiny_base(directory / "tiny")
-    with login_namespace(user.name) as login:
-        store = make_store(login, user.name, directory / "short", launcher, {})
-        store.podman("import", "--quiet", base, "localhost/tiny")
+    with tiny_store(scratch / "podman", user, reachable_interpreter) as store:
         yield store
-        store.close()
-    shutil.rmtree(directory)
 
 
 def test_build_and_run(store: Store) -> None:

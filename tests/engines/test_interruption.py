@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -60,10 +62,17 @@ def _fresh(arena: Arena, name: str) -> Path:
     return arena.directory(name)
 
 
-def test_building(arena: Arena) -> None:
-    """Built again after each kill, the ranch is whole; and what a kill left can be taken away instead."""
-    lower = arena.lower(LOWER)
-    expected, _ = _expected(arena, lower)
+class Killed(NamedTuple):
+    """A build that was killed: when, of what, and what was in its UPPER before."""
+
+    when: str
+    upper: Path
+    merged: Path
+    before: dict[bytes, tree.Entry]
+
+
+def _killed_builds(arena: Arena, lower: Path) -> Iterator[Killed]:
+    """A build, killed before each of its changes."""
     template = _template(arena, lower)
     options = _engine(arena).options
     upper, merged = _copy(template, arena.root / "counted"), arena.directory("merged")
@@ -71,11 +80,18 @@ def test_building(arena: Arena) -> None:
     run(arena, "umount", merged)
     before = _contents(template)
     for number, (call, count) in enumerate(places):
-        when = f"killed at {call} number {count}"
         upper, merged = _copy(template, arena.root / f"upper{number}"), _fresh(arena, "merged")
         kill_at(arena, call, count, *options, lower, upper, merged)
+        yield Killed(f"killed at {call} number {count}", upper, merged, before)
+
+
+def test_building(arena: Arena) -> None:
+    """Built again after each kill, the ranch is whole; and what a kill left can be taken away instead."""
+    lower = arena.lower(LOWER)
+    expected, _ = _expected(arena, lower)
+    for when, upper, merged, before in _killed_builds(arena, lower):
         assert _contents(upper) == before, when
-        done = arena.place.fuseunion(*options, lower, upper, merged)
+        done = arena.place.fuseunion(*_engine(arena).options, lower, upper, merged)
         if done.returncode == 4:  # it was complete, but for the end of the process
             assert "is a ranch already" in done.stderr, f"{when}: {done.stderr}"
         else:
@@ -88,17 +104,7 @@ def test_building(arena: Arena) -> None:
 
 def test_giving_up_a_build(arena: Arena) -> None:
     """What a kill left is taken away by repair, and UPPER is what it was."""
-    lower = arena.lower(LOWER)
-    template = _template(arena, lower)
-    options = _engine(arena).options
-    upper, merged = _copy(template, arena.root / "counted"), arena.directory("merged")
-    places = list(points(arena, *options, lower, upper, merged))
-    run(arena, "umount", merged)
-    before = _contents(template)
-    for number, (call, count) in enumerate(places):
-        when = f"killed at {call} number {count}"
-        upper, merged = _copy(template, arena.root / f"upper{number}"), _fresh(arena, "merged")
-        kill_at(arena, call, count, *options, lower, upper, merged)
+    for when, upper, merged, before in _killed_builds(arena, arena.lower(LOWER)):
         done = arena.place.fuseunion("doctor", "--repair", upper)
         assert done.returncode == 0 or "nothing to repair" in done.stderr, f"{when}: {done.stderr}"
         if "is whole" in done.stdout:

@@ -14,10 +14,8 @@ from tests.layers.commands import done, fuseunion
 from tests.support.interpreter import Interpreter
 from tests.support.layers import File, Mark, Opacity, Opaque, Whiteout, build
 from tests.support.mounts import escaped
-from tests.support.namespace import login_namespace
-from tests.support.product import make_launcher
-from tests.support.store import Store, make_store
-from tests.support.tiny_base import make_tiny_base
+from tests.support.store import Store
+from tests.support.tiny_base import tiny_store
 from tests.support.tree import Tree, differences, snapshot
 from tests.support.user import User
 
@@ -45,16 +43,8 @@ SHOWN = ["/opt/data:", "deep", "/opt/data/deep:", "three", "three", "4194304", "
 @pytest.fixture(scope="module")
 def store(scratch: Path, user: User, reachable_interpreter: Interpreter) -> Iterator[Store]:
     """A rootless store with fuseunion as the mount program and a small base image."""
-    directory = scratch / "podman-layers"
-    directory.mkdir()
-    launcher = make_launcher(directory / "fuseunion", reachable_interpreter)
-    base = make_tiny_base(directory / "tiny")
-    with login_namespace(user.name) as login:
-        store = make_store(login, user.name, directory / "short", launcher, {})
-        store.podman("import", "--quiet", base, "localhost/tiny")
+    with tiny_store(scratch / "podman-layers", user, reachable_interpreter) as store:
         yield store
-        store.close()
-    shutil.rmtree(directory)
 
 
 @pytest.fixture

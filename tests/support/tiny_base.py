@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.interpreter import Interpreter
+from tests.support.namespace import login_namespace
+from tests.support.product import make_launcher
+from tests.support.store import Store, make_store
+from tests.support.user import User
 
 PROGRAMS = ("sh", "cat", "ls", "rm", "mv", "mkdir", "chown", "chmod", "touch", "ln", "stat", "true")
 PASSWD = "root:x:0:0:root:/:/bin/sh\napp:x:1500:1500:app:/:/bin/sh\n"
@@ -38,3 +45,21 @@ def make_tiny_base(directory: Path, programs: Iterable[str] = PROGRAMS) -> Path:
 def _libraries(program: str) -> list[Path]:
     listing = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
     return [Path(path) for path in re.findall(r"(/\S+)", listing)]
+
+
+@contextmanager
+def tiny_store(directory: Path, user: User, interpreter: Interpreter) -> Iterator[Store]:
+    """A rootless store with fuseunion as the mount program, in which the small base image is localhost/tiny.
+
+    Args:
+        directory: made, and removed at the end; the tree of the image is in "tiny" there.
+    """
+    directory.mkdir()
+    launcher = make_launcher(directory / "fuseunion", interpreter)
+    base = make_tiny_base(directory / "tiny")
+    with login_namespace(user.name) as login:
+        store = make_store(login, user.name, directory / "short", launcher, {})
+        store.podman("import", "--quiet", base, "localhost/tiny")
+        yield store
+        store.close()
+    shutil.rmtree(directory)

@@ -16,29 +16,14 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.linux import mountinfo, syscalls
+from fuseunion.linux import f_types, mountinfo, syscalls
 
-_FUSE = (0x65735546, 0)
-"""FUSE, with and without statfs(2)."""
+_FUSE = (f_types.FUSE, f_types.UNKNOWN)
 
-_REMOTE = frozenset((
-    0x6969,  # nfs
-    0x517B,  # smb
-    0xFE534D42,  # smb2
-    0xFF534D42,  # cifs
-    0x5346414F,  # afs
-    0x6B414653,  # kafs
-    0x01021997,  # 9p
-    0x00C36400,  # ceph
-    0x73757245,  # coda
-    0x0BD00BD0,  # lustre
-    0x47504653,  # gpfs
-    0x19830326,  # beegfs
-    0xAAD7AAEA,  # panfs
-    0x20030528,  # orangefs
-    *_FUSE,
-))  # fmt: skip
-"""As statfs(2) has them: include/uapi/linux/magic.h, and where the source is not in the kernel its own."""
+_SERVERS = frozenset({
+    f_types.NFS, f_types.SMB, f_types.SMB2, f_types.CIFS, f_types.AFS, f_types.KAFS, f_types.V9FS, f_types.CEPH,
+    f_types.CODA, f_types.LUSTRE, f_types.GPFS, f_types.BEEGFS, f_types.PANFS, f_types.ORANGEFS,
+})  # fmt: skip
 
 _OF_THIS_MACHINE = frozenset({
     "fuse.fuseunion", "fuse.fuse-overlayfs", "fuse.unionfs", "fuse.unionfs-fuse", "fuse.squashfuse",
@@ -62,7 +47,7 @@ def is_remote(fd: int) -> bool:
     kind = syscalls.filesystem_type(fd)
     if kind in _FUSE:
         return mountinfo.filesystem_type(os.fstat(fd).st_dev) not in _OF_THIS_MACHINE
-    return kind in _REMOTE
+    return kind in _SERVERS
 
 
 class Asked(NamedTuple):

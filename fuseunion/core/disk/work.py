@@ -22,7 +22,7 @@ from fuseunion.core.disk.capabilities import Capabilities
 from fuseunion.core.disk.descriptors import Descriptors
 from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.realdir import RealDir
-from fuseunion.linux import owned, syscalls
+from fuseunion.linux import f_types, owned, syscalls
 from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
 from fuseunion.steps import Steps
@@ -37,9 +37,6 @@ _MODE = 0o700
 _NUMBERED = re.compile(rb"#([0-9a-f]{1,15})")
 
 INNER = b"work"
-
-_FUSE = 0x65735546
-"""statfs(2), FUSE_SUPER_MAGIC."""
 
 _INNER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -204,7 +201,7 @@ class WorkDirectory:
         Raises:
             OSError: EIO, ENOSPC, EDQUOT.
         """
-        if syscalls.filesystem_type(self.tmp.fd()) != _FUSE:
+        if syscalls.filesystem_type(self.tmp.fd()) != f_types.FUSE:
             return
         name = self.new_name()
         fd = owned.new_file(name, self.tmp.fd())

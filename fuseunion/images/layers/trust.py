@@ -23,21 +23,13 @@ import signal
 import stat
 
 from fuseunion.images.recognise import Kind
-from fuseunion.linux import owned, syscalls
+from fuseunion.linux import f_types, owned, syscalls
 from fuseunion.linux.namespaces import in_first_user_namespace
 
-_OF_THIS_MACHINE = frozenset((
-    0xEF53,  # ext2, ext3, ext4
-    0x58465342,  # xfs
-    0x9123683E,  # btrfs
-    0xF2F52010,  # f2fs
-    0xCA451A4E,  # bcachefs
-    0x2FC12FC1,  # zfs
-    0x73717368,  # squashfs
-    0xE0F5E1E2,  # erofs
-    0x01021994,  # tmpfs
-))  # fmt: skip
-"""As statfs(2) has them: include/uapi/linux/magic.h, and where the source is not in the kernel its own."""
+_OF_THIS_MACHINE = frozenset({
+    f_types.EXT, f_types.XFS, f_types.BTRFS, f_types.F2FS, f_types.BCACHEFS, f_types.ZFS, f_types.SQUASHFS,
+    f_types.EROFS, f_types.TMPFS,
+})  # fmt: skip
 
 OPEN_TO_WRITE = "somebody has the file open to write to it"
 """The objection that may pass."""

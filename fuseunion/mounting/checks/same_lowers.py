@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable
 
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.digest import blake2b
-from fuseunion.linux import syscalls
+from fuseunion.linux import f_types, syscalls
 from fuseunion.linux.objects.real_object import RealObject
 
 _log = logging.getLogger("fuseunion.lowers")
@@ -36,21 +36,10 @@ _VERSION = b"\x01"
 
 _NAMES = tuple(os.fsdecode(prefix + xattr_names.LOWERS) for prefix in xattr_names.PREFIXES)
 
-# statfs(2), include/uapi/linux/magic.h, and where the source is not in the kernel its own.
-_LASTING = frozenset((
-    0xEF53,  # ext2, ext3, ext4
-    0x58465342,  # xfs
-    0x9123683E,  # btrfs
-    0xF2F52010,  # f2fs
-    0xCA451A4E,  # bcachefs
-    0x2FC12FC1,  # zfs
-    0x73717368,  # squashfs
-    0xE0F5E1E2,  # erofs
-    0x6969,  # nfs
-    0x00C36400,  # ceph
-    0x0BD00BD0,  # lustre
-    0x47504653,  # gpfs
-))  # fmt: skip
+_LASTING = frozenset({
+    f_types.EXT, f_types.XFS, f_types.BTRFS, f_types.F2FS, f_types.BCACHEFS, f_types.ZFS, f_types.SQUASHFS,
+    f_types.EROFS, f_types.NFS, f_types.CEPH, f_types.LUSTRE, f_types.GPFS,
+})  # fmt: skip
 
 
 def identity(lower_fds: Iterable[int], images: Collection[int] = ()) -> bytes:

@@ -16,7 +16,7 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.disk.remote import is_remote
 from fuseunion.core.union import Union
 from fuseunion.errors import ExitCode, UserError
-from fuseunion.linux import syscalls
+from fuseunion.linux import f_types, syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.mounting.assembly import store_of_lower
 from fuseunion.mounting.options import Options
@@ -25,12 +25,7 @@ from fuseunion.mounting.prepared import Prepared
 
 _log = logging.getLogger("fuseunion.lowers")
 
-# statfs(2); include/uapi/linux/magic.h.
-_LEAD_ELSEWHERE = frozenset((
-    0x65735546,  # fuse
-    0x794C7630,  # overlayfs
-    0x0000F15F,  # ecryptfs
-))  # fmt: skip
+_LEAD_ELSEWHERE = frozenset({f_types.FUSE, f_types.OVERLAYFS, f_types.ECRYPTFS})
 
 
 class Found(NamedTuple):
