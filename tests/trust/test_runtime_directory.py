@@ -131,6 +131,22 @@ def test_a_note(place: Path, tmp_path: Path) -> None:
     assert os.listdir(place) == ["file.ranch"]
 
 
+def test_a_note_that_two_commands_remove(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that looks for ranches fails at nothing that another one has removed before it."""
+    state = tmp_path / "state"
+    state.mkdir()
+    notes.leave(str(state))
+    state.rmdir()
+    (note,) = place.iterdir()
+
+    def removed_meanwhile(_fd: int) -> bool:
+        note.unlink()
+        return False
+
+    monkeypatch.setattr(directory, "is_a_view", removed_meanwhile)
+    assert list(notes.found()) == []
+
+
 LOG = frames.packed([[("order", "log")]])
 
 

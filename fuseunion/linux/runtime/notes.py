@@ -59,7 +59,8 @@ def found() -> Iterator[str]:
                     seen.add(path)
                     yield path
                 elif os.path.isdir(os.path.dirname(path)) and not directory.is_a_view(fd):
-                    os.unlink(name, dir_fd=fd)  # else its filesystem may only be away
+                    with contextlib.suppress(OSError):  # by somebody else meanwhile, as in `forget`
+                        os.unlink(name, dir_fd=fd)  # else its filesystem may only be away
         finally:
             os.close(fd)
 
