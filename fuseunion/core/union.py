@@ -243,19 +243,13 @@ class Union:
         return tuple([real.fd() for real in layers])
 
     @property
-    def has_remote_lowers(self) -> bool:
-        """Whether a lower lies on a filesystem that may not answer (core/disk/remote.py)."""
-        return any(layer.remote for layer in self.state.lowers)
+    def remote_lowers(self) -> list[Layer]:
+        """The lowers on filesystems that may not answer (core/disk/remote.py)."""
+        return [layer for layer in self.state.lowers if layer.remote]
 
     def remote_parts(self, ino: int, name: bytes, *, whole: bool) -> list[Asked]:
         """What such lowers are going to be asked about an inode, or about a name in a directory (remote_parts.py)."""
         return remote_parts(self.inode(ino), name, whole=whole)
-
-    def close_elsewhere(self, close: Callable[[int], None]) -> None:
-        """Have files of such lowers closed by a function, which does not wait for them."""
-        for layer in self.state.lowers:
-            if layer.remote:
-                layer.close_file = close
 
     def on_directory_copied(self, call: Callable[[Directory], None]) -> None:
         """Have a function called for each directory that gets a part in the upper, before anything is made there."""

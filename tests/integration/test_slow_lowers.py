@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -202,6 +203,22 @@ def test_more_than_there_are_threads_hold_up_nobody(arena: Arena) -> None:
                 use_what_is_near(mount, number)
             assert not any(call.ended for call in asking)
         assert [call.result() for call in asking] == [errno.ENOENT] * 40
+
+
+@pytest.mark.actors("user", "userns")
+def test_those_who_wait_take_no_descriptors(arena: Arena) -> None:
+    """However many wait for a thread, of the few descriptors that a process may have others get theirs."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
+    with two_lowers(arena, {f"far/{number}": Dir() for number in range(600)}) as (server, mount):
+        directories = [mount / "far" / str(number) for number in range(600)]
+        assert all(directory.is_dir() for directory in directories)
+        with stopped(server):
+            before = len(processes.descriptors(mount.daemon))
+            asking = [Call((directory / "none").stat) for directory in directories]
+            wait_until(lambda: waiting(mount.daemon) == 32, "all threads to wait")
+            use_what_is_near(mount)
+            assert len(processes.descriptors(mount.daemon)) <= before + 2 * 32
+        assert [call.result() for call in asking] == [errno.ENOENT] * 600
 
 
 def test_a_lower_that_was_added_holds_up_nobody(arena: Arena) -> None:

@@ -128,6 +128,16 @@ class RealDir:
         child._known = KnownDirectory.made(disk_id)
         return child
 
+    def way(self) -> tuple[RealDir, list[bytes]]:
+        """The directory that has none above it, a layer's root or the work directory, and the names that lead here."""
+        names: list[bytes] = []
+        real: RealDir = self
+        while real.parent is not None:
+            names.append(real.name)
+            real = real.parent
+        names.reverse()
+        return real, names
+
     # -- descriptors ---------------------------------------------------------------------------------------------
 
     def fd(self) -> int:

@@ -8,7 +8,6 @@ since nothing is believed of what is found.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.linux import f_types, mountinfo, syscalls
+from fuseunion.linux.objects.real_object import RealObject
 
 _FUSE = (f_types.FUSE, f_types.UNKNOWN)
 
@@ -32,7 +32,6 @@ _OF_THIS_MACHINE = frozenset({
 """FUSE filesystems whose programs read other files of this machine, and nothing else."""
 
 _HOLD_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _BENEATH = (
     syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
 )
@@ -72,38 +71,33 @@ class Asked(NamedTuple):
         layer = real.layer
         if not layer.remote or real.is_covered(name):
             return None
-        names = []
-        while real.parent is not None:
-            names.append(real.name)
-            real = real.parent
-        return cls(layer.root_fd, b"/".join(reversed(names)) or b".", name, layer.noatime)
+        return cls(layer.root_fd, b"/".join(real.way()[1]) or b".", name, layer.noatime)
 
     def look(self, *, opens: bool, lists: bool) -> None:
         """Ask the filesystem for it; returns when that has answered, whatever it says. Made in a thread, with a
-        descriptor that stays open.
+        descriptor of the root that stays open.
 
         Args:
             opens: a regular file is opened, too.
             lists: a directory is listed, too, with the attributes of all that is in it.
         """
         with suppress(OSError), self._directory_fd() as fd:  # whoever deals with the request meets the same
-            _look(fd, self.name, opens)
-            if lists and not self.name:
-                _list(fd)
+            if self.name:
+                _look(RealObject(fd, self.name), opens)
+            else:
+                os.fstatvfs(fd)  # nobody answers that from memory
+                if lists:
+                    _list(fd)
 
     def open(self) -> int | None:
-        """Open it for reading, as `RealObject.open_regular` does, but that anything may be found; made in the same way.
+        """Open a regular file for reading, whichever it is now; made in the same way.
 
         Returns:
             A descriptor, owned by the caller; None where that does not work.
         """
-        flags = os.O_NOATIME if self.noatime else 0
         with suppress(OSError), self._directory_fd() as fd:
-            opened = os.open(self.name, _OPEN | flags, dir_fd=fd)
-            if stat.S_ISREG(os.fstat(opened).st_mode):
-                fcntl.fcntl(opened, fcntl.F_SETFL, flags)
-                return opened
-            os.close(opened)
+            flags = os.O_RDONLY | (os.O_NOATIME if self.noatime else 0)
+            return RealObject(fd, self.name).open_regular(flags)[0]
         return None
 
     @contextmanager
@@ -115,15 +109,12 @@ class Asked(NamedTuple):
             os.close(fd)
 
 
-def _look(fd: int, name: bytes, opens: bool) -> None:
-    if not name:
-        os.fstatvfs(fd)  # nobody answers that from memory
-        return
-    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    if stat.S_ISLNK(st.st_mode):
-        os.readlink(name, dir_fd=fd)
-    elif opens and stat.S_ISREG(st.st_mode):
-        os.close(os.open(name, _OPEN, dir_fd=fd))
+def _look(held: RealObject, opens: bool) -> None:
+    mode = held.stat().st_mode
+    if stat.S_ISLNK(mode):
+        held.readlink()
+    elif opens and stat.S_ISREG(mode):
+        os.close(held.open_regular(os.O_RDONLY)[0])
 
 
 def _list(fd: int) -> None:

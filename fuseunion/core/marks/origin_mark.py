@@ -41,12 +41,7 @@ NO_MARK = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM})
 
 def path_of(real: RealDir, name: bytes) -> bytes:
     """The path of `name` from the layer's root: names joined by "/"."""
-    names = [name]
-    node = real
-    while node.parent is not None:
-        names.append(node.name)
-        node = node.parent
-    return b"/".join(reversed(names))
+    return b"/".join([*real.way()[1], name])
 
 
 def write(held: RealObject, prefix: bytes, upper_ino: int, number: Ino, ctime_ns: int) -> None:

@@ -373,11 +373,8 @@ def _may_lead_away(child: Inode) -> bool:
 
 def _where(real: RealDir) -> tuple[object, ...]:
     """What is the same for two that name one directory of a layer."""
-    names: list[object] = []
-    while real.parent is not None:
-        names.append(real.name)
-        real = real.parent
-    return (id(real), *names)
+    root, names = real.way()
+    return (id(root), *names)
 
 
 def _id_of(data: InLower | None) -> DiskId | None:

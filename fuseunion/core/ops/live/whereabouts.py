@@ -182,11 +182,8 @@ def _part(state: State, role: Role, real: RealDir, name: bytes | None, kind: int
 def path_in_layer(state: State, real: RealDir, name: bytes | None) -> bytes | None:
     """The path of a name in a real directory, or of the directory itself, from the root of its layer; None in the
     work directory, which is beside the upper."""
-    names = [] if name is None else [name]
-    while real.parent is not None:
-        names.append(real.name)
-        real = real.parent
+    root, names = real.way()
     upper = state.upper.layer.root if state.upper is not None else None
-    if real is upper or real in state.root.lowers:
-        return b"/".join(reversed(names))
+    if root is upper or root in state.root.lowers:
+        return b"/".join(names if name is None else [*names, name])
     return None

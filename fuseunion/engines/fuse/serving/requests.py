@@ -94,7 +94,6 @@ class Requests:
             and the name of each that the kernel was told of since then, and may not remember. None else, when it may.
         listings: those under way; who lists goes by what `renewed` was at the beginning.
         forget_layers: what the adapter remembers of directories of the layers is not true any more; set by the adapter.
-        on_remote_lower: a lower that may not answer was added; set by the adapter.
         close_file: the adapter keeps no descriptor of its own of the file with a number; set by the adapter.
         count_open: how many files and directories are open; set by the adapter.
         counts: how many requests there were, and how they were answered; set by the adapter.
@@ -116,7 +115,6 @@ class Requests:
         self.renewed: set[tuple[int, bytes]] | None = None
         self.listings: set[object] = set()
         self.forget_layers: Callable[[], None] = lambda: None
-        self.on_remote_lower: Callable[[], None] = lambda: None
         self.close_file: Callable[[int], None] = lambda _number: None
         self.count_open: Callable[[], int] = lambda: 0
         self.counts: Callable[[], Counts] = lambda: NONE

@@ -184,10 +184,6 @@ class Answers:
         """What is asked before a handler is called."""
         return self._requests.ahead
 
-    def on_remote_lower(self, call: Callable[[], None]) -> None:
-        """Have a function called when there is more to ask ahead: a lower was added."""
-        self._requests.on_remote_lower = call
-
     @property
     def holds_files(self) -> bool:
         """True when a descriptor is kept for what may come next."""

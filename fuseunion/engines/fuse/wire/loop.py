@@ -84,7 +84,7 @@ class WireLoop:
         self._unfinished = 0  # requests that are answered later
         self._caller, self._caused = (0, 0), UNKNOWN  # of the last request that somebody asked about
         self._names = answers.names()
-        answers.on_remote_lower(self._attach)
+        answers.ahead.on_begin = self._attach
         self._attach()
 
     def _attach(self) -> None:

@@ -143,9 +143,7 @@ class Adding:
             changed = begun.addition.finish(plan)
             for forgotten in changed:
                 tell_kernel(forgotten)
-            if begun.layer.remote:
-                requests.ahead.begin()
-                requests.on_remote_lower()
+            requests.ahead.begin()
             self._tell(begun.layer)
             self._end(begun)
         yield [[("done", len(changed))]]

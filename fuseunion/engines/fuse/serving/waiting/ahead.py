@@ -7,8 +7,8 @@ numbers and names in it, for which both adapters have the same order: a director
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pyfuse3
 
@@ -30,83 +30,59 @@ _NOT_OPENED = frozenset({
 """What opens no file of a lower, neither to read it nor to copy it up."""
 
 
-class Question:
+class Question(NamedTuple):
     """What has to be answered before a request is dealt with.
 
-    Args:
-        asked: what is asked for.
-        opens, lists: as Asked.look.
-    """
-
-    __slots__ = ("_asked", "_lists", "_opens")
-
-    def __init__(self, asked: Iterable[Asked], *, opens: bool, lists: bool) -> None:
-        self._asked = list(asked)
-        self._opens = opens
-        self._lists = lists
-
-    def put(self, end: ExitStack) -> None:
-        """Ask; made in a thread, which nobody may wait for any more when it ends.
-
-        Args:
-            end: closes the descriptors.
-        """
-        with end:
-            for asked in self._asked:
-                asked.look(opens=self._opens, lists=self._lists)
-
-    def hold(self) -> ExitStack:
-        """Open descriptors of its own: the layers may be closed before the thread ends.
-
-        Raises:
-            OSError: EMFILE.
-        """
-        with ExitStack() as held:
-            for place, asked in enumerate(self._asked):
-                fd = os.dup(asked.root_fd)
-                held.callback(os.close, fd)
-                self._asked[place] = asked._replace(root_fd=fd)
-            return held.pop_all()
-
-
-class Opening(Question):
-    """A question that is to be answered with a descriptor.
-
     Attributes:
-        fd: to read from; None where there is none.
+        asked: what is asked for.
+        opens, lists: as of Asked.look.
     """
 
-    __slots__ = ("fd",)
+    asked: list[Asked]
+    opens: bool
+    lists: bool = False
 
-    def __init__(self, asked: Asked) -> None:
-        super().__init__([asked], opens=True, lists=False)
-        self.fd: int | None = None
-
-    def put(self, end: ExitStack) -> None:
-        """As Question.put."""
-        with end:
-            self.fd = self._asked[0].open()
+    def put(self) -> None:
+        """Ask; made in a thread, for whose end nobody may wait any more when it comes."""
+        for asked in self.asked:
+            asked.look(opens=self.opens, lists=self.lists)
 
 
 class Ahead:
     """The questions of one mount.
+
+    Threads reach remote layers by descriptors that are never closed: one that hangs may be left behind, and go on when
+    the layers were closed.
 
     Args:
         workers: whose threads ask, and close files of remote layers.
 
     Attributes:
         needed: a lower may not answer.
+        on_begin: called when there is more to ask; set by the adapter.
     """
 
     def __init__(self, union: Union, workers: Workers) -> None:
         self.needed = False
+        self.on_begin: Callable[[], None] = lambda: None
         self._union = union
         self._workers = workers
+        self._roots: dict[int, int] = {}  # a layer's descriptor of its root -> the threads' own
 
     def begin(self) -> None:
         """Find out; called when the loop is about to run, and when a lower was added."""
-        self.needed = self._union.has_remote_lowers
-        self._union.close_elsewhere(self._workers.close)
+        for layer in self._union.remote_lowers:
+            if layer.root_fd in self._roots:
+                continue
+            try:
+                self._roots[layer.root_fd] = os.dup(layer.root_fd)
+            except OSError:
+                layer.remote = False  # without a descriptor the loop asks, as it does for all others
+                continue
+            layer.close_file = self._workers.close
+            self.needed = True
+        if self.needed:
+            self.on_begin()
 
     def question(self, kind: str, arguments: tuple[object, ...]) -> Question | None:
         """What to ask before a request is dealt with; None where no remote layer takes part.
@@ -122,20 +98,14 @@ class Ahead:
         whole = lists or (kind in _OF_NAMES and kind != "lookup")
         for number, name in _sought(kind, arguments):
             try:
-                asked += self._union.remote_parts(number, name, whole=whole)
+                asked += self._parts(number, name, whole=whole)
             except OSError:
                 continue  # whoever deals with the request says so
-        if not asked:
-            return None
-        return Question(asked, opens=kind not in _NOT_OPENED, lists=lists)
+        return Question(asked, kind not in _NOT_OPENED, lists) if asked else None
 
     async def ask(self, question: Question) -> None:
         """Wait until the layers have answered."""
-        try:
-            held = question.hold()
-        except OSError:
-            return  # without a descriptor the loop asks, as it does for all other layers
-        await self._workers.ask(question.put, held)
+        await self._workers.ask(question.put)
 
     def lies_far(self, number: int) -> bool:
         """Whether a file has to be opened by `opened`.
@@ -143,7 +113,7 @@ class Ahead:
         Raises:
             OSError: as Union.inode.
         """
-        return self.needed and bool(self._union.remote_parts(number, b"", whole=False))
+        return self.needed and bool(self._parts(number))
 
     async def opened(self, number: int) -> int | None:
         """A descriptor to read a file from, which was opened where the file lay, and may be anything now; None where
@@ -152,17 +122,15 @@ class Ahead:
         Raises:
             OSError: as Union.inode.
         """
-        parts = self._union.remote_parts(number, b"", whole=False)
+        parts = self._parts(number)
         if len(parts) != 1:
-            await self.ask(Question(parts, opens=True, lists=False))
+            await self.ask(Question(parts, opens=True))
             return None
-        opening = Opening(parts[0])
-        try:
-            held = opening.hold()
-        except OSError:
-            return None
-        await self._workers.ask(opening.put, held)
-        return opening.fd
+        return await self._workers.ask(parts[0].open)
+
+    def _parts(self, number: int, name: bytes = b"", *, whole: bool = False) -> list[Asked]:
+        parts = self._union.remote_parts(number, name, whole=whole)
+        return [part._replace(root_fd=self._roots[part.root_fd]) for part in parts]
 
 
 def _sought(kind: str, arguments: tuple[object, ...]) -> list[tuple[int, bytes]]:

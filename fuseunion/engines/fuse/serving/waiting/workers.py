@@ -84,9 +84,9 @@ class Workers:
         """Make a call that writes something out. Raises what it raises."""
         return await self._run(self._syncs, call, *args, **kwargs)
 
-    async def ask(self, call: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+    async def ask(self, call: Callable[[], _T]) -> _T:
         """Make a call that asks a filesystem which may not answer. Nobody waits for its end who is cancelled."""
-        await self._run(self._asked, call, *args, **kwargs)
+        return await self._run(self._asked, call)
 
     @staticmethod
     def close(fd: int) -> None:
