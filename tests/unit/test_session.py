@@ -45,7 +45,7 @@ class FakePyfuse3:
     def init(self, operations: object, target: str, options: set[str]) -> None:
         self.given = [operations, target, options]
 
-    async def main(self) -> None:
+    async def main(self, max_tasks: int) -> None:
         self.mains += 1
         if self.acts:
             await self.acts.pop(0)()

@@ -33,6 +33,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE = 2.0
 """Seconds that requests under way get after a signal."""
 
+_UNDER_WAY = 4096
+"""Requests that pyfuse3 takes before the first of them is answered. Each keeps a buffer, mostly untouched, of 1 MiB; by
+itself it takes 99, and who waits for a server that does not answer would keep out all others."""
+
 _RESTARTS = 1000
 """An error that comes back at once, such as a broken /dev/fuse, must end some day."""
 
@@ -143,7 +147,7 @@ async def _answer_requests(beneath: Beneath) -> None:
     for _ in range(_RESTARTS):
         negotiated = beneath.done
         try:
-            await pyfuse3.main()
+            await pyfuse3.main(max_tasks=_UNDER_WAY)
             if negotiated or not beneath.done:
                 return
             # The descriptor was exchanged beneath it.
