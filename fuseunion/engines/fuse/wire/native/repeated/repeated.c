@@ -387,13 +387,13 @@ void compare(uint32_t opcode, PyObject *result, const struct known *known)
 }
 
 const char share_doc[] =
-    PyDoc_STR("share(number, fd, uses)\n--\n\n"
-             "Let a descriptor be used for the inode with this number. It may be forgotten at any time.\n\n"
-             "uses: READS, WRITES; ATTRIBUTES where those of the descriptor are what is shown and changed, but for set-ID\n"
-             "bits, of which it has none; NO_CAPABILITY where it has none; NEVER_WAITS where it waits for no disk; XATTRS where\n"
-             "its extended attributes are the file's.");
+    "share(number, fd, uses)\n--\n\n"
+    "Let a descriptor be used for the inode with this number. It may be forgotten at any time.\n\n"
+    "uses: READS, WRITES; ATTRIBUTES where those of the descriptor are what is shown and changed, but for set-ID\n"
+    "bits, of which it has none; NO_CAPABILITY where it has none; NEVER_WAITS where it waits for no disk; XATTRS where\n"
+    "its extended attributes are the file's.";
 const char unshare_doc[] =
-    PyDoc_STR("unshare(number)\n--\n\nUse no descriptor for this inode any more.");
+    "unshare(number)\n--\n\nUse no descriptor for this inode any more.";
 
 PyObject *share_number(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {

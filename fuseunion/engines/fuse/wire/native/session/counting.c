@@ -46,10 +46,10 @@ void note_busy(uint64_t number)
 }
 
 const char counts_doc[] =
-    PyDoc_STR("counts() -> (requests, errors, alone)\n--\n\n"
-                         "How many requests there were, by opcode; how many were answered with an error, by its number (what\n"
-                         "is refused without a look (`refusals`) is no error); how many were answered without Python, by\n"
-                         "opcode.");
+    "counts() -> (requests, errors, alone)\n--\n\n"
+    "How many requests there were, by opcode; how many were answered with an error, by its number (what\n"
+    "is refused without a look (`refusals`) is no error); how many were answered without Python, by\n"
+    "opcode.";
 
 static PyObject *nonzero(const uint64_t *values, int count)
 {
@@ -82,10 +82,10 @@ PyObject *counts(PyObject *module, PyObject *nothing)
 }
 
 const char durations_doc[] =
-    PyDoc_STR("durations(opcode) -> (nanoseconds, counts)\n--\n\n"
-                            "How long the answers to one kind of request took: all together, and how many took at most 1, 2,\n"
-                            "4, ... microseconds, and longer than the one before; the last count is of all others. It begins\n"
-                            "when a request that waits is read, and ends when its answer is written.");
+    "durations(opcode) -> (nanoseconds, counts)\n--\n\n"
+    "How long the answers to one kind of request took: all together, and how many took at most 1, 2,\n"
+    "4, ... microseconds, and longer than the one before; the last count is of all others. It begins\n"
+    "when a request that waits is read, and ends when its answer is written.";
 
 PyObject *durations(PyObject *module, PyObject *argument)
 {
@@ -111,7 +111,7 @@ PyObject *durations(PyObject *module, PyObject *argument)
 }
 
 const char watch_doc[] =
-    PyDoc_STR("watch(on)\n--\n\nCount from now on, or no more, which inodes are asked for most.");
+    "watch(on)\n--\n\nCount from now on, or no more, which inodes are asked for most.";
 
 PyObject *watch(PyObject *module, PyObject *argument)
 {
@@ -125,8 +125,8 @@ PyObject *watch(PyObject *module, PyObject *argument)
 }
 
 const char busiest_doc[] =
-    PyDoc_STR("busiest() -> {number: count}\n--\n\n"
-                          "The inodes that were asked for most since the last call, and about how often.");
+    "busiest() -> {number: count}\n--\n\n"
+    "The inodes that were asked for most since the last call, and about how often.";
 
 PyObject *busiest(PyObject *module, PyObject *nothing)
 {
