@@ -17,7 +17,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.requests import Requests
-from fuseunion.engines.fuse.wire.answers import Answers
+from fuseunion.engines.fuse.wire.answers import Answers, ToSync
 from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
 from fuseunion.steps import in_one_piece
 from tests.support.inprocess import InProcess, in_process
@@ -42,11 +42,13 @@ def _answers(inside: InProcess) -> tuple[Answers, int]:
 
 
 @pytest.mark.trio
-async def test_a_descriptor_stays_open_until_its_task_runs(layers: Path) -> None:
+async def test_a_descriptor_stays_open_until_its_task_runs(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another request may close it after the answer was put off, and its number then be another file's."""
     with _union(layers) as inside:
         answers, number = _answers(inside)
-        result: Any = answers._fsync(number, False)
+        with monkeypatch.context() as none_left:
+            none_left.setattr(os, "dup", _no_descriptor)
+            result: Any = answers._fsync(number, False)
         assert isinstance(result, CoroutineType)
         opened = answers._open_files.reading(inside.union.file(number))
         answers.close_files()
@@ -56,6 +58,32 @@ async def test_a_descriptor_stays_open_until_its_task_runs(layers: Path) -> None
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(opened.handle.fd)
         answers._forget(number, 1)
+
+
+def _no_descriptor(_fd: int) -> int:
+    raise OSError(errno.EMFILE, "")
+
+
+def test_a_thread_that_syncs_has_a_descriptor_of_its_own(layers: Path) -> None:
+    """Of a file in the upper; a lower has nothing to be written out."""
+    (layers / "lower/below").touch()
+    with _union(layers) as inside:
+        answers, number = _answers(inside)
+        below = ENTRY.unpack(answers._lookup(1, b"below"))[0]
+        sync = answers._fsync(number, True)
+        assert isinstance(sync, ToSync)
+        assert sync.data_only
+        answers.close_files()
+        assert os.path.samestat(os.fstat(sync.fd), (layers / "upper/file").stat())
+        of_directory = answers._fsyncdir(1, True)
+        assert isinstance(of_directory, ToSync)
+        assert os.path.samestat(os.fstat(of_directory.fd), (layers / "upper").stat())
+        assert answers._fsync(below, False) == 0
+        for fd in (sync.fd, of_directory.fd):
+            os.close(fd)
+        answers.close_files()
+        for each in (number, below):
+            answers._forget(each, 1)
 
 
 def test_a_small_file_in_memory_waits_for_no_thread() -> None:

@@ -1,4 +1,4 @@
-"""Reads that threads of the extension module make (wire/native/reads/waiting.c)."""
+"""What threads of the extension module do: reads that wait, and fsync(2) (wire/native/data/waiting.c)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fuseunion.engines.fuse.wire import layouts
+from tests.support.far import far, stopped
 from tests.support.interpreter import PROJECT
 from tests.support.waiting import wait_until
 from tests.support.wire_kernel import NODE, Kernel, kernel
@@ -31,7 +32,7 @@ def descriptors(kernel: Kernel) -> Iterator[None]:
     """What the threads are given is closed."""
     before = sorted(os.listdir("/proc/self/fd"))
     yield
-    wait_until(lambda: kernel.device.waiting() == 0, "every read is answered")
+    wait_until(lambda: kernel.device.waiting() == 0, "every request is answered")
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -126,6 +127,72 @@ def test_the_end_waits_for_answers(kernel: Kernel) -> None:
     assert kernel.device.waiting() == 0
     taker.join()
     assert taken == [size] * count
+
+
+def _to_sync(*, data_only: bool) -> bytes:
+    return struct.pack("=QII", 0, data_only, 0)
+
+
+@pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("opcode", [layouts.FSYNC, layouts.FSYNCDIR])
+def test_what_a_handler_wants_to_be_on_disk(kernel: Kernel, tmp_path: Path, opcode: int) -> None:
+    """A pipe cannot be synced: so it is known what has been asked for."""
+    kernel.attach(opcode)
+    before = kernel.device.counts()[1].get(errno.EINVAL, 0)
+    for data_only in (True, False):
+        kernel.answer = (os.open(tmp_path, os.O_RDONLY), data_only)
+        assert kernel.ask(opcode, _to_sync(data_only=data_only)) == (0, b"")
+        reader, writer = os.pipe()
+        os.close(writer)
+        kernel.answer = (reader, data_only)
+        assert kernel.ask(opcode, _to_sync(data_only=data_only)) == (errno.EINVAL, b"")
+    assert kernel.calls == [(opcode, NODE, True)] * 2 + [(opcode, NODE, False)] * 2
+    wait_until(lambda: kernel.device.counts()[1].get(errno.EINVAL, 0) == before + 2, "they are counted")
+    unique = kernel.send(opcode, _to_sync(data_only=False))
+    kernel.answer = iter(())  # no answer yet
+    kernel.serve()
+    kernel.device.reply(opcode, unique, 0, 0, (os.open(tmp_path, os.O_RDONLY), False))
+    assert kernel.reply(unique) == (0, b"")
+    for wanted in ((), ("x", False), (1 << 40, False), (-1, False), (0, 0, 0)):
+        kernel.answer = wanted
+        error, data = kernel.ask(opcode, _to_sync(data_only=False))
+        assert error and not data, wanted
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_a_shared_file_is_synced_without_python(kernel: Kernel, tmp_path: Path) -> None:
+    """Only where that is all that is to be done; a short request is none."""
+    kernel.attach(layouts.FSYNC)
+    kernel.answer = errno.EPERM
+    with open(tmp_path / "file", "wb") as file:
+        for uses, answer in ((kernel.device.WRITES, errno.EPERM), (kernel.device.SYNCS, 0)):
+            kernel.device.share(NODE, file.fileno(), uses)
+            assert kernel.ask(layouts.FSYNC, _to_sync(data_only=False)) == (answer, b"")
+        assert len(kernel.calls) == 1
+        assert kernel.ask(layouts.FSYNC, b"short")[0] == errno.EIO
+        kernel.device.unshare(NODE)
+    wait_until(lambda: kernel.device.counts()[2].get(layouts.FSYNC, 0) >= 1, "it is counted")
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_reads_do_not_wait_behind_what_is_written_out(kernel: Kernel, tmp_path: Path) -> None:
+    """More fsync(2) than there are threads, all of a filesystem that does not answer."""
+    kernel.attach(layouts.FSYNC, layouts.READ)
+    directory, place = tmp_path / "directory", tmp_path / "place"
+    directory.mkdir()
+    place.mkdir()
+    (directory / "file").touch()
+    with far(place, directory) as server, open(place / "file", "rb") as file:
+        with stopped(server):
+            for _ in range(20):
+                kernel.answer = (os.dup(file.fileno()), False)
+                kernel.send(layouts.FSYNC, _to_sync(data_only=False))
+                kernel.serve()
+            kernel.answer = (os.open("/proc/version", os.O_RDONLY), 0, 5)
+            assert kernel.ask(layouts.READ, _body(0, 5)) == (0, TEXT[:5])
+            assert kernel.device.waiting() == 20
+        assert {kernel.reply_to_any()[1:] for _ in range(20)} == {(0, b"")}
+        wait_until(lambda: kernel.device.waiting() == 0, "every request is answered")
 
 
 _WITHOUT_THREADS = """

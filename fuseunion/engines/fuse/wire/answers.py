@@ -94,8 +94,16 @@ class Wanted(NamedTuple):
     size: int
 
 
+class ToSync(NamedTuple):
+    """What fsync(2) has to wait for: as of Wanted."""
+
+    fd: int
+    data_only: bool
+
+
 Read = bytes | Wanted
-Answer = Read | int | Later[Read | int]
+Final = Read | int | ToSync
+Answer = Final | Later[Final]
 
 
 class Answers:
@@ -631,11 +639,19 @@ class Answers:
         return self._opened(self._requests.file(number), lambda opened: self._sync(opened, data_only))
 
     def _sync(self, opened: OpenFile, data_only: bool) -> Answer:
-        result = self._requests.fsync(opened.handle.file, opened.handle.fd, data_only=data_only)
+        handle = opened.handle
+        if handle.file.in_upper and not self._union.stores_ownership:
+            with suppress(OSError):  # no descriptor is left: then it waits for this one
+                return ToSync(os.dup(handle.fd), data_only)
+        result = self._requests.fsync(handle.file, handle.fd, data_only=data_only)
         return 0 if result is None else _zero(_while(opened.used(), result))
 
     def _fsyncdir(self, number: int, _data_only: bool) -> Answer:
-        return _done(self._requests.fsync_directory(self._union.directory(number)))
+        directory = self._union.directory(number)
+        if self._union.stores_ownership:
+            return _done(self._requests.fsync_directory(directory))
+        fd = self._union.fsync_directory(directory)
+        return 0 if fd is None else ToSync(fd, False)
 
     def _lseek(self, number: int, offset: int, whence: int) -> Answer:
         def seek(opened: OpenFile) -> bytes:

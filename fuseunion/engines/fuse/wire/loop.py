@@ -26,7 +26,7 @@ from fuseunion.engines.fuse.asking.watching.counts import Counts, Durations, tog
 from fuseunion.engines.fuse.serving.waiting.ahead import Ahead, Question
 from fuseunion.engines.fuse.serving.waiting.later import Later, ended
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.answers import Answer, Answers, Read
+from fuseunion.engines.fuse.wire.answers import Answer, Answers, Final
 from fuseunion.engines.fuse.wire.native.device import compares, device
 
 log = logging.getLogger("fuseunion.fuse")
@@ -179,15 +179,15 @@ class WireLoop:
             self._answers.close_files()
         await trio.lowlevel.wait_readable(fd)
 
-    def _later(self, opcode: int, unique: int, room: int, since: int, result: Later[Read | int]) -> None:
+    def _later(self, opcode: int, unique: int, room: int, since: int, result: Later[Final]) -> None:
         assert self._nursery is not None
         self._unfinished += 1
         self._nursery.start_soon(self._finish, opcode, unique, room, since, result, self._cause())
 
     async def _finish(
-        self, opcode: int, unique: int, room: int, since: int, result: Later[Read | int], cause: Cause
+        self, opcode: int, unique: int, room: int, since: int, result: Later[Final], cause: Cause
     ) -> None:
-        answer: Read | int
+        answer: Final
         CAUSE.set(cause)
         try:
             answer = await result
@@ -222,7 +222,7 @@ def _asked_ahead(ahead: Ahead, kind: str, handler: Callable[..., Answer | None])
 
 async def _answered(
     ahead: Ahead, question: Question, handler: Callable[..., Answer | None], args: tuple[Any, ...]
-) -> Read | int:
+) -> Final:
     await ahead.ask(question)
     answer = handler(*args)
     assert answer is not None, "it is no FORGET"

@@ -106,6 +106,7 @@ class OpenFiles:
         self._most = most
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._uses_of_new = 0  # not known yet
+        self._synced = _device().SYNCS if union.syncs and not union.stores_ownership else 0
 
     def reading(self, file: File) -> OpenFile:
         """A file to read from. Raises as Union.open."""
@@ -220,7 +221,7 @@ class OpenFiles:
     def _share(self, opened: OpenFile, uses: int) -> None:
         handle = opened.handle
         if self._files.get(handle.file.ino) is opened:
-            opened.uses |= uses
+            opened.uses |= uses | (self._synced if handle.writable else 0)
             opened.never_waits = opened.never_waits or self._reader.never_waits(handle.fd)
             if opened.never_waits:
                 opened.uses |= _device().NEVER_WAITS

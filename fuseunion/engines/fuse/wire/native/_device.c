@@ -9,7 +9,7 @@
  *     session/        libfuse, which keeps the session; arguments of handlers, replies, what is counted
  *     repeated/       what needs no decision is repeated without asking Python
  *     plain/          what Python asks for in one call instead of many
- *     reads/          reads that wait, by threads, and long ones, without a copy
+ *     data/           reads and fsync(2) that wait, by threads; long reads, without a copy
  *
  * Nothing is allocated for a request but what Python needs. One session for each process, one thread: the functions are
  * called with the GIL held, and let go of it only while they wait.
@@ -23,7 +23,7 @@
 #include "plain/opening.h"
 #include "plain/plain.h"
 #include "plain/remove.h"
-#include "reads/waiting.h"
+#include "data/waiting.h"
 #include "repeated/directories.h"
 #include "repeated/repeated.h"
 #include "session/arguments.h"
@@ -44,7 +44,7 @@
 #define CROWDED (SECOND / 10)
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 7
+#define INTERFACE 8
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -151,7 +151,7 @@ static enum outcome dispatch(size_t size, int64_t since)
         device.alone[opcode]++;
         return IDLE;
     }
-    if (opcode == FUSE_READ && !device.compares && repeat_read_later(header, r->body, r->size, since)) {
+    if (!device.compares && repeat_later(header, r->body, r->size, since)) {
         device.alone[opcode]++;
         return LATER;
     }
@@ -181,7 +181,7 @@ static enum outcome dispatch(size_t size, int64_t since)
         return IDLE;
     }
     if (PyTuple_Check(result)) {
-        read_later(unique, since, result);
+        answer_later(opcode, unique, since, result);
         Py_DECREF(result);
         return LATER;
     }
@@ -305,9 +305,10 @@ static PyObject *serve(PyObject *module, PyObject *const *args, Py_ssize_t count
     return outcome;
 }
 
-PyDoc_STRVAR(reply_doc, "reply(opcode, unique, room, since, result)\n--\n\n"
-                        "Answer a request that `later` was told of: with bytes, an error number, or, a READ, with (fd, offset, size),\n"
-                        "which a thread reads and then closes.");
+PyDoc_STRVAR(reply_doc,
+             "reply(opcode, unique, room, since, result)\n--\n\n"
+             "Answer a request that `later` was told of: with bytes, an error number, or what a thread is to do, which then\n"
+             "closes the descriptor: a READ with (fd, offset, size), FSYNC and FSYNCDIR with (fd, data_only).");
 
 static PyObject *reply(PyObject *module, PyObject *args)
 {
@@ -319,11 +320,11 @@ static PyObject *reply(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "IKILO", &opcode, &unique, &room, &since, &result))
         return NULL;
     if (PyTuple_Check(result)) {
-        read_later(unique, since, result);
+        answer_later(opcode, unique, since, result);
         Py_RETURN_NONE;
     }
     if (!PyBytes_Check(result) && !PyLong_Check(result)) {
-        PyErr_SetString(PyExc_TypeError, "a result is bytes, an error number, or a read to be made");
+        PyErr_SetString(PyExc_TypeError, "a result is bytes, an error number, or what a thread is to do");
         return NULL;
     }
     answer_with(opcode, unique, result, room);
@@ -405,7 +406,7 @@ static PyObject *attach(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(waiting_doc, "waiting() -> count\n--\n\nHow many reads threads have not answered yet.");
+PyDoc_STRVAR(waiting_doc, "waiting() -> count\n--\n\nHow many requests threads have not answered yet.");
 
 static PyObject *waiting(PyObject *module, PyObject *nothing)
 {
@@ -415,7 +416,7 @@ static PyObject *waiting(PyObject *module, PyObject *nothing)
 }
 
 PyDoc_STRVAR(finish_doc, "finish()\n--\n\n"
-                         "Wait until threads have answered the reads that they have, and answer nothing any more: the\n"
+                         "Wait until threads have answered what they have, and answer nothing any more: the\n"
                          "descriptor of /dev/fuse may be closed then, and its number be another file's.");
 
 static PyObject *finish(PyObject *module, PyObject *nothing)
@@ -482,7 +483,7 @@ PyMODINIT_FUNC PyInit__device(void)
         PyModule_AddIntMacro(module, PASSED) < 0 || PyModule_AddIntMacro(module, TURN) < 0 ||
         PyModule_AddIntMacro(module, READS) < 0 || PyModule_AddIntMacro(module, WRITES) < 0 ||
         PyModule_AddIntMacro(module, NEVER_WAITS) < 0 || PyModule_AddIntMacro(module, ATTRIBUTES) < 0 ||
-        PyModule_AddIntMacro(module, NO_CAPABILITY) < 0 || PyModule_AddIntMacro(module, XATTRS) < 0 ||
+        PyModule_AddIntMacro(module, NO_CAPABILITY) < 0 || PyModule_AddIntMacro(module, XATTRS) < 0 || PyModule_AddIntMacro(module, SYNCS) < 0 ||
         PyModule_AddIntMacro(module, SHOWN) < 0 || PyModule_AddIntMacro(module, MADE) < 0 ||
         PyModule_AddIntMacro(module, UMASK) < 0 || PyModule_AddIntMacro(module, ALL) < 0 ||
         PyModule_AddIntMacro(module, DIRECTORIES) < 0) {

@@ -85,6 +85,13 @@ struct device {
 
 extern struct device device;
 
+/* Whether FUSE_FSYNC or FUSE_FSYNCDIR is to do what fdatasync(2) does (FUSE_FSYNC_FDATASYNC, which older headers do not
+ * name). */
+static inline bool is_data_only(const struct fuse_fsync_in *in)
+{
+    return in->fsync_flags & 1;
+}
+
 /* CLOCK_MONOTONIC, in nanoseconds. */
 static inline int64_t now(void)
 {

@@ -3,7 +3,7 @@
  * Reads and writes of a file whose descriptor Python has shared (`share`), its attributes, and changes of them, until
  * Python takes that back (`unshare`). What was changed is told to Python before it does anything else (`changed`), because
  * the attributes that it remembers are not true any more. Which names are not in a directory is said here too, and files
- * are made in it (directories.c).
+ * are made in it (directories.c). Reads that wait, and fsync(2), are left to threads (data/waiting.c).
  *
  * docs/architecture.md says what may be repeated, and why it cannot be stale. */
 
@@ -11,8 +11,8 @@
 #include "repeated.h"
 
 #include "../plain/plain.h"
-#include "../reads/spliced.h"
-#include "../reads/waiting.h"
+#include "../data/spliced.h"
+#include "../data/waiting.h"
 #include "../session/replies.h"
 #include "../state.h"
 #include "directories.h"
@@ -297,35 +297,44 @@ bool repeat_read(const struct fuse_in_header *header, const char *body, size_t s
     return answer_spliced(device.fd, header->unique, shared->fd, in->offset, in->size < left ? in->size : left);
 }
 
-bool repeat_read_later(const struct fuse_in_header *header, const char *body, size_t size, int64_t since)
+bool repeat_later(const struct fuse_in_header *header, const char *body, size_t size, int64_t since)
 {
-    const struct fuse_read_in *in = (const struct fuse_read_in *)body;
     const struct shared *shared = find_shared(header->nodeid);
-    if (shared == NULL || !is_shared_read(shared, size) || shared->uses & NEVER_WAITS)
+    struct waiting request = {.opcode = header->opcode, .device = device.fd, .unique = header->unique, .since = since};
+    if (shared == NULL)
         return false;
-    const int fd = fcntl(shared->fd, F_DUPFD_CLOEXEC, 0); /* Python may close its own meanwhile */
-    if (fd < 0)
+    if (header->opcode == FUSE_READ && is_shared_read(shared, size) && !(shared->uses & NEVER_WAITS)) {
+        request.offset = ((const struct fuse_read_in *)body)->offset;
+        request.size = ((const struct fuse_read_in *)body)->size;
+    } else if (header->opcode == FUSE_FSYNC && shared->uses & SYNCS && size >= sizeof(struct fuse_fsync_in)) {
+        request.data_only = is_data_only((const struct fuse_fsync_in *)body);
+    } else {
         return false;
-    const struct waiting_read read = {.device = device.fd, .fd = fd, .unique = header->unique, .offset = in->offset,
-                                      .size = in->size, .since = since};
-    if (read_in_thread(&read))
+    }
+    request.fd = fcntl(shared->fd, F_DUPFD_CLOEXEC, 0); /* Python may close its own meanwhile */
+    if (request.fd < 0)
+        return false;
+    if (answer_in_thread(&request))
         return true;
-    close(fd);
+    close(request.fd);
     return false;
 }
 
-void read_later(uint64_t unique, int64_t since, PyObject *wanted)
+void answer_later(uint32_t opcode, uint64_t unique, int64_t since, PyObject *wanted)
 {
-    unsigned long long offset;
-    struct waiting_read read = {.device = device.fd, .unique = unique, .since = since};
-    if (!PyArg_ParseTuple(wanted, "iKI", &read.fd, &offset, &read.size)) {
-        answer(unique, error_of_exception(FUSE_READ), NULL, 0);
+    unsigned long long offset = 0;
+    int data_only = 0;
+    struct waiting request = {.opcode = opcode, .device = device.fd, .unique = unique, .since = since};
+    if (opcode == FUSE_READ ? !PyArg_ParseTuple(wanted, "iKI", &request.fd, &offset, &request.size)
+                            : !PyArg_ParseTuple(wanted, "ip", &request.fd, &data_only)) {
+        answer(unique, error_of_exception(opcode), NULL, 0);
         return;
     }
-    read.offset = offset;
-    if (read_in_thread(&read))
+    request.offset = offset;
+    request.data_only = data_only;
+    if (answer_in_thread(&request))
         return;
-    close(read.fd);
+    close(request.fd);
     answer(unique, ENOMEM, NULL, 0);
 }
 
@@ -389,7 +398,7 @@ void compare(uint32_t opcode, PyObject *result, const struct known *known)
 const char share_doc[] =
     "share(number, fd, uses)\n--\n\n"
     "Let a descriptor be used for the inode with this number. It may be forgotten at any time.\n\n"
-    "uses: READS, WRITES; ATTRIBUTES where those of the descriptor are what is shown and changed, but for set-ID\n"
+    "uses: READS, WRITES; SYNCS, by fsync(2); ATTRIBUTES where those of the descriptor are what is shown and changed, but for set-ID\n"
     "bits, of which it has none; NO_CAPABILITY where it has none; NEVER_WAITS where it waits for no disk; XATTRS where\n"
     "its extended attributes are the file's.";
 const char unshare_doc[] =

@@ -15,8 +15,9 @@
 
 /* What a shared descriptor may be used for. NEVER_WAITS: for a disk. ATTRIBUTES: what it has is what is shown of the
  * file, and what is changed of it, but for set-ID bits. NO_CAPABILITY: the file has no attribute security.capability.
- * XATTRS: what it has of extended attributes is what the file has, and all of them. */
-enum { READS = 1, WRITES = 2, NEVER_WAITS = 4, ATTRIBUTES = 8, NO_CAPABILITY = 16, XATTRS = 32 };
+ * XATTRS: what it has of extended attributes is what the file has, and all of them. SYNCS: fsync(2) of it is all that
+ * fsync(2) of the file has to do. */
+enum { READS = 1, WRITES = 2, NEVER_WAITS = 4, ATTRIBUTES = 8, NO_CAPABILITY = 16, XATTRS = 32, SYNCS = 64 };
 
 /* An answer without Python: an error number, or bytes in `device.data`. */
 struct known {
@@ -40,11 +41,12 @@ bool repeat(const struct fuse_in_header *header, const char *body, size_t size);
  * answered: that does not pay, or cannot be done. */
 bool repeat_read(const struct fuse_in_header *header, const char *body, size_t size);
 
-/* Have a read that waits made by a thread. Returns false where Python has to see to it. */
-bool repeat_read_later(const struct fuse_in_header *header, const char *body, size_t size, int64_t since);
+/* Have a read that waits, or an fsync(2), made by a thread. Returns false where Python has to see to it. */
+bool repeat_later(const struct fuse_in_header *header, const char *body, size_t size, int64_t since);
 
-/* Have a read made by a thread that a handler wants to be: (fd, offset, size), of which the descriptor is ours now. */
-void read_later(uint64_t unique, int64_t since, PyObject *wanted);
+/* Have made by a thread what a handler wants to be: a FUSE_READ, (fd, offset, size), or an fsync(2), (fd, data_only). The
+ * descriptor is ours now. */
+void answer_later(uint32_t opcode, uint64_t unique, int64_t since, PyObject *wanted);
 
 extern const char share_doc[], unshare_doc[];
 PyObject *share_number(PyObject *module, PyObject *const *args, Py_ssize_t count);

@@ -181,7 +181,7 @@ void read_arguments(const request *r, arguments *a, uint32_t *room)
     case FUSE_FSYNCDIR:
         if (too_short(r, sizeof(struct fuse_fsync_in), a))
             return;
-        put(a, PyBool_FromLong(BODY(struct fuse_fsync_in)->fsync_flags & 1)); /* FUSE_FSYNC_FDATASYNC */
+        put(a, PyBool_FromLong(is_data_only(BODY(struct fuse_fsync_in))));
         break;
     case FUSE_SETXATTR: {
         if (too_short(r, FUSE_COMPAT_SETXATTR_IN_SIZE, a))

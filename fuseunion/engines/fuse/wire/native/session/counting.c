@@ -3,7 +3,7 @@
 #define _GNU_SOURCE
 #include "counting.h"
 
-#include "../reads/waiting.h"
+#include "../data/waiting.h"
 #include "../state.h"
 
 #include <string.h>
@@ -28,9 +28,9 @@ void answered(uint32_t opcode, int64_t since, int64_t until)
 
 void count_answered(void)
 {
-    for (struct waiting_read read; take_answered(&read);) {
-        count_error(read.error);
-        answered(FUSE_READ, read.since, read.until);
+    for (struct waiting request; take_answered(&request);) {
+        count_error(request.error);
+        answered(request.opcode, request.since, request.until);
     }
 }
 

@@ -3,7 +3,7 @@
 #define _GNU_SOURCE
 #include "replies.h"
 
-#include "../reads/waiting.h"
+#include "../data/waiting.h"
 #include "../state.h"
 #include "counting.h"
 

@@ -10,21 +10,25 @@
  * answered EIO. Nobody is told where nobody waits for it any more (ENOENT, fs/fuse/dev.c fuse_dev_do_write). */
 void write_reply(int device, uint64_t unique, int error, const void *data, size_t size);
 
-/* A READ that waits. `since`, `until`: CLOCK_MONOTONIC, when it was found and when it was answered. */
-struct waiting_read {
-    struct waiting_read *next;
+/* A request that waits: FUSE_READ, with offset and size; FUSE_FSYNC and FUSE_FSYNCDIR. `since`, `until`: CLOCK_MONOTONIC,
+ * when it was found and when it was answered. */
+struct waiting {
+    struct waiting *next;
+    uint32_t opcode;
     int device, fd; /* the file's is closed */
     uint64_t unique, offset;
     uint32_t size;
+    bool data_only; /* as fdatasync(2) */
     int error;
     int64_t since, until;
 };
 
-/* Have a read made and answered by a thread; at once where there can be none. Returns false where nothing was done. */
-bool read_in_thread(const struct waiting_read *read);
+/* Have a request dealt with and answered by a thread; at once where there can be none. Returns false where nothing was
+ * done. */
+bool answer_in_thread(const struct waiting *request);
 
 /* Forget one that was answered, and say what it was. Returns false where there is none. */
-bool take_answered(struct waiting_read *read);
+bool take_answered(struct waiting *request);
 
 /* How many are not answered yet. */
 size_t unanswered(void);
