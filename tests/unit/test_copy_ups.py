@@ -97,6 +97,8 @@ class FakeUnion:
     class plain_copies:  # noqa: N801 - in the place of an attribute
         """None of them is plain."""
 
+        waits = True
+
         @staticmethod
         def of(file: FakeFile) -> None:
             """It is not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,7 @@ TEXT = Path("/proc/version").read_bytes()
 @pytest.fixture
 def descriptors(kernel: Kernel) -> Iterator[None]:
     """What the threads are given is closed."""
+    kernel.attach()  # the first one makes the descriptor that says what is on disk
     before = sorted(os.listdir("/proc/self/fd"))
     yield
     wait_until(lambda: kernel.device.waiting() == 0, "every request is answered")
@@ -193,6 +196,76 @@ def test_reads_do_not_wait_behind_what_is_written_out(kernel: Kernel, tmp_path: 
             assert kernel.device.waiting() == 20
         assert {kernel.reply_to_any()[1:] for _ in range(20)} == {(0, b"")}
         wait_until(lambda: kernel.device.waiting() == 0, "every request is answered")
+
+
+# -- for the loop ----------------------------------------------------------------------------------------------------
+
+
+def _told(kernel: Kernel) -> bool:
+    poll = select.poll()
+    poll.register(kernel.device.told(), select.POLLIN)
+    return bool(poll.poll(5000))
+
+
+@pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("by", ["serve", "tell"])
+def test_files_that_the_loop_waits_for(kernel: Kernel, tmp_path: Path, by: str) -> None:
+    """It is told with the first error, once for all of them, and keeps their descriptors."""
+    kernel.attach(layouts.READ)
+    told: list[int] = []
+    reader, writer = os.pipe()
+    with open(tmp_path / "file", "wb") as file:
+        for fds in ((file.fileno(),), (file.fileno(),) * 20, (), (file.fileno(), reader, file.fileno())):
+            kernel.device.sync(fds, told.append)
+            assert _told(kernel)
+            if by == "tell":
+                kernel.device.tell()
+            else:
+                assert kernel.device.serve(5, 0, 0) == kernel.device.TURN, "others ought to get their turn"
+        os.fstat(file.fileno())
+    os.close(reader)
+    os.close(writer)
+    assert told == [0, 0, 0, errno.EINVAL]
+    kernel.device.tell()
+    assert len(told) == 4
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_the_loop_is_told_while_it_sleeps(kernel: Kernel, tmp_path: Path) -> None:
+    """And after the request that it is dealing with."""
+    kernel.attach(layouts.READ)
+    kernel.answer = errno.EPERM
+    told: list[int] = []
+    with open(tmp_path / "file", "wb") as file:
+        kernel.device.sync((file.fileno(),), told.append)
+        assert kernel.device.serve(5, 0, 10**10) == kernel.device.TURN
+        assert told == [0]
+        kernel.device.sync((file.fileno(),), told.append)
+        assert _told(kernel)
+        unique = kernel.send(layouts.READ, _body(0, 5))
+        kernel.send(layouts.READ, _body(0, 5))
+        assert kernel.device.serve(5, 0, 0) == kernel.device.TURN
+        assert told == [0, 0]
+        assert kernel.reply(unique) == (errno.EPERM, b"")
+        assert len(kernel.calls) == 1
+        kernel.serve()
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_who_cannot_be_told(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in what is called is logged by the interpreter, and the loop goes on."""
+    kernel.attach(layouts.READ)
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: said.append(found.exc_type))
+    with open(tmp_path / "file", "wb") as file:
+        kernel.device.sync((file.fileno(),), lambda: None)
+        assert _told(kernel)
+        assert kernel.device.serve(5, 0, 0) == kernel.device.TURN
+    assert said == [TypeError]
+    for wrong in ((5, print), ((None,), print), ((1 << 40,),), ()):
+        with pytest.raises((TypeError, OverflowError)):
+            kernel.device.sync(*wrong)
+    assert kernel.device.waiting() == 0
 
 
 _WITHOUT_THREADS = """

@@ -274,6 +274,68 @@ def test_the_last_step_fails(arguments: dict[str, Any], tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "work") == []
 
 
+def _prepared(arguments: dict[str, Any]) -> Any:
+    assert copy_ups.device is not None
+    *values, waits, _ = arguments.values()
+    return copy_ups.device.prepare_plain(tuple(values[:-5]), tuple(values[-5:]), waits)
+
+
+def _shown(arguments: dict[str, Any]) -> Any:
+    assert copy_ups.device is not None
+    return copy_ups.device.show_plain(*(arguments[name] for name in ("work", "temporary", "upper", "new_name")))
+
+
+def test_two_calls(arguments: dict[str, Any], tmp_path: Path) -> None:
+    """They leave what one leaves."""
+    os.utime(tmp_path / "upper", ns=(NOW, NOW))
+    fd, device, number, size = _prepared(arguments | {"mode": 0o604})
+    assert os.listdir(tmp_path / "upper") == []
+    st = os.fstat(fd)
+    assert (device, number, size) == (st.st_dev, st.st_ino, len(b"contents"))
+    assert os.pread(fd, 100, 0) == b"contents"
+    os.pwrite(fd, b"C", 0)
+    os.close(fd)
+    assert _shown(arguments) is True
+    assert (tmp_path / "upper").stat().st_mtime_ns == NOW
+    copy = (tmp_path / "upper/f").stat()
+    assert (copy.st_ino, copy.st_mode & 0o7777) == (number, 0o604)
+    mark = os.getxattr(tmp_path / "upper/f", "user.overlay.fuseunion.origin")
+    assert struct.unpack("<BQQq", mark) == (1, number, 77, (tmp_path / "lower/f").stat().st_ctime_ns)
+    assert os.listdir(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"number": 1}, {"name": b"missing"}, {"work": -1}, {"mark": b"unknown.name"}], ids=str
+)
+def test_what_cannot_be_prepared(arguments: dict[str, Any], tmp_path: Path, wrong: dict[str, Any]) -> None:
+    before = os.listdir("/proc/self/fd")
+    assert _prepared(arguments | wrong) is None
+    assert os.listdir(tmp_path / "work") == []
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("wrong", [{"new_name": b"there"}, {"upper": -1}, {"temporary": b"missing"}], ids=str)
+def test_what_cannot_be_shown(arguments: dict[str, Any], tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """It stays in work, and what is there stays there."""
+    (tmp_path / "upper/there").write_bytes(b"not ours")
+    os.close(_prepared(arguments)[0])
+    assert _shown(arguments | wrong) is None
+    assert os.listdir(tmp_path / "work") == ["#0"]
+    assert (tmp_path / "upper/there").read_bytes() == b"not ours"
+
+
+def test_malformed_calls_of_the_two(arguments: dict[str, Any]) -> None:
+    assert copy_ups.device is not None
+    for wrong in ({"value": b"short"}, {"name": "text"}, {"another": 1}):
+        with pytest.raises((ValueError, TypeError)):
+            _prepared(arguments | wrong)
+    with pytest.raises(TypeError):
+        copy_ups.device.prepare_plain(())
+    for wrong in ({"temporary": b"a\0b"}, {"work": None}):
+        with pytest.raises((ValueError, TypeError)):
+            _shown(arguments | wrong)
+
+
 # -- by requests -----------------------------------------------------------------------------------------------------
 
 REQUESTS = {

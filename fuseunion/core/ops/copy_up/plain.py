@@ -1,8 +1,9 @@
 """The copy-up of most small files: a plain file of a lower, beside a directory that is in the upper already.
 
-Nothing has to be decided on the way: no stored owner, no map of ids, no second name, nobody who has it open, no disk
-that anything would have to wait for. So whoever can make the system calls in one go (wire/native/plain/copy.c)
-gets them from here, and says what came of it; what is not as it was believed to be is left to files.py.
+Nothing has to be decided on the way: no stored owner, no map of ids, no second name, nobody who has it open, no blocks
+that could be shared. So whoever can make the system calls in one go (wire/native/plain/copy.c), or in two where the
+copy has to be put on disk in between, gets them from here, and says what came of it; what is not as it was believed to
+be is left to files.py.
 
 A change to a whole tree comes here for each file, and does little else: what is the same for all is found out once.
 """
@@ -12,10 +13,12 @@ from __future__ import annotations
 import stat
 from typing import TypeAlias
 
+from fuseunion.core.disk.descriptors import PER_COPY
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids.identity import KEEP
 from fuseunion.core.marks import origin_mark
 from fuseunion.core.ops.attributes import Change
+from fuseunion.core.ops.copy_up.files import show
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import NO_CAPABILITY
 from fuseunion.core.tree.place import InLower
@@ -74,18 +77,22 @@ class PlainCopies:
 
     Attributes:
         any: whether there can be one.
+        waits: a copy has to be put on disk before it is shown.
     """
 
-    __slots__ = ("_mark", "_numbers", "_state", "_value", "_work", "any")
+    __slots__ = ("_mark", "_numbers", "_state", "_unshared", "_value", "_work", "any", "waits")
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._numbers = state.numbers
         self._value = origin_mark.template()
         self.any = state.upper is not None and _is_nothing_else(state, state.upper)
+        self.waits = False
         if self.any:
             upper = state.writable()
+            self.waits = not (state.settings.volatile or upper.work.capabilities.in_memory)
             self._work = upper.work
+            self._unshared = upper.unshared
             self._mark = (upper.work.capabilities.xattr_prefix or b"") + xattr_names.UNION_ORIGIN
 
     def of(self, file: File) -> PlainCopy | None:
@@ -111,12 +118,32 @@ class PlainCopies:
         upper = directory.upper
         if upper is None or lower.layer.ownership is not None or lower.layer.withholds(device, number):
             return None
+        if self.waits and device not in self._unshared:
+            return None  # shared blocks need not be put on disk
         lower_fd, upper_fd, work = lower.fd(), upper.fd(), self._work
         if not lower.has_as_descriptor(lower_fd):
             return None  # to open one closed the other
         work_fd, temporary = work.tmp.fd(), work.new_name()
         mark, value = self._mark, self._value
         return lower_fd, lower_name, device, number, work_fd, temporary, upper_fd, new_name, file.ino, mark, value
+
+    def begin(self) -> None:
+        """Count the descriptors of one that is prepared, until `end`.
+
+        Raises:
+            OSError: ENFILE when too many are under way.
+        """
+        self._state.descriptors.take_for_copy()
+
+    def end(self, temporary: bytes | None) -> None:
+        """A prepared one is shown, or not to be shown any more.
+
+        Args:
+            temporary: its name in work, if it is there.
+        """
+        self._state.descriptors.give_back(PER_COPY)
+        if temporary is not None:
+            self._work.unlink(temporary)
 
     def made(self, file: File, device: int, number: int, *, times_kept: bool) -> None:
         """It was made.
@@ -137,9 +164,25 @@ class PlainCopies:
         file.copied_up((directory.upper, name[1]), (self._numbers.device(device), number), pin=-1)
         file.absent_xattrs = NO_CAPABILITY
 
+    def show(self, file: File, temporary: bytes, fd: int) -> None:
+        """Show a prepared copy of a file that is none of these any more.
+
+        Args:
+            temporary: its name in work.
+            fd: a descriptor of it, for reading and writing.
+
+        Raises:
+            OSError: nothing has changed then.
+        """
+        with file.grasp() as held:
+            st = held.stat()
+        show(self._state, file, temporary, st)
+        for handle in file.handles:
+            handle.switch(fd)
+
 
 def _is_nothing_else(state: State, upper: Upper) -> bool:
-    """Whether a copy-up in this union can be nothing but system calls, none of which waits."""
+    """Whether a copy-up in this union can be nothing but system calls."""
     settings, capabilities = state.settings, upper.work.capabilities
     return (
         settings.identity.trivial
@@ -148,5 +191,4 @@ def _is_nothing_else(state: State, upper: Upper) -> bool:
         and upper.layer.ownership is None
         and capabilities.xattr_prefix is not None
         and capabilities.noreplace
-        and (settings.volatile or capabilities.in_memory)
     )

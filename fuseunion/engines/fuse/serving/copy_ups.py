@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from contextlib import ExitStack, suppress
+from typing import Protocol, TypeAlias
 
 import trio
 
@@ -11,7 +12,8 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up.plain import Wish, wish_of
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
-from fuseunion.engines.fuse.asking.watching.copy_up_log import CopyUpLog
+from fuseunion.engines.fuse.asking.watching.copy_up_log import Begun, CopyUpLog
+from fuseunion.engines.fuse.serving.plain_job import PlainJob, plain_job
 from fuseunion.engines.fuse.serving.waiting.leases import Patience
 from fuseunion.engines.fuse.serving.waiting.reader import Reader
 from fuseunion.engines.fuse.serving.waiting.workers import COPIES, Workers
@@ -22,6 +24,22 @@ _AT_ONCE = COPIES - 1
 Copied: TypeAlias = tuple[bytes, int]
 """A copy that was made in one call: its entry (wire/entries.py), empty where it could not be looked at; its descriptor,
 which is the caller's, -1 where it was not asked for."""
+
+
+class Job(Protocol):
+    """A copy-up that waits, as CopyJob, FillJob and PlainJob are (Union.copy_job, plain_job.py)."""
+
+    source: int
+    size: int
+
+    @property
+    def quick(self) -> bool: ...
+
+    def move(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class CopyUps:
@@ -65,9 +83,9 @@ class CopyUps:
         wish = wish_of(change) if device is not None else None
         if wish is not None and self.plainly(file, wish) is not None:
             return True
-        begun = self.log.begin()
         if not self._union.is_copied_quickly(file):
             return None
+        begun = self.log.begin()
         try:
             job = self._union.copy_job(file, change)
         except BlockingIOError:
@@ -86,7 +104,7 @@ class CopyUps:
         return True
 
     def plainly(self, file: File, wish: Wish, *, keeps: bool = False) -> Copied | None:
-        """Copy a file up in one call, if it is that simple. Precondition: it is not in the upper.
+        """Copy a file up in one call, if that is simple and waits for nothing. Precondition: it is not in the upper.
 
         Args:
             wish: what the copy is to have.
@@ -101,7 +119,7 @@ class CopyUps:
         if device is None or file.ino in self._under_way:
             return None
         copies = self._union.plain_copies
-        plain = copies.of(file)
+        plain = None if copies.waits else copies.of(file)
         if plain is None:
             return None
         begun = self.log.begin()
@@ -136,33 +154,55 @@ class CopyUps:
                 continue
             begun = self.log.begin()
             try:
-                job = self._union.copy_job(file, change)
+                job = self._job(file, change)
             except BlockingIOError as error:
                 await patience.wait(error)
                 continue
             if job is None:
                 self.log.add(file, 0, begun)
                 return True
-            event = self._under_way[file.ino] = trio.Event()
-            try:
+            with ExitStack() as end:
+                end.callback(job.close)
+                self._begin(file, end)
                 if job.quick and not self._would_wait(job.source, job.size):
                     job.move()
+                elif isinstance(job, PlainJob):
+                    await self._workers.put_on_disk((job.fd,))
                 else:
                     await self._workers.copy(job.move)
                 job.publish()
-            finally:
-                # Before the close, which can fail where close(2) does: nobody may wait for ever.
-                del self._under_way[file.ino]
-                event.set()
-                job.close()
             self.log.add(file, job.size, begun)
             return True
         return False
 
+    def _begin(self, file: File, end: ExitStack) -> None:
+        """Say until the end of a block that a file is being copied up.
+
+        Comes after what closes descriptors, which can fail: nobody may wait for ever.
+        """
+        event = self._under_way[file.ino] = trio.Event()
+
+        def over() -> None:
+            del self._under_way[file.ino]
+            event.set()
+
+        end.callback(over)
+
+    def _job(self, file: File, change: Change | None) -> Job | None:
+        """Begin a copy-up that has to wait. Returns and raises as Union.copy_job."""
+        plain = self._plain_job(file, change)
+        return plain if plain is not None else self._union.copy_job(file, change)
+
+    def _plain_job(self, file: File, change: Change | None) -> PlainJob | None:
+        """As `_job`; None for one that is not simple."""
+        wish = wish_of(change) if device is not None else None
+        return None if device is None or wish is None else plain_job(device, self._union, self._reader, file, wish)
+
     async def all_done(self, files: Sequence[File]) -> None:
         """Return when files are in the upper.
 
-        Some are copied at a time: the disk then puts them on its journal together. A thread is left for others.
+        Those that are simple are put on disk together; of the others some are copied at a time: the disk then puts them
+        on its journal together, and a thread is left for others.
 
         Raises:
             OSError: as `done`, of the first that failed; nothing is under way any more.
@@ -175,10 +215,40 @@ class CopyUps:
             except OSError as error:
                 failures.append(error)
 
-        slow = [file for file in files if self.now(file) is None]
+        slow = await self._together([file for file in files if self.now(file) is None])
         for start in range(0, len(slow), _AT_ONCE):
             async with trio.open_nursery() as nursery:
                 for file in slow[start : start + _AT_ONCE]:
                     nursery.start_soon(copied, file)
             if failures:
                 raise failures[0]
+
+    async def _together(self, files: Sequence[File]) -> list[File]:
+        """Copy files up that are simple, and put them on disk before one of them is shown.
+
+        Returns:
+            The others.
+
+        Raises:
+            OSError: as `done`, of the first that failed; nothing is under way any more.
+        """
+        others: list[File] = []
+        jobs: list[tuple[File, Begun, PlainJob]] = []
+        with ExitStack() as end:
+            for file in files:
+                job = None
+                if not self.is_under_way(file):
+                    with suppress(OSError):  # no descriptor is left for so many at a time
+                        job = self._plain_job(file, None)
+                if job is None:
+                    others.append(file)
+                    continue
+                end.callback(job.close)
+                self._begin(file, end)
+                jobs.append((file, self.log.begin(), job))
+            if jobs:
+                await self._workers.put_on_disk(tuple(job.fd for _, _, job in jobs))
+            for file, begun, job in jobs:
+                job.publish()
+                self.log.add(file, job.size, begun)
+        return others

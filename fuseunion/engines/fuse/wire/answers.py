@@ -16,7 +16,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from types import CoroutineType
 from typing import NamedTuple, TypeVar
@@ -181,6 +181,10 @@ class Answers:
         assert device is not None
         self._requests.busiest.watch = device.watch
         self._requests.busiest.take = device.busiest
+
+    def sync_with(self, sync: Callable[[tuple[int, ...]], Awaitable[None]]) -> None:
+        """Say who puts copies on disk."""
+        self._requests.workers.syncing = sync
 
     def names(self) -> dict[int, str]:
         """What each kind of request is called, those included that are refused without a handler."""

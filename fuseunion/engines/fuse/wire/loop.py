@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
@@ -82,9 +83,12 @@ class WireLoop:
         self._wanted = wanted | layouts.HANDLE_KILLPRIV_V2 | layouts.CACHE_SYMLINKS | layouts.PARALLEL_DIROPS
         self._nursery: trio.Nursery | None = None
         self._unfinished = 0  # requests that are answered later
+        self._syncing = 0  # how often somebody waits for a thread of the module
+        self._runnable = 0  # tasks that need not wait any more, and have not gone on yet
         self._caller, self._caused = (0, 0), UNKNOWN  # of the last request that somebody asked about
         self._names = answers.names()
         answers.ahead.on_begin = self._attach
+        answers.sync_with(self._sync)
         self._attach()
 
     def _attach(self) -> None:
@@ -146,7 +150,43 @@ class WireLoop:
         """Answer requests that take longer, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                while True:
+                    await self._go_on()
+            finally:
+                with trio.CancelScope(shield=True):
+                    while self._syncing:
+                        await self._go_on()
+
+    async def _go_on(self) -> None:
+        """Let those go on who wait for a thread of the module, where `serve` does not."""
+        assert device is not None
+        await trio.lowlevel.wait_readable(device.told())
+        device.tell()
+
+    async def _sync(self, fds: tuple[int, ...]) -> None:
+        """fsync(2) of some files, by a thread of the module.
+
+        Raises:
+            OSError: what it answers for the first that fails.
+        """
+        assert device is not None
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task, code = trio.lowlevel.current_task(), 0
+
+        def told(answer: int) -> None:
+            nonlocal code
+            code = answer
+            self._syncing -= 1
+            self._runnable += 1
+            trio.lowlevel.reschedule(task)
+
+        device.sync(fds, told)
+        self._syncing += 1
+        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        self._runnable -= 1
+        if code:
+            raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """Answer no request any more, and keep no file open and no directory.
@@ -163,7 +203,9 @@ class WireLoop:
         assert device is not None
         serve, most, patience = device.serve, _AT_ONCE, self._patience
         while True:
-            outcome = serve(most, patience, 0 if self._unfinished else _SLEEP)
+            while self._runnable:  # before it is looked for more
+                await trio.lowlevel.checkpoint()
+            outcome = serve(most, patience, 0 if self._unfinished > self._syncing else _SLEEP)
             if outcome == device.IDLE:
                 await self._wait_idly(fd)
             elif outcome == device.TURN:
@@ -182,12 +224,14 @@ class WireLoop:
     def _later(self, opcode: int, unique: int, room: int, since: int, result: Later[Final]) -> None:
         assert self._nursery is not None
         self._unfinished += 1
+        self._runnable += 1
         self._nursery.start_soon(self._finish, opcode, unique, room, since, result, self._cause())
 
     async def _finish(
         self, opcode: int, unique: int, room: int, since: int, result: Later[Final], cause: Cause
     ) -> None:
         answer: Final
+        self._runnable -= 1
         CAUSE.set(cause)
         try:
             answer = await result

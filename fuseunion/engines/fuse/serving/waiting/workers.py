@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
@@ -34,10 +34,11 @@ class Workers:
     """The threads of one mount, and what else keeps a request from being answered at once.
 
     Attributes:
-        elsewhere: how many reads are made by threads that are none of these; set by the adapter.
+        elsewhere: how many requests are answered by threads that are none of these; set by the adapter.
+        syncing: has files put on disk by a thread that is none of these; None where there are none. Set by the adapter.
     """
 
-    __slots__ = ("_asked", "_copies", "_long_operations", "_reads", "_refused", "_syncs", "elsewhere")
+    __slots__ = ("_asked", "_copies", "_long_operations", "_reads", "_refused", "_syncs", "elsewhere", "syncing")
 
     def __init__(self) -> None:
         self._copies = trio.CapacityLimiter(COPIES)
@@ -47,6 +48,7 @@ class Workers:
         self._long_operations = 0
         self._refused = False
         self.elsewhere: Callable[[], int] = lambda: 0
+        self.syncing: Callable[[tuple[int, ...]], Awaitable[None]] | None = None
 
     @property
     def at_rest(self) -> bool:
@@ -75,6 +77,14 @@ class Workers:
     async def copy(self, move: Callable[[], None]) -> None:
         """Move the data of a copy-up. Raises what `move` raises."""
         await self._run(self._copies, move)
+
+    async def put_on_disk(self, fds: tuple[int, ...]) -> None:
+        """Put copies on disk. Raises what fsync(2) does, of the first that fails."""
+        if self.syncing is None:
+            await self._run(self._copies, _put_on_disk, fds)
+            return
+        with self.long_operation():
+            await self.syncing(fds)
 
     async def read(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Make a call that reads. Raises what it raises."""
@@ -116,6 +126,11 @@ class Workers:
                 _log.warning("no thread can be made (%s): other requests wait for each disk access", error)
             self._refused = True
         return call(*args, **kwargs)
+
+
+def _put_on_disk(fds: tuple[int, ...]) -> None:
+    for fd in fds:
+        os.fsync(fd)
 
 
 def _ignore(_outcome: object) -> None:

@@ -35,7 +35,9 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -49,7 +51,7 @@
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
 
-struct device device = {.fd = -1};
+struct device device = {.fd = -1, .told = -1};
 
 /* -- requests ------------------------------------------------------------------------------------------------------ */
 
@@ -214,7 +216,7 @@ static ssize_t look_for_request(int64_t patience)
             device.crowded_until = after + CROWDED;
         before = device.clock = after;
         got = read(device.fd, device.buffer, BUFFER_SIZE);
-    } while (got < 0 && errno == EAGAIN && before < end && before >= device.crowded_until);
+    } while (got < 0 && errno == EAGAIN && before < end && before >= device.crowded_until && !is_told());
     return got;
 }
 
@@ -231,9 +233,9 @@ static ssize_t read_request(int64_t patience, int64_t sleep)
         error = errno;
     }
     if (got < 0 && error == EAGAIN && sleep > 0) {
-        struct pollfd waiting = {.fd = device.fd, .events = POLLIN};
+        struct pollfd waiting[] = {{.fd = device.fd, .events = POLLIN}, {.fd = device.told, .events = POLLIN}};
         const struct timespec most = {.tv_sec = sleep / SECOND, .tv_nsec = sleep % SECOND};
-        if (ppoll(&waiting, 1, &most, NULL) >= 0) {
+        if (ppoll(waiting, 2, &most, NULL) >= 0) {
             device.clock = now();
             got = read(device.fd, device.buffer, BUFFER_SIZE);
         }
@@ -242,6 +244,65 @@ static ssize_t read_request(int64_t patience, int64_t sleep)
     Py_END_ALLOW_THREADS
     errno = error;
     return got;
+}
+
+/* Let those go on whose files are on disk. */
+static void go_on(void)
+{
+    eventfd_t count;
+    eventfd_read(device.told, &count);
+    for (struct waiting done; take_told(&done);) {
+        PyObject *told = done.whose, *result = PyObject_CallFunction(told, "i", done.error);
+        if (result == NULL)
+            PyErr_WriteUnraisable(told);
+        Py_XDECREF(result);
+        Py_DECREF(told);
+        free(done.fds);
+    }
+}
+
+PyDoc_STRVAR(sync_doc, "sync(fds, told)\n--\n\n"
+                       "Let a thread put files on disk: a tuple of descriptors. `told` is called, by `serve` or `tell`, with 0 or\n"
+                       "the first error number; until then the descriptors have to stay open.");
+
+static PyObject *sync_files(PyObject *module, PyObject *args)
+{
+    (void)module;
+    PyObject *fds, *told;
+    if (!PyArg_ParseTuple(args, "O!O", &PyTuple_Type, &fds, &told))
+        return NULL;
+    struct waiting wanted = {.opcode = NO_REQUEST, .device = device.told, .count = (size_t)PyTuple_GET_SIZE(fds)};
+    wanted.fds = malloc(sizeof(int) * (wanted.count + 1)); /* none is not NULL */
+    if (wanted.fds == NULL)
+        return PyErr_NoMemory();
+    for (size_t i = 0; i < wanted.count; i++)
+        wanted.fds[i] = (int)PyLong_AsLong(PyTuple_GET_ITEM(fds, (Py_ssize_t)i));
+    wanted.whose = told;
+    Py_INCREF(told);
+    if (!PyErr_Occurred() && answer_in_thread(&wanted))
+        Py_RETURN_NONE;
+    free(wanted.fds);
+    Py_DECREF(told);
+    return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+}
+
+PyDoc_STRVAR(tell_doc, "tell()\n--\n\nSay which files are on disk: to be called when the descriptor `told()` can be read.");
+
+static PyObject *tell(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    go_on();
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(told_doc, "told() -> fd\n--\n\nA descriptor that can be read when files are on disk (`sync`).");
+
+static PyObject *told_descriptor(PyObject *module, PyObject *nothing)
+{
+    (void)module;
+    (void)nothing;
+    return PyLong_FromLong(device.told);
 }
 
 PyDoc_STRVAR(serve_doc,
@@ -259,6 +320,14 @@ static PyObject *serve_requests(long most, int64_t patience, int64_t sleep)
         if (device.changes > 0)
             sleep = 0; /* what was written is told before we wait */
         ssize_t got = read_request(patience, sleep);
+        const int error = errno;
+        if (is_told()) {
+            go_on();
+            if (got < 0 && error == EAGAIN)
+                return PyLong_FromLong(TURN);
+            most = 0; /* those who go on are others */
+        }
+        errno = error;
         if (got < 0) {
             if (errno == EINTR || errno == ENOENT) { /* ENOENT: the request was taken back */
                 if (PyErr_CheckSignals() < 0)
@@ -358,6 +427,8 @@ static PyObject *attach(PyObject *module, PyObject *args)
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
+    if (device.told < 0 && (device.told = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
     if (device.buffer == NULL) {
         void *buffer = mmap(NULL, 2 * BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (buffer == MAP_FAILED)
@@ -446,6 +517,9 @@ static PyObject *caller(PyObject *module, PyObject *nothing)
 static PyMethodDef functions[] = {
     {"attach", attach, METH_VARARGS, attach_doc},
     {"serve", (PyCFunction)(void (*)(void))serve, METH_FASTCALL, serve_doc},
+    {"sync", sync_files, METH_VARARGS, sync_doc},
+    {"tell", tell, METH_NOARGS, tell_doc},
+    {"told", told_descriptor, METH_NOARGS, told_doc},
     {"reply", reply, METH_VARARGS, reply_doc},
     {"share", (PyCFunction)(void (*)(void))share_number, METH_FASTCALL, share_doc},
     {"unshare", unshare_number, METH_O, unshare_doc},
@@ -453,6 +527,8 @@ static PyMethodDef functions[] = {
     {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"copy_plain", (PyCFunction)(void (*)(void))copy_plain, METH_FASTCALL, copy_plain_doc},
+    {"prepare_plain", (PyCFunction)(void (*)(void))prepare_plain, METH_FASTCALL, prepare_plain_doc},
+    {"show_plain", show_plain, METH_VARARGS, show_plain_doc},
     {"lacks_attribute", (PyCFunction)(void (*)(void))lacks_attribute, METH_FASTCALL, lacks_attribute_doc},
     {"open_plain", (PyCFunction)(void (*)(void))open_plain, METH_FASTCALL, open_plain_doc},
     {"read_plain", (PyCFunction)(void (*)(void))read_plain, METH_FASTCALL, read_plain_doc},

@@ -60,6 +60,7 @@ struct busy {
 
 struct device {
     int fd;
+    int told; /* an eventfd(2): something is on disk; -1 before the first attach */
     char *buffer;
     size_t pending; /* bytes in `buffer` that libfuse has not read yet */
     uint64_t init_unique, offered, wanted, unwanted;

@@ -35,6 +35,12 @@ const char copy_plain_doc[] =
     "None: nothing was done. Else the entry to show (entries.py), empty where it could not be looked at; st_dev and st_ino\n"
     "of the copy; how many bytes were copied; times_kept: `upper` has the times that it had; fd: of the copy, for reading\n"
     "and writing, -1 if not `keeps`.";
+const char prepare_plain_doc[] =
+    "prepare_plain(what, as, waits) -> (fd, st_dev, st_ino, size) or None\n--\n\n"
+    "The first part of copy_plain: a finished copy in `work`, which may have to be put on disk before it is shown.";
+const char show_plain_doc[] =
+    "show_plain(work, temporary, upper, new_name) -> times_kept or None\n--\n\n"
+    "The last part of copy_plain: the copy enters the upper. None: nothing was done.";
 
 enum {
     LARGEST = 1 << 16,
@@ -56,7 +62,7 @@ struct wish {
 };
 
 struct outcome {
-    struct stat st; /* of the copy; before it was shown if `looked` is false */
+    struct stat st; /* of the copy; before it had its owner if `looked` is false */
     bool looked, times_kept;
     int64_t size;
     int fd;
@@ -128,29 +134,55 @@ static bool restore_times(int directory, const struct stat *st)
 }
 
 /* Into the upper. */
-static bool show(const struct wish *w, bool *times_kept)
+static bool show(int work, const char *temporary, int upper, const char *new_name, bool *times_kept)
 {
     struct stat directory;
-    if (fstat(w->upper, &directory) != 0 ||
-        syscall(SYS_renameat2, w->work, w->temporary, w->upper, w->new_name, RENAME_NOREPLACE) != 0)
+    if (fstat(upper, &directory) != 0 ||
+        syscall(SYS_renameat2, work, temporary, upper, new_name, RENAME_NOREPLACE) != 0)
         return false;
-    *times_kept = restore_times(w->upper, &directory);
+    *times_kept = restore_times(upper, &directory);
     return true;
 }
 
-static bool copy_to_work(int from, const struct stat *st, const struct wish *w, struct outcome *outcome)
+/* A finished copy in work, open for reading and writing; -1 where there is none. */
+static int copy_to_work(int from, const struct stat *st, const struct wish *w, struct outcome *outcome)
 {
-    int to = openat(w->work, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    const int to = openat(w->work, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (to < 0)
+        return -1;
+    if (copy_data(from, to, (size_t)st->st_size, w->waits) && dress(to, st, w, &outcome->st)) {
+        outcome->size = st->st_size;
+        return to;
+    }
+    unlinkat(w->work, w->temporary, 0);
+    close(to);
+    return -1;
+}
+
+/* As copy_to_work, of what may be another file than it was believed to be. */
+static int prepare(const struct wish *w, struct outcome *outcome)
+{
+    const int from = open_quietly(w->lower, w->name);
+    if (from < 0)
+        return -1;
+    struct stat st;
+    const bool plain = fstat(from, &st) == 0 && is_plain(&st, w) && flistxattr(from, NULL, 0) == 0;
+    const int to = plain ? copy_to_work(from, &st, w, outcome) : -1;
+    close(from);
+    return to;
+}
+
+static bool copy(const struct wish *w, struct outcome *outcome)
+{
+    const int to = prepare(w, outcome);
     if (to < 0)
         return false;
-    bool done = copy_data(from, to, (size_t)st->st_size, w->waits) && dress(to, st, w, &outcome->st) &&
-                show(w, &outcome->times_kept);
+    const bool done = show(w->work, w->temporary, w->upper, w->new_name, &outcome->times_kept);
     if (done) {
         struct stat shown; /* the rename was a change of it */
         outcome->looked = fstat(to, &shown) == 0;
         if (outcome->looked)
             outcome->st = shown;
-        outcome->size = st->st_size;
     } else {
         unlinkat(w->work, w->temporary, 0);
     }
@@ -158,18 +190,6 @@ static bool copy_to_work(int from, const struct stat *st, const struct wish *w, 
         outcome->fd = to;
     else
         close(to);
-    return done;
-}
-
-static bool copy(const struct wish *w, struct outcome *outcome)
-{
-    int from = open_quietly(w->lower, w->name);
-    if (from < 0)
-        return false;
-    struct stat st;
-    bool done = fstat(from, &st) == 0 && is_plain(&st, w) && flistxattr(from, NULL, 0) == 0 &&
-                copy_to_work(from, &st, w, outcome);
-    close(from);
     return done;
 }
 
@@ -238,4 +258,41 @@ PyObject *copy_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (made == NULL && outcome.fd >= 0)
         close(outcome.fd);
     return made;
+}
+
+PyObject *prepare_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    struct wish w;
+    struct outcome outcome;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "prepare_plain takes 3 arguments");
+        return NULL;
+    }
+    w.waits = args[2] != Py_False;
+    if (!read_wish(args[0], args[1], &w))
+        return NULL;
+    const int fd = prepare(&w, &outcome);
+    if (fd < 0)
+        Py_RETURN_NONE;
+    PyObject *made = Py_BuildValue("iKKL", fd, (unsigned long long)outcome.st.st_dev,
+                                   (unsigned long long)outcome.st.st_ino, (long long)outcome.size);
+    if (made == NULL) {
+        unlinkat(w.work, w.temporary, 0);
+        close(fd);
+    }
+    return made;
+}
+
+PyObject *show_plain(PyObject *module, PyObject *args)
+{
+    (void)module;
+    int work, upper;
+    const char *temporary, *new_name;
+    bool times_kept;
+    if (!PyArg_ParseTuple(args, "iyiy", &work, &temporary, &upper, &new_name))
+        return NULL;
+    if (!show(work, temporary, upper, new_name, &times_kept))
+        Py_RETURN_NONE;
+    return PyBool_FromLong(times_kept);
 }
