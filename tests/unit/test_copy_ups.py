@@ -100,7 +100,7 @@ class FakeUnion:
         waits = True
 
         @staticmethod
-        def of(file: FakeFile) -> None:
+        def of(file: FakeFile, *, leaves: bool) -> None:
             """It is not."""
 
     def is_copied_quickly(self, file: FakeFile) -> bool:

@@ -202,6 +202,14 @@ def test_one_call(arguments: dict[str, Any], tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "work") == []
 
 
+@pytest.mark.parametrize("path", [b"d/f", b"x" * 1024])
+def test_the_path_in_the_mark(arguments: dict[str, Any], tmp_path: Path, path: bytes) -> None:
+    assert _call(arguments | {"value": b"\1" + bytes(24) + path}) is not None
+    mark = os.getxattr(tmp_path / "upper/f", "user.overlay.fuseunion.origin")
+    numbers = (1, (tmp_path / "upper/f").stat().st_ino, 77, (tmp_path / "lower/f").stat().st_ctime_ns)
+    assert mark == struct.pack("<BQQq", *numbers) + path
+
+
 def test_a_copy_that_stays_open(arguments: dict[str, Any], tmp_path: Path) -> None:
     *_, fd = _call(arguments | {"keeps": True})
     os.pwrite(fd, b"C", 0)
@@ -248,8 +256,9 @@ def test_another_kind_is_left_alone(arguments: dict[str, Any], tmp_path: Path, m
 
 
 def test_malformed_calls(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="mark"):
-        _call(arguments | {"value": b"short"})
+    for value in (b"short", bytes(25 + 1025)):
+        with pytest.raises(ValueError, match="mark"):
+            _call(arguments | {"value": value})
     with pytest.raises(TypeError):
         _call(arguments | {"lower": None})
     with pytest.raises(TypeError):

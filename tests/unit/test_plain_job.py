@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from fuseunion.core.marks import origin_mark
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving import copy_ups
 from fuseunion.engines.fuse.serving.copy_ups import CopyUps
+from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.serving.waiting.reader import Reader
 from fuseunion.engines.fuse.serving.waiting.workers import Workers
 from fuseunion.linux import syscalls
@@ -224,6 +226,48 @@ async def test_several_are_put_on_disk_together(place: Place, tmp_path: Path) ->
         1 << 16,
         len(DATA["large"]),
     ]
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["disk", "memory"])
+async def test_what_leaves_its_place_knows_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """The mark of each file of a directory that is renamed is as without the extension, and is written once."""
+    marks = []
+    monkeypatch.setattr(syscalls, "is_in_memory", lambda fd: not waits)
+    (tmp_path / "lower/d/e").mkdir(parents=True)
+    for name, data in DATA.items():
+        (tmp_path / "lower/d/e" / name).write_bytes(data)
+    for device in (copy_ups.device, None):
+        monkeypatch.setattr(copy_ups, "device", device)
+        top = tmp_path / ("python" if device is None else "extension")
+        for name in ("upper", "work"):
+            (top / name).mkdir(parents=True)
+        rewritten: list[bytes] = []
+        rewrite = origin_mark.rewrite
+        monkeypatch.setattr(
+            origin_mark,
+            "rewrite",
+            lambda *args, r=rewritten, f=rewrite: r.append(args[2]) or f(*args),  # type: ignore[misc]
+        )
+        with in_process([tmp_path / "lower"], top / "upper", top / "work") as inside:
+            inside.union.state.writable().unshared.learn((tmp_path / "lower").stat().st_dev, errno.EOPNOTSUPP)
+            requests = Requests(inside.union)
+            result = requests.rename(1, b"d", 1, b"moved", 0)
+            if result is not None:
+                await result
+            inside.forget()
+        monkeypatch.setattr(origin_mark, "rewrite", rewrite)
+        found = {}
+        for path in (top / "upper/moved").rglob("*"):
+            (mark,) = [name for name in os.listxattr(path) if name.endswith("fuseunion.origin")]
+            found[path.name] = os.getxattr(path, mark)[9:]
+        marks.append(found)
+        short = [value for value in rewritten if b"d/e/small" in value]
+        assert len(short) == (device is None)
+    assert marks[0] == marks[1]
+    assert set(marks[0]) == {"e", *DATA}
+    assert all(mark.endswith(b"d/e/" + name.encode()) for name, mark in marks[0].items() if name != "e")
 
 
 async def test_none_of_several_is_shown_if_the_disk_refuses(place: Place, tmp_path: Path) -> None:

@@ -26,16 +26,13 @@ from fuseunion.core.ownership.facts import Facts
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.handle import FileHandle
-from fuseunion.core.tree.inode import Inode
+from fuseunion.core.tree.inode import NEEDS_NO_PATH, Inode
 from fuseunion.core.tree.lookup import resolve_in
 from fuseunion.core.tree.place import Held, InUpper
 from fuseunion.core.tree.state import State, Upper
 from fuseunion.linux.objects.real_object import OpenObject, RealObject
 from fuseunion.linux.objects.recognition import DiskId
 from fuseunion.linux.os_error import os_error
-
-_NEVER_INHERITED = frozenset({xattr_names.CAPABILITY, xattr_names.UNION_ORIGIN})
-"""What no new object has: what the kernel asks for before the first write, and what only copies get."""
 
 _Make = Callable[[bytes, int, int], int | None]
 """`make(name, dirfd, mode)` does the system call and may return a descriptor."""
@@ -214,7 +211,7 @@ def _file_in_upper(state: State, directory: Directory, upper: RealDir, name: byt
 
 
 def _enter(state: State, directory: Directory, name: bytes, inode: Inode) -> None:
-    inode.absent_xattrs = _NEVER_INHERITED
+    inode.absent_xattrs = NEEDS_NO_PATH
     state.table.add(inode)
     directory.children[name] = inode
     directory.stale()
@@ -347,7 +344,7 @@ def tmpfile(state: State, directory: Directory, mode: int, owner: Owner) -> tupl
         disk_id = state.numbers.device(st.st_dev), st.st_ino
         held = Held(disk_id, not upper.layer.keeps_removed)
         file = File(state.table.free_number(state.numbers.number(*disk_id)), stat.S_IFREG, held)
-        file.absent_xattrs = _NEVER_INHERITED
+        file.absent_xattrs = NEEDS_NO_PATH
         state.table.add(file)
         return file, FileHandle(file, fd, writable=True)
     except BaseException:

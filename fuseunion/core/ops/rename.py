@@ -23,7 +23,7 @@ from fuseunion.core.disk.wh_files import is_reserved
 from fuseunion.core.marks.marks import is_whiteout
 from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ops.copy_up.link_names import covering_lower_name, link_name
-from fuseunion.core.ops.copy_up.origin_paths import has_no_mark, note_path
+from fuseunion.core.ops.copy_up.origin_paths import needs_no_path, note_path
 from fuseunion.core.ops.create import check_name
 from fuseunion.core.ops.moving import redirect
 from fuseunion.core.ops.removing.remove import directory_gone, holding, name_gone
@@ -115,7 +115,7 @@ def renamed_at_once(state: State, old_dir: Directory, old_name: bytes, new_dir: 
     ):
         return False
     try:
-        if old_dir.lowers and not (has_no_mark(source) and not lower_is_positive(state, old_dir, old_name)):
+        if old_dir.lowers and not (needs_no_path(source) and not lower_is_positive(state, old_dir, old_name)):
             return False
         if new_dir.lowers and lower_is_positive(state, new_dir, new_name):
             return False

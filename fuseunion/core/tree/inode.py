@@ -29,6 +29,10 @@ NONE_ABSENT: frozenset[bytes] = frozenset()
 NO_CAPABILITY = frozenset({xattr_names.CAPABILITY})
 """Of one that has no capability, for all that is known."""
 
+NEEDS_NO_PATH = frozenset({xattr_names.CAPABILITY, xattr_names.UNION_ORIGIN})
+"""Of one that has no origin mark without a path either: it was made here, and only copies get a mark, or it was copied
+because it is to leave its place (core/ops/copy_up)."""
+
 _KINDS = {
     kind: kind
     for kind in (

@@ -16,8 +16,8 @@ from fuseunion.core.tree.state import State
 from fuseunion.linux.objects.permission import as_owner_of
 
 
-def has_no_mark(inode: Inode) -> bool:
-    """Whether an object is known to have no origin mark: it was made here (create.py), and only copies get one."""
+def needs_no_path(inode: Inode) -> bool:
+    """Whether an object is known to have no origin mark without a path."""
     return xattr_names.UNION_ORIGIN in inode.absent_xattrs
 
 
@@ -34,7 +34,7 @@ def note_path(state: State, inode: Inode, directory: Directory, name: bytes) -> 
         OSError: ESTALE when the name leads to another object now; of the system calls.
     """
     prefix = state.writable().work.capabilities.xattr_prefix
-    if prefix is None or directory.upper is None or not directory.lowers or has_no_mark(inode):
+    if prefix is None or directory.upper is None or not directory.lowers or needs_no_path(inode):
         return True
     with directory.upper.held(name) as held:
         inode.recognise(held.stat())

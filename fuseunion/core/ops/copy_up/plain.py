@@ -20,7 +20,7 @@ from fuseunion.core.marks import origin_mark
 from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up.files import show
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.inode import NO_CAPABILITY
+from fuseunion.core.tree.inode import NEEDS_NO_PATH, NO_CAPABILITY
 from fuseunion.core.tree.place import InLower
 from fuseunion.core.tree.state import State, Upper
 
@@ -95,8 +95,11 @@ class PlainCopies:
             self._unshared = upper.unshared
             self._mark = (upper.work.capabilities.xattr_prefix or b"") + xattr_names.UNION_ORIGIN
 
-    def of(self, file: File) -> PlainCopy | None:
+    def of(self, file: File, *, leaves: bool = False) -> PlainCopy | None:
         """The copy-up of a file; None where it needs more than system calls.
+
+        Args:
+            leaves: it is going to leave the place of its lower, of which its mark is to know the path then.
 
         Raises:
             OSError: as RealDir.fd.
@@ -120,12 +123,17 @@ class PlainCopies:
             return None
         if self.waits and device not in self._unshared:
             return None  # shared blocks need not be put on disk
+        value = self._value
+        if leaves:
+            completed = origin_mark.with_path(value, origin_mark.path_of(lower, lower_name))
+            if completed is None:
+                return None
+            value = completed
         lower_fd, upper_fd, work = lower.fd(), upper.fd(), self._work
         if not lower.has_as_descriptor(lower_fd):
             return None  # to open one closed the other
         work_fd, temporary = work.tmp.fd(), work.new_name()
-        mark, value = self._mark, self._value
-        return lower_fd, lower_name, device, number, work_fd, temporary, upper_fd, new_name, file.ino, mark, value
+        return lower_fd, lower_name, device, number, work_fd, temporary, upper_fd, new_name, file.ino, self._mark, value
 
     def begin(self) -> None:
         """Count the descriptors of one that is prepared, until `end`.
@@ -145,12 +153,13 @@ class PlainCopies:
         if temporary is not None:
             self._work.unlink(temporary)
 
-    def made(self, file: File, device: int, number: int, *, times_kept: bool) -> None:
+    def made(self, file: File, device: int, number: int, *, times_kept: bool, leaves: bool) -> None:
         """It was made.
 
         Args:
             device, number: st_dev and st_ino of the copy.
             times_kept: the directory in the upper has the times that it had.
+            leaves: as of `of`.
         """
         name = file.only_name
         assert name is not None
@@ -162,7 +171,7 @@ class PlainCopies:
             )
         directory.stale()  # its time of change is another, and its others where they could not be kept
         file.copied_up((directory.upper, name[1]), (self._numbers.device(device), number), pin=-1)
-        file.absent_xattrs = NO_CAPABILITY
+        file.absent_xattrs = NEEDS_NO_PATH if leaves else NO_CAPABILITY
 
     def show(self, file: File, temporary: bytes, fd: int) -> None:
         """Show a prepared copy of a file that is none of these any more.

@@ -69,8 +69,11 @@ class CopyUps:
         """Whether a file is being copied up."""
         return file.ino in self._under_way
 
-    def now(self, file: File, change: Change | None = None) -> bool | None:
+    def now(self, file: File, change: Change | None = None, *, leaves: bool = False) -> bool | None:
         """Copy a file up at once, if that takes no longer than a usual request. Arguments and errors as of `done`.
+
+        Args:
+            leaves: as of PlainCopies.of.
 
         Returns:
             True when the change was made with the copy; False when it is still to be made, because the file is in the
@@ -81,7 +84,7 @@ class CopyUps:
         if file.ino in self._under_way:
             return None
         wish = wish_of(change) if device is not None else None
-        if wish is not None and self.plainly(file, wish) is not None:
+        if wish is not None and self.plainly(file, wish, leaves=leaves) is not None:
             return True
         if not self._union.is_copied_quickly(file):
             return None
@@ -103,12 +106,13 @@ class CopyUps:
         self.log.add(file, job.size, begun)
         return True
 
-    def plainly(self, file: File, wish: Wish, *, keeps: bool = False) -> Copied | None:
+    def plainly(self, file: File, wish: Wish, *, keeps: bool = False, leaves: bool = False) -> Copied | None:
         """Copy a file up in one call, if that is simple and waits for nothing. Precondition: it is not in the upper.
 
         Args:
             wish: what the copy is to have.
             keeps: leave it open, for reading and writing.
+            leaves: as of PlainCopies.of.
 
         Returns:
             None where nothing was done.
@@ -119,7 +123,7 @@ class CopyUps:
         if device is None or file.ino in self._under_way:
             return None
         copies = self._union.plain_copies
-        plain = None if copies.waits else copies.of(file)
+        plain = None if copies.waits else copies.of(file, leaves=leaves)
         if plain is None:
             return None
         begun = self.log.begin()
@@ -127,7 +131,7 @@ class CopyUps:
         if made is None:
             return None
         entry, copy_device, number, size, times_kept, fd = made
-        copies.made(file, copy_device, number, times_kept=times_kept)
+        copies.made(file, copy_device, number, times_kept=times_kept, leaves=leaves)
         self.log.add(file, size, begun)
         return entry, fd
 
@@ -193,13 +197,15 @@ class CopyUps:
         plain = self._plain_job(file, change)
         return plain if plain is not None else self._union.copy_job(file, change)
 
-    def _plain_job(self, file: File, change: Change | None) -> PlainJob | None:
+    def _plain_job(self, file: File, change: Change | None, *, leaves: bool = False) -> PlainJob | None:
         """As `_job`; None for one that is not simple."""
-        wish = wish_of(change) if device is not None else None
-        return None if device is None or wish is None else plain_job(device, self._union, self._reader, file, wish)
+        wish = wish_of(change)
+        if device is None or wish is None:
+            return None
+        return plain_job(device, self._union, self._reader, file, wish, leaves=leaves)
 
     async def all_done(self, files: Sequence[File]) -> None:
-        """Return when files are in the upper.
+        """Return when files are in the upper that are going to leave the place of their lowers.
 
         Those that are simple are put on disk together; of the others some are copied at a time: the disk then puts them
         on its journal together, and a thread is left for others.
@@ -215,7 +221,7 @@ class CopyUps:
             except OSError as error:
                 failures.append(error)
 
-        slow = await self._together([file for file in files if self.now(file) is None])
+        slow = await self._together([file for file in files if self.now(file, leaves=True) is None])
         for start in range(0, len(slow), _AT_ONCE):
             async with trio.open_nursery() as nursery:
                 for file in slow[start : start + _AT_ONCE]:
@@ -239,7 +245,7 @@ class CopyUps:
                 job = None
                 if not self.is_under_way(file):
                     with suppress(OSError):  # no descriptor is left for so many at a time
-                        job = self._plain_job(file, None)
+                        job = self._plain_job(file, None, leaves=True)
                 if job is None:
                     others.append(file)
                     continue

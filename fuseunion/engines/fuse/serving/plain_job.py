@@ -12,7 +12,9 @@ from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.waiting.reader import Reader
 
 
-def plain_job(device: ModuleType, union: Union, reader: Reader, file: File, wish: Wish) -> PlainJob | None:
+def plain_job(
+    device: ModuleType, union: Union, reader: Reader, file: File, wish: Wish, *, leaves: bool
+) -> PlainJob | None:
     """Prepare the copy-up of a file, if it is that simple, and waits for nothing but the disk that it is to be on.
 
     Precondition: it is not in the upper.
@@ -21,12 +23,13 @@ def plain_job(device: ModuleType, union: Union, reader: Reader, file: File, wish
         device: the extension.
         reader: what knows whether data would have to be waited for.
         wish: what the copy is to have.
+        leaves: as of PlainCopies.of.
 
     Raises:
         OSError: ENFILE when too many are under way; as RealDir.fd.
     """
     copies = union.plain_copies
-    plain = copies.of(file) if copies.waits else None
+    plain = copies.of(file, leaves=leaves) if copies.waits else None
     if plain is None:
         return None
     copies.begin()
@@ -36,7 +39,7 @@ def plain_job(device: ModuleType, union: Union, reader: Reader, file: File, wish
         if made is None:
             return None
         end.pop_all()
-    return PlainJob(device, union, file, plain[5], made)
+    return PlainJob(device, union, file, plain[5], made, leaves=leaves)
 
 
 class PlainJob:
@@ -45,6 +48,7 @@ class PlainJob:
     Args:
         temporary: the name of the copy in work.
         made: a descriptor of it, which belongs to this object; its st_dev and st_ino; how many bytes were copied.
+        leaves: its mark knows the path.
 
     Attributes:
         fd: that descriptor.
@@ -52,10 +56,17 @@ class PlainJob:
 
     source = -1
 
-    __slots__ = ("_copies", "_device", "_file", "_id", "_temporary", "fd", "size")
+    __slots__ = ("_copies", "_device", "_file", "_id", "_leaves", "_temporary", "fd", "size")
 
     def __init__(
-        self, device: ModuleType, union: Union, file: File, temporary: bytes, made: tuple[int, int, int, int]
+        self,
+        device: ModuleType,
+        union: Union,
+        file: File,
+        temporary: bytes,
+        made: tuple[int, int, int, int],
+        *,
+        leaves: bool,
     ) -> None:
         self._device = device
         self._copies = union.plain_copies
@@ -63,6 +74,7 @@ class PlainJob:
         self._temporary: bytes | None = temporary
         self.fd, self.size = made[0], made[3]
         self._id = made[1:3]
+        self._leaves = leaves
 
     @property
     def quick(self) -> bool:
@@ -85,7 +97,7 @@ class PlainJob:
         if times_kept is None:
             copies.show(self._file, self._temporary, self.fd)
         else:
-            copies.made(self._file, *self._id, times_kept=times_kept)
+            copies.made(self._file, *self._id, times_kept=times_kept, leaves=self._leaves)
         self._temporary = None
 
     def close(self) -> None:

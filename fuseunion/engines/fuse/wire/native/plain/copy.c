@@ -29,7 +29,7 @@ const char copy_plain_doc[] =
     "    -> (entry, st_dev, st_ino, size, times_kept, fd) or None\n--\n\n"
     "Copy `name` in the directory `lower`, which is the object (device, number), to `new_name` in `upper`, by way of\n"
     "`temporary` in `work`; all three are descriptors. shown: its number in the mount. mark, value: an attribute of the\n"
-    "copy, in which that, the number of the copy, and the time of change of the file are filled in\n"
+    "copy, in which that, the number of the copy, and the time of change of the file are filled in before what follows\n"
     "(core/marks/origin_mark.py). uid, gid, mode, atime, mtime (nanoseconds): -1 for what the file has. waits: the data may\n"
     "have to be waited for; then only what is in memory is copied.\n"
     "None: nothing was done. Else the entry to show (entries.py), empty where it could not be looked at; st_dev and st_ino\n"
@@ -47,7 +47,8 @@ enum {
     NUMBER_AT = 1, /* in the mark, as in origin_mark.py */
     SHOWN_AT = 9,
     CTIME_AT = 17,
-    MARK_SIZE = 25,
+    HEADER = 25,
+    LONGEST_MARK = HEADER + 1024,
 };
 
 #define SECOND 1000000000LL
@@ -58,7 +59,8 @@ struct wish {
     uint64_t device, number, shown;
     bool waits, keeps;
     int64_t uid, gid, mode, atime, mtime;
-    char value[MARK_SIZE];
+    char value[LONGEST_MARK];
+    size_t value_size;
 };
 
 struct outcome {
@@ -100,7 +102,7 @@ static bool copy_data(int from, int to, size_t size, bool waits)
 }
 
 /* All but the data, in the order that keeps each from taking another away (files.py). */
-static bool dress(int to, const struct stat *st, const struct wish *w, struct stat *made)
+static bool dress(int to, const struct stat *st, struct wish *w, struct stat *made)
 {
     if (fstat(to, made) != 0)
         return false;
@@ -108,18 +110,16 @@ static bool dress(int to, const struct stat *st, const struct wish *w, struct st
     gid_t gid = w->gid < 0 ? st->st_gid : (gid_t)w->gid;
     if ((uid != made->st_uid || gid != made->st_gid) && fchown(to, uid, gid) != 0)
         return false;
-    char value[MARK_SIZE];
     uint64_t number = made->st_ino;
     int64_t ctime = nanoseconds(st->st_ctim);
-    memcpy(value, w->value, sizeof value);
-    memcpy(value + NUMBER_AT, &number, sizeof number);
-    memcpy(value + SHOWN_AT, &w->shown, sizeof w->shown);
-    memcpy(value + CTIME_AT, &ctime, sizeof ctime);
+    memcpy(w->value + NUMBER_AT, &number, sizeof number);
+    memcpy(w->value + SHOWN_AT, &w->shown, sizeof w->shown);
+    memcpy(w->value + CTIME_AT, &ctime, sizeof ctime);
     struct timespec times[2] = {
         w->atime == -1 ? st->st_atim : time_of(w->atime),
         w->mtime == -1 ? st->st_mtim : time_of(w->mtime),
     };
-    return fsetxattr(to, w->mark, value, sizeof value, 0) == 0 &&
+    return fsetxattr(to, w->mark, w->value, w->value_size, 0) == 0 &&
            fchmod(to, w->mode < 0 ? st->st_mode & ALLPERMS : (mode_t)w->mode) == 0 && futimens(to, times) == 0;
 }
 
@@ -145,7 +145,7 @@ static bool show(int work, const char *temporary, int upper, const char *new_nam
 }
 
 /* A finished copy in work, open for reading and writing; -1 where there is none. */
-static int copy_to_work(int from, const struct stat *st, const struct wish *w, struct outcome *outcome)
+static int copy_to_work(int from, const struct stat *st, struct wish *w, struct outcome *outcome)
 {
     const int to = openat(w->work, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (to < 0)
@@ -160,7 +160,7 @@ static int copy_to_work(int from, const struct stat *st, const struct wish *w, s
 }
 
 /* As copy_to_work, of what may be another file than it was believed to be. */
-static int prepare(const struct wish *w, struct outcome *outcome)
+static int prepare(struct wish *w, struct outcome *outcome)
 {
     const int from = open_quietly(w->lower, w->name);
     if (from < 0)
@@ -172,7 +172,7 @@ static int prepare(const struct wish *w, struct outcome *outcome)
     return to;
 }
 
-static bool copy(const struct wish *w, struct outcome *outcome)
+static bool copy(struct wish *w, struct outcome *outcome)
 {
     const int to = prepare(w, outcome);
     if (to < 0)
@@ -227,11 +227,12 @@ static bool read_wish(PyObject *what, PyObject *as, struct wish *w)
     if (w->mark == NULL)
         return false;
     PyObject *value = PyTuple_GET_ITEM(what, 10);
-    if (!PyBytes_Check(value) || PyBytes_GET_SIZE(value) != MARK_SIZE) {
+    if (!PyBytes_Check(value) || PyBytes_GET_SIZE(value) < HEADER || PyBytes_GET_SIZE(value) > LONGEST_MARK) {
         PyErr_SetString(PyExc_ValueError, "a mark of another size");
         return false;
     }
-    memcpy(w->value, PyBytes_AS_STRING(value), MARK_SIZE);
+    w->value_size = (size_t)PyBytes_GET_SIZE(value);
+    memcpy(w->value, PyBytes_AS_STRING(value), w->value_size);
     return true;
 }
 
