@@ -121,6 +121,8 @@ class PlainCopies:
         upper = directory.upper
         if upper is None or lower.layer.ownership is not None or lower.layer.withholds(device, number):
             return None
+        if lower.layer.remote:
+            return None  # it would be opened in vain, and the server be told of that
         if self.waits and device not in self._unshared:
             return None  # shared blocks need not be put on disk
         value = self._value
