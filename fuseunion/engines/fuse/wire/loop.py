@@ -38,6 +38,9 @@ T = TypeVar("T")
 _AT_ONCE = 64
 """Requests between two turns of the other tasks."""
 
+_TURNS = 3
+"""Until everybody has had his who can go on: what happens while others have theirs comes in the next."""
+
 _IDLE = 0.1
 """Seconds without a request, after which no descriptor of a file is kept any more."""
 
@@ -203,7 +206,9 @@ class WireLoop:
         assert device is not None
         serve, most, patience = device.serve, _AT_ONCE, self._patience
         while True:
-            while self._runnable:  # before it is looked for more
+            for _ in range(_TURNS):  # before it is looked for more
+                if not self._runnable:
+                    break
                 await trio.lowlevel.checkpoint()
             outcome = serve(most, patience, 0 if self._unfinished > self._syncing else _SLEEP)
             if outcome == device.IDLE:

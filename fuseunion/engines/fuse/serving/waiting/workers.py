@@ -38,7 +38,10 @@ class Workers:
         syncing: has files put on disk by a thread that is none of these; None where there are none. Set by the adapter.
     """
 
-    __slots__ = ("_asked", "_copies", "_long_operations", "_reads", "_refused", "_syncs", "elsewhere", "syncing")
+    __slots__ = (
+        *("_asked", "_being_put", "_copies", "_long_operations", "_reads", "_refused", "_syncs"),
+        *("elsewhere", "syncing"),
+    )
 
     def __init__(self) -> None:
         self._copies = trio.CapacityLimiter(COPIES)
@@ -46,6 +49,7 @@ class Workers:
         self._syncs = trio.CapacityLimiter(_SYNCS)
         self._asked = trio.CapacityLimiter(_ASKED_AHEAD)
         self._long_operations = 0
+        self._being_put = 0  # on disk, by threads that are none of these
         self._refused = False
         self.elsewhere: Callable[[], int] = lambda: 0
         self.syncing: Callable[[tuple[int, ...]], Awaitable[None]] | None = None
@@ -57,7 +61,7 @@ class Workers:
         What is asked ahead does not count: that request has not begun.
         """
         limiters = (self._copies, self._reads, self._syncs)
-        busy = self._long_operations or any(limiter.borrowed_tokens for limiter in limiters)
+        busy = self._long_operations or self._being_put or any(limiter.borrowed_tokens for limiter in limiters)
         return not busy and not self.elsewhere()
 
     @property
@@ -83,8 +87,11 @@ class Workers:
         if self.syncing is None:
             await self._run(self._copies, _put_on_disk, fds)
             return
-        with self.long_operation():
+        self._being_put += 1
+        try:
             await self.syncing(fds)
+        finally:
+            self._being_put -= 1
 
     async def read(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Make a call that reads. Raises what it raises."""
