@@ -6,7 +6,10 @@ bit, with its times and its inode numbers.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +50,7 @@ class Arena:
 
     def guard(self, lower: Path) -> None:
         """Check at the end of the test that this tree is as it is now."""
+        _settle(lower)
         self._lowers[lower] = tree.snapshot(lower)
 
     def mount(
@@ -95,3 +99,11 @@ class Arena:
         command = ["rm", "-rf", "--one-file-system", str(self.root)]
         if subprocess.run(command, capture_output=True).returncode:
             subprocess.run(["unshare", "--map-root-user", "--map-auto", *command], check=True)
+
+
+def _settle(directory: Path) -> None:
+    """Write out the files that have data and no blocks: ext4 says so for a moment while it allocates some."""
+    for path, status in tree.walk(directory):
+        if stat.S_ISREG(status.st_mode) and status.st_size and not status.st_blocks:
+            with contextlib.suppress(PermissionError), open(os.path.join(os.fsencode(directory), path), "rb") as file:
+                os.fsync(file.fileno())
