@@ -252,6 +252,23 @@ def test_the_loop_is_told_while_it_sleeps(kernel: Kernel, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("descriptors")
+@pytest.mark.parametrize("by", ["serve", "tell"])
+def test_nobody_waits_in_vain(kernel: Kernel, by: str) -> None:
+    """Whatever the thread and the loop do in between: the thread is in the middle of it when it wakes the loop."""
+    kernel.attach(layouts.READ)
+    told: list[int] = []
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        for number in range(3000):
+            kernel.device.sync((file.fileno(),), told.append)
+            while len(told) <= number:
+                assert _told(kernel)
+                if by == "tell":
+                    kernel.device.tell()
+                else:
+                    kernel.device.serve(1, 0, 10**9)
+
+
+@pytest.mark.usefixtures("descriptors")
 def test_who_cannot_be_told(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in what is called is logged by the interpreter, and the loop goes on."""
     kernel.attach(layouts.READ)

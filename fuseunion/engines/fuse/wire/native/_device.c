@@ -236,6 +236,9 @@ static ssize_t read_request(int64_t patience, int64_t sleep)
         struct pollfd waiting[] = {{.fd = device.fd, .events = POLLIN}, {.fd = device.told, .events = POLLIN}};
         const struct timespec most = {.tv_sec = sleep / SECOND, .tv_nsec = sleep % SECOND};
         if (ppoll(waiting, 2, &most, NULL) >= 0) {
+            eventfd_t count;
+            if (waiting[1].revents != 0 && !is_told()) /* they were found before it was written */
+                eventfd_read(device.told, &count);
             device.clock = now();
             got = read(device.fd, device.buffer, BUFFER_SIZE);
         }
@@ -246,18 +249,20 @@ static ssize_t read_request(int64_t patience, int64_t sleep)
     return got;
 }
 
-/* Let those go on whose files are on disk. */
+/* Let those go on whose files are on disk. Who comes after the descriptor was read makes it readable again. */
 static void go_on(void)
 {
     eventfd_t count;
     eventfd_read(device.told, &count);
-    for (struct waiting done; take_told(&done);) {
-        PyObject *told = done.whose, *result = PyObject_CallFunction(told, "i", done.error);
+    for (struct waiting *done = take_told(), *next; done != NULL; done = next) {
+        PyObject *told = done->whose, *result = PyObject_CallFunction(told, "i", done->error);
         if (result == NULL)
             PyErr_WriteUnraisable(told);
         Py_XDECREF(result);
         Py_DECREF(told);
-        free(done.fds);
+        next = done->next;
+        free(done->fds);
+        free(done);
     }
 }
 

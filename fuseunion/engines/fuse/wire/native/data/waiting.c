@@ -47,7 +47,8 @@ static struct pool copies = {.most = COPYING, .more = PTHREAD_COND_INITIALIZER};
 static struct {
     pthread_mutex_t lock; /* of the pools too */
     pthread_cond_t all_answered;
-    struct waiting *answered, *told;
+    struct waiting *answered;
+    struct waiting *told; /* without the lock */
     size_t unanswered;
 } all = {.lock = PTHREAD_MUTEX_INITIALIZER, .all_answered = PTHREAD_COND_INITIALIZER};
 
@@ -120,14 +121,27 @@ static void make(struct waiting *request, char *room)
     request->until = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* Leave one that is done to the loop, with the lock held. */
+/* Say that files are on disk: whoever is woken finds them, unless they were found before. */
+static void tell(struct waiting *copies)
+{
+    const int eventfd = copies->device; /* the loop's, with all else, as soon as they can be found */
+    copies->next = __atomic_load_n(&all.told, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(&all.told, &copies->next, copies, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+        ;
+    eventfd_write(eventfd, 1);
+}
+
+/* Leave one that is done to the loop, and take the lock. */
 static void leave(struct waiting *request)
 {
-    struct waiting **list = request->opcode == NO_REQUEST ? &all.told : &all.answered;
-    request->next = *list;
-    __atomic_store_n(list, request, __ATOMIC_RELEASE);
-    if (request->opcode == NO_REQUEST)
-        eventfd_write(request->device, 1);
+    const bool is_request = request->opcode != NO_REQUEST;
+    if (!is_request)
+        tell(request);
+    pthread_mutex_lock(&all.lock);
+    if (is_request) {
+        request->next = all.answered;
+        all.answered = request;
+    }
     if (--all.unanswered == 0)
         pthread_cond_broadcast(&all.all_answered);
 }
@@ -159,7 +173,6 @@ static void *work(void *of)
     for (struct waiting *request; (request = next_request(pool)) != NULL;) {
         pthread_mutex_unlock(&all.lock);
         make(request, room);
-        pthread_mutex_lock(&all.lock);
         leave(request);
     }
     pool->threads--;
@@ -199,7 +212,6 @@ static bool enqueue(struct pool *pool, struct waiting *request)
         pool->last->next = request;
     pool->last = request;
     pool->queued++;
-    pthread_cond_signal(&pool->more);
     return true;
 }
 
@@ -210,38 +222,33 @@ bool answer_in_thread(const struct waiting *asked)
         return false;
     *request = *asked;
     request->next = NULL;
+    struct pool *pool = asked->opcode == FUSE_READ ? &reads : asked->opcode == NO_REQUEST ? &copies : &syncs;
     pthread_mutex_lock(&all.lock);
     all.unanswered++;
-    const uint32_t opcode = request->opcode;
-    const bool served = enqueue(opcode == FUSE_READ ? &reads : opcode == NO_REQUEST ? &copies : &syncs, request);
+    const bool served = enqueue(pool, request);
     pthread_mutex_unlock(&all.lock);
-    if (served)
+    if (served) {
+        pthread_cond_signal(&pool->more); /* who wakes up finds the lock free */
         return true;
+    }
     make(request, NULL);
-    pthread_mutex_lock(&all.lock);
     leave(request);
     pthread_mutex_unlock(&all.lock);
     return true;
 }
 
-/* Forget the first of a list, and say what it was. */
-static bool take(struct waiting **list, struct waiting *request)
-{
-    pthread_mutex_lock(&all.lock);
-    struct waiting *first = *list;
-    if (first != NULL)
-        *list = first->next;
-    pthread_mutex_unlock(&all.lock);
-    if (first == NULL)
-        return false;
-    *request = *first;
-    free(first);
-    return true;
-}
-
 bool take_answered(struct waiting *request)
 {
-    return take(&all.answered, request);
+    pthread_mutex_lock(&all.lock);
+    struct waiting *answered = all.answered;
+    if (answered != NULL)
+        all.answered = answered->next;
+    pthread_mutex_unlock(&all.lock);
+    if (answered == NULL)
+        return false;
+    *request = *answered;
+    free(answered);
+    return true;
 }
 
 bool is_told(void)
@@ -249,9 +256,9 @@ bool is_told(void)
     return __atomic_load_n(&all.told, __ATOMIC_ACQUIRE) != NULL;
 }
 
-bool take_told(struct waiting *request)
+struct waiting *take_told(void)
 {
-    return take(&all.told, request);
+    return __atomic_exchange_n(&all.told, NULL, __ATOMIC_ACQUIRE);
 }
 
 size_t unanswered(void)

@@ -36,9 +36,9 @@ bool answer_in_thread(const struct waiting *request);
 /* Forget one that was answered, and say what it was. Returns false where there is none. */
 bool take_answered(struct waiting *request);
 
-/* Whether files are on disk that the loop waits for; the first of those, forgotten, as of take_answered. */
+/* Whether files are on disk that the loop waits for; all of those, a list that is the caller's now. */
 bool is_told(void);
-bool take_told(struct waiting *request);
+struct waiting *take_told(void);
 
 /* How many are not answered yet. */
 size_t unanswered(void);
