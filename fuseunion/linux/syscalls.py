@@ -359,13 +359,13 @@ def mount_id(path: bytes, dirfd: int = AT_FDCWD) -> int:
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), path)
 
 
-def device(fd: int) -> int:
-    """statx(2): st_dev of an open object, without asking the filesystem for anything.
+def device(fd: int, path: bytes = b"") -> int:
+    """statx(2): st_dev of an open object, or of what a path leads to, without asking its filesystem for anything.
 
-    fstat(2) waits for it where it is another machine's, or a program's, when a time has to be asked for anew.
+    stat(2) waits for it where it is another machine's, or a program's, when a time has to be asked for anew.
     """
     buffer = ctypes.create_string_buffer(256)
-    _check(_libc.statx(fd, b"", _AT_STATX_DONT_SYNC | AT_EMPTY_PATH, 0, buffer))
+    _check(_libc.statx(fd, path, _AT_STATX_DONT_SYNC | AT_EMPTY_PATH, 0, buffer), path)
     return os.makedev(*struct.unpack_from("=II", buffer, 136))
 
 

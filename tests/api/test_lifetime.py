@@ -66,6 +66,7 @@ def test_the_program_is_killed_while_its_child_lives(arena: Arena) -> None:
         wait_until(lambda: len(processes.with_token(arena.place.token)) == 1, "the end of all but the child")
         (child,) = processes.with_token(arena.place.token)
         os.kill(child, signal.SIGKILL)
+        wait_until(lambda: not processes.with_token(arena.place.token), "the end of the child")
 
 
 @pytest.mark.actors("user")

@@ -19,6 +19,7 @@ from fuseunion import __version__
 from tests.support import libc, processes
 from tests.support.actor import Role
 from tests.support.arena import Arena
+from tests.support.far import far, stopped
 from tests.support.interpreter import own
 from tests.support.layers import File
 from tests.support.mountinfo import mount_at
@@ -586,6 +587,24 @@ def test_busy_umount_names_the_holder(arena: Arena) -> None:
         assert "merged/f open" in said
     run(arena, "umount", merged)
     assert not processes.with_token(arena.place.token)
+
+
+@pytest.mark.actors("root", "userns")
+def test_busy_umount_does_not_wait_for_what_others_have_open(arena: Arena) -> None:
+    """Those are looked at as well, and what they lie on may not answer: a server that has gone."""
+    lower, merged, slow = arena.lower({"f": File(b"x")}), arena.directory("merged"), arena.directory("slow")
+    run(arena, lower, "upper", merged)
+    with far(slow, lower, kept=0) as server:
+        command = ["sh", "-c", "exec < f; echo; exec sleep 1000"]
+        with subprocess.Popen(command, cwd=slow, stdout=subprocess.PIPE, env=arena.place.environment()) as one:
+            assert one.stdout is not None
+            one.stdout.readline()
+            with stopped(server), kept_busy(merged):
+                said = run(arena, "umount", merged, code=4)
+            one.kill()
+        assert f"{os.getpid()} " in said
+        assert f"{one.pid} " not in said
+    run(arena, "umount", merged)
 
 
 @pytest.mark.actors("root", "userns")

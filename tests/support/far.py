@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 T = TypeVar("T")
 
 KEPT = 1.0
-"""Seconds that the kernel believes an answer."""
+"""Seconds that the kernel believes an answer, unless said otherwise."""
 
 
 def _answered(call: Callable[[], T]) -> T:
@@ -39,8 +39,9 @@ def _answered(call: Callable[[], T]) -> T:
 class Far(pyfuse3.Operations):
     """Its handlers: for reading, by the paths that inodes were looked up with. There is no statfs."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, kept: float) -> None:
         super().__init__()
+        self._kept = kept
         self._paths = {pyfuse3.ROOT_INODE: os.fsencode(directory)}
 
     async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
@@ -52,7 +53,7 @@ class Far(pyfuse3.Operations):
             setattr(entry, name, getattr(st, name))
         entry.st_ino = inode
         entry.st_blksize, entry.st_blocks = 4096, st.st_blocks
-        entry.entry_timeout = entry.attr_timeout = KEPT
+        entry.entry_timeout = entry.attr_timeout = self._kept
         return entry
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: object = None) -> pyfuse3.EntryAttributes:
@@ -96,9 +97,9 @@ class Far(pyfuse3.Operations):
 
 
 @contextmanager
-def far(place: Path, directory: Path) -> Iterator[int]:
-    """Show a directory at another. Gives the process that does."""
-    command = [sys.executable, "-m", "tests.support.far", str(place), str(directory)]
+def far(place: Path, directory: Path, kept: float = KEPT) -> Iterator[int]:
+    """Show a directory at another, whose answers are believed for so many seconds. Gives the process that does."""
+    command = [sys.executable, "-m", "tests.support.far", str(place), str(directory), str(kept)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
         try:
             wait_until(lambda: mount_at(place) is not None, "the mount")
@@ -118,8 +119,8 @@ def stopped(daemon: int) -> Iterator[None]:
         os.kill(daemon, signal.SIGCONT)
 
 
-def _serve(place: str, directory: str) -> None:
-    pyfuse3.init(Far(directory), place, {"fsname=far"})
+def _serve(place: str, directory: str, kept: str) -> None:
+    pyfuse3.init(Far(directory, float(kept)), place, {"fsname=far"})
     try:
         trio.run(_until_ended)
     finally:

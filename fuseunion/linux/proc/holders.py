@@ -1,13 +1,14 @@
 """Who keeps a mount busy: processes with an open file, a working or root directory or a mapping on it.
 
-As fuser(1) does it, by looking through /proc; an ordinary user sees only the own processes.
+As fuser(1) does it, by looking through /proc; an ordinary user sees only the own processes. No filesystem is asked for
+anything: what somebody else has open may lie on one that does not answer.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from fuseunion.linux import mountinfo
+from fuseunion.linux import mountinfo, syscalls
 from fuseunion.linux.proc import processes
 
 
@@ -92,7 +93,7 @@ def _reasons_beneath(process: str, directory: str) -> Iterator[str]:
 
 def _on(path: str, device: int) -> bool:
     try:
-        return os.stat(path).st_dev == device
+        return syscalls.device(syscalls.AT_FDCWD, path.encode()) == device
     except OSError:
         return False
 
