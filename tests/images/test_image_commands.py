@@ -14,6 +14,7 @@ import pytest
 
 from fuseunion import __version__
 from fuseunion.images import loops
+from fuseunion.images.layers import by_kernel, by_program, mounted
 from fuseunion.images.tools import cloning, opened, programs
 from fuseunion.images.tools.ext import checking
 from fuseunion.images.tools.trees import packing, squashing
@@ -341,6 +342,25 @@ def _squashed(arena: Arena, stack: ExitStack, file: Path) -> bytes:
         return bytes(again)
     root_fd = stack.enter_context(opened.inside(opened.open_image(stack, str(file), opened.Access.READ)))
     return b"/proc/self/fd/%d/." % root_fd
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_signal_while_something_is_opened_in_it(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, writable: bool
+) -> None:
+    """Nobody knows of the descriptor any more, for which the image stays mounted: two minutes were waited for it."""
+    for module in (mounted, by_program, by_kernel):
+        monkeypatch.setattr(module, "SOON", 2.0)
+        monkeypatch.setattr(module, "AT_MOST", 0.1)
+    file = arena.root / "x.img"
+    succeed("pack", an_upper(arena), file)
+    with ExitStack() as stack:
+        image = opened.open_image(stack, str(file), opened.Access.WRITE if writable else opened.Access.READ)
+        with pytest.raises(KeyboardInterrupt), opened.inside(image, writable=writable) as root_fd:
+            os.open("upper", os.O_RDONLY, dir_fd=root_fd)
+            raise KeyboardInterrupt
+    assert not caplog.messages
+    fsck(file)
 
 
 def test_squashed(arena: Arena) -> None:

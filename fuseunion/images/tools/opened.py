@@ -20,6 +20,7 @@ from fuseunion.images.layers.showing import Way
 from fuseunion.images.recognise import Kind
 from fuseunion.images.sif import reader
 from fuseunion.images.sif.layout import ENCRYPTED, Descriptor, FsType, Sif
+from fuseunion.linux import syscalls
 from fuseunion.linux.proc import processes
 
 _PATIENCE = 1.5
@@ -178,17 +179,32 @@ def inside(image: Opened, *, writable: bool = False) -> Iterator[int]:
         refuse_damaged(image, writable=writable)
     wanted = Wanted(image.filesystem, image.offset, writable, size=image.size)
     mounted = showing.mount(image.path, wanted, image.fd, Way.AUTO, image.objection)
+    its_own = _open_on(mounted.device)
     try:
         try:
             yield mounted.root_fd
         finally:
             os.close(mounted.root_fd)
     except BaseException:
+        # The exception of a signal may have come between the open(2) of something and the moment when somebody
+        # remembers to close it; the filesystem stays mounted for as long.
+        for fd in _open_on(mounted.device) - its_own:
+            os.close(fd)
         # Of two errors the first is told. An image that is in disorder now says so the next time (`refuse_damaged`).
         with suppress(UserError):
             mounted.finish()
         raise
     mounted.finish()
+
+
+def _open_on(device: int) -> set[int]:
+    """The descriptors of this process on a filesystem."""
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # EBADF: that of the listing
+            if syscalls.device(fd) == device:
+                found.add(fd)
+    return found
 
 
 def refuse_damaged(image: Opened, *, writable: bool) -> None:
