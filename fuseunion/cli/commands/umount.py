@@ -3,7 +3,10 @@
 When it returns 0, everything is on disk (but of a volatile mount), and the upper may be mounted, copied or removed.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 from fuseunion.cli.main import say
 from fuseunion.cli.parser import CommandParser
@@ -12,7 +15,9 @@ from fuseunion.engines import registry
 from fuseunion.engines.live import BusyError, LiveMount
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import mountinfo
-from fuseunion.linux.proc.holders import Holder
+
+if TYPE_CHECKING:
+    from fuseunion.linux.proc.holders import Holder
 
 HELP = """\
 Usage: fuseunion umount [--lazy] [--discard] MERGED...

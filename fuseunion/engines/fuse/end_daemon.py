@@ -18,7 +18,6 @@ from fuseunion.engines.live import BusyError, LiveMount, is_dead
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux.mountinfo import Mount
 from fuseunion.linux.proc import processes
-from fuseunion.linux.proc.holders import elsewhere
 
 _CONNECTIONS = "/sys/fs/fuse/connections"
 """A directory for each, named after the minor number of its device (fs/fuse/control.c fuse_ctl_add_conn)."""
@@ -200,6 +199,8 @@ def _is_mounted_somewhere(entry: Mount, daemon: _Daemon) -> bool:
 def _await_end(daemon: _Daemon, given: str, entry: Mount) -> None:
     if processes.wait_for_end(daemon.pidfd, SOON):
         return
+    from fuseunion.linux.proc.holders import elsewhere
+
     others = ", ".join(map(str, elsewhere(entry.device)))
     if others:
         raise UserError(
