@@ -428,7 +428,7 @@ class Union:
         """The upper's part of a directory, made with all missing ancestors if there is none.
 
         Raises:
-            OSError: EROFS without an upper; ENOENT for a removed directory; of the system calls.
+            OSError: EROFS without an upper; ESTALE for an exchanged directory; of the system calls.
         """
         return copy_up_directory(self.state, directory)
 

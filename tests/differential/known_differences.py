@@ -131,10 +131,11 @@ def is_withheld(oracle: Oracle, operation: Operation, expected: Outcome) -> bool
     A directory that a lower holds cannot be renamed in overlayfs without redirect_dir (overlayfs.rst, "renaming
     directories": EXDEV); in fuseunion it can (docs/differences.md), which the plain directory checks. And an open file
     of a lower, over whose name another was moved, cannot be changed by its descriptor in overlayfs, whose copy-up finds
-    the name taken (fs/overlayfs/copy_up.c ovl_link_up, ovl_copy_up_tmpfile).
+    the name taken (fs/overlayfs/copy_up.c ovl_link_up, ovl_copy_up_tmpfile); nor an open directory of a lower that was
+    deleted, which would be renamed onto its whiteout (ovl_copy_up_workdir).
     """
     if oracle is not Oracle.KERNEL:
         return False
     return (operation.call is Call.RENAME and expected.error == "EXDEV") or (
-        operation.call in _CHANGING_WHAT_IS_OPEN and expected.error == "EEXIST"
+        operation.call in _CHANGING_WHAT_IS_OPEN and expected.error in ("EEXIST", "ENOTDIR")
     )

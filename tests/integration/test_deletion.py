@@ -167,6 +167,34 @@ def test_a_directory_with_visible_entries_is_not_removed(arena: Arena) -> None:
         twin.remount()
 
 
+@pytest.mark.parametrize("options", [[], ["xattr_permissions=2"]], ids=["plain", "stored"])
+def test_a_deleted_directory_is_changed_by_who_has_it_open(arena: Arena, options: list[str]) -> None:
+    """As on a local filesystem, whether it was a lower's, had been copied up, or was new; nothing of it comes back."""
+    lower = arena.lower({"a/b": Dir(), "copied": Dir()})
+    with arena.mount(lower, options=options) as mount:
+        (mount / "new").mkdir()
+        (mount / "copied").chmod(0o700)
+        opened = [os.open(mount / path, os.O_RDONLY) for path in ("a/b", "a", "copied", "new")]
+        for path in ("a/b", "a", "copied", "new"):
+            (mount / path).rmdir()
+        for fd in opened:
+            number = os.fstat(fd).st_ino
+            os.fchmod(fd, 0o711)
+            os.setxattr(fd, "user.colour", b"red")
+            os.utime(fd, ns=(1, 2))
+            os.fsync(fd)
+            st = os.fstat(fd)
+            assert (stat.S_IMODE(st.st_mode), st.st_mtime_ns, st.st_nlink, st.st_ino) == (0o711, 2, 0, number)
+            assert os.getxattr(fd, "user.colour") == b"red"
+            assert os.listdir(fd) == []
+            with pytest.raises(FileNotFoundError):
+                os.mkdir("below", dir_fd=fd)
+            os.close(fd)
+        assert os.listdir(mount.merged) == []
+        _remount(mount)
+        assert os.listdir(mount.merged) == []
+
+
 def test_deleted_name_is_not_cached_away(arena: Arena) -> None:
     """Names asked for before they exist, and after they are gone, answer what is true at each moment."""
     lower = arena.lower({"f": File(b"old")})

@@ -8,6 +8,7 @@ import os
 from fuseunion.core.copying import metadata
 from fuseunion.core.disk.access import LayerAccess
 from fuseunion.core.disk.realdir import RealDir
+from fuseunion.core.disk.work import WorkDirectory
 from fuseunion.core.marks import origin_mark
 from fuseunion.core.ops.attributes import NO_CHANGE, Change, facts_after, stat_of, times_after
 from fuseunion.core.ownership.facts import Facts
@@ -22,14 +23,16 @@ from fuseunion.linux.os_error import os_error
 def copy_up_directory(state: State, directory: Directory) -> RealDir:
     """The upper's part of a directory, made with all missing ancestors if there is none.
 
+    A removed directory, which somebody has open, gets one without a name.
+
     Raises:
-        OSError: EROFS without an upper; ENOENT for a removed directory, ESTALE for an exchanged one; of the calls.
+        OSError: EROFS without an upper; ESTALE for an exchanged directory; of the calls.
     """
     if directory.upper is not None:
         return directory.upper
     upper = state.writable()
     if directory.removed:
-        raise os_error(errno.ENOENT)
+        return _copy_removed(state, upper, directory)
     missing: list[Directory] = []
     node: Directory | None = directory
     while node is not None and node.upper is None:
@@ -40,31 +43,58 @@ def copy_up_directory(state: State, directory: Directory) -> RealDir:
     assert node is not None and node.upper is not None, "the root has an upper"
     made = node.upper
     for node in reversed(missing):
-        made = node.upper = _copy_directory(state, upper, made, node)
-        state.directory_copied(node)
+        made = _copy_directory(state, upper, made, node)
     return made
 
 
 def _copy_directory(state: State, upper: Upper, parent: RealDir, directory: Directory) -> RealDir:
-    st = stat_of(state, directory)
     work = upper.work
-    temporary = work.new_name()
-    os.mkdir(temporary, 0o700, dir_fd=work.tmp.fd())
+    temporary, made = _make_in_work(state, work, directory)
     try:
-        with directory.grasp() as source, work.tmp.held(temporary) as target:
-            dress(state, directory, directory.top.layer, source, target, st, NO_CHANGE)
-            made = target.stat()
         with parent.times_kept():
             work.install(temporary, parent, directory.name)
     except BaseException:
         work.remove_tree(temporary)
         raise
-    directory.absent_xattrs = NONE_ABSENT
-    # The number and what is shown stay; only the place where they are read changes.
-    directory.stale()
     if directory.parent is not None:
         directory.parent.stale()  # its times are others where they could not be kept
-    return parent.child(directory.name, made)
+    return _copied(state, directory, parent.child(directory.name, made))
+
+
+def _copy_removed(state: State, upper: Upper, directory: Directory) -> RealDir:
+    work = upper.work
+    temporary, made = _make_in_work(state, work, directory)
+    try:
+        held = work.tmp.hold(temporary)
+    finally:
+        work.remove_tree(temporary)
+    assert directory.parent is not None and directory.parent.upper is not None, "the whiteout lies in it"
+    real = directory.parent.upper.child(directory.name, made)
+    real.pin(held)
+    return _copied(state, directory, real)
+
+
+def _make_in_work(state: State, work: WorkDirectory, directory: Directory) -> tuple[bytes, os.stat_result]:
+    """A finished copy: its name in work, and its lstat."""
+    st = stat_of(state, directory)
+    temporary = work.new_name()
+    os.mkdir(temporary, 0o700, dir_fd=work.tmp.fd())
+    try:
+        with directory.grasp() as source, work.tmp.held(temporary) as target:
+            dress(state, directory, directory.top.layer, source, target, st, NO_CHANGE)
+            return temporary, target.stat()
+    except BaseException:
+        work.remove_tree(temporary)
+        raise
+
+
+def _copied(state: State, directory: Directory, real: RealDir) -> RealDir:
+    """The number and what is shown stay; only the place where they are read changes."""
+    directory.upper = real
+    directory.absent_xattrs = NONE_ABSENT
+    directory.stale()
+    state.directory_copied(directory)
+    return real
 
 
 def dress(
