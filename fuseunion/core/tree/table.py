@@ -17,6 +17,11 @@ from fuseunion.linux.objects.recognition import DiskId
 
 log = logging.getLogger("fuseunion.inode")
 
+_MANY = 1 << 14
+_ROOM = 8
+"""A dict keeps the room of all that it ever held, 42 bytes for each. Where that was many, it is made anew when only
+this part of them is left."""
+
 
 class HeldInodes:
     """Inodes that stay in the table for the length of a block (InodeTable.held)."""
@@ -54,6 +59,7 @@ class InodeTable:
         self.root = root
         root.nlookup = 1
         self._inodes: dict[int, Inode] = {ROOT: root}
+        self._most = _MANY  # that there were since the dict was made, or fewer than it is made anew for
         # Files with several names, by (st_dev, st_ino) of the object on disk: whatever number a name would give, what
         # is one object on disk is one inode here.
         self._upper_files: dict[DiskId, File] = {}
@@ -143,9 +149,18 @@ class InodeTable:
                 if directory.children.get(name) is inode:
                     del directory.children[name]
                     waiting.append(directory)
-            self._inodes.pop(inode.ino, None)
+            self._take_out(inode.ino)
             if isinstance(inode, File):
                 self._forget_names(inode)
+
+    def _take_out(self, ino: int) -> None:
+        inodes = self._inodes
+        if len(inodes) > self._most:
+            self._most = len(inodes)
+        inodes.pop(ino, None)
+        if len(inodes) < self._most // _ROOM and self._most > _MANY:
+            self._inodes = dict(inodes)
+            self._most = _MANY
 
     def _release(self, inode: Inode) -> None:
         """Close the descriptors by which an inode is held; what is stored of a removed object goes with it."""
