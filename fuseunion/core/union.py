@@ -312,6 +312,18 @@ class Union:
             and self.settings.identity.trivial
         )
 
+    def shows_lower_as_it_is(self, file: File) -> bool:
+        """Whether what is shown of a file, but for its number, is what lstat(2) says of it in the lower where it lies,
+        if that counts one link; until Inode.stale."""
+        return (
+            not file.has_upper
+            and not file.removed
+            and file.lower_links is None
+            and file.group is None
+            and self.state.layer_of(file).ownership is None
+            and self.settings.identity.trivial
+        )
+
     def has_its_own_attributes(self, file: File) -> bool:
         """Whether an open descriptor of a file's data has all extended attributes of the file, and no others, but for
         those that are hidden and for names that are shown under others."""

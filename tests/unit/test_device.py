@@ -691,7 +691,7 @@ def feed(seed: int, module: str) -> None:
             kernel.device.pack_plain(layers, dice.random() < 0.5, names, dice.randrange(4), dice.randrange(700), 1, 0)
             name, number = names[dice.randrange(4)][1], os.stat(place / "LICENSE").st_ino
             found = kernel.device.read_plain(
-                directory, name, device, number, dice.randrange(1 << 17), dice.random() < 0.5
+                directory, name, device, number, dice.randrange(1 << 17), dice.random() < 0.5, dice.choice([0, NODE])
             )
             for opened in (found, kernel.device.open_plain(directory, name, device, number)):
                 if isinstance(opened, int):

@@ -38,31 +38,31 @@ def _place(directory: int, name: bytes) -> tuple[int, bytes, int, int]:
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_small_file_is_read_whole(directory: int, waits: bool) -> None:
-    assert device.read_plain(*_place(directory, b"file"), 8, waits) == b"content"
-    assert device.read_plain(*_place(directory, b"empty"), 1, waits) == b""
+    assert device.read_plain(*_place(directory, b"file"), 8, waits, 0) == b"content"
+    assert device.read_plain(*_place(directory, b"empty"), 1, waits, 0) == b""
     for most in (7, 0, -1):
-        assert device.read_plain(*_place(directory, b"file"), most, waits) is None, "there is more to be said"
+        assert device.read_plain(*_place(directory, b"file"), most, waits, 0) is None, "there is more to be said"
 
 
 def test_a_small_file_that_waits() -> None:
     """It is opened for whoever can wait; files of sysfs cannot be read without."""
     directory = os.open("/sys/kernel", os.O_PATH)
     try:
-        fd = device.read_plain(*_place(directory, b"uevent_seqnum"), 1 << 17, True)
+        fd = device.read_plain(*_place(directory, b"uevent_seqnum"), 1 << 17, True, 0)
         try:
             assert os.pread(fd, 100, 0).strip().isdigit()
             assert fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_NONBLOCK) == os.O_RDONLY
             assert not os.get_inheritable(fd)
         finally:
             os.close(fd)
-        assert device.read_plain(*_place(directory, b"uevent_seqnum"), 10, True) is None, "it is longer"
+        assert device.read_plain(*_place(directory, b"uevent_seqnum"), 10, True, 0) is None, "it is longer"
     finally:
         os.close(directory)
 
 
 def test_a_file_that_is_longer_than_any_request(directory: int, tmp_path: Path) -> None:
     os.truncate(tmp_path / "file", 1 << 40)
-    assert device.read_plain(*_place(directory, b"file"), 1 << 50, False) is None
+    assert device.read_plain(*_place(directory, b"file"), 1 << 50, False, 0) is None
 
 
 def test_a_file_is_opened_to_be_read(directory: int, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_what_is_not_what_was_found(directory: int) -> None:
     ]
     for case in cases:
         assert device.open_plain(*case) is None, case
-        assert device.read_plain(*case, 100, False) is None, case
+        assert device.read_plain(*case, 100, False, 0) is None, case
 
 
 def test_nobody_waits_for_a_lease(directory: int, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_nobody_waits_for_a_lease(directory: int, tmp_path: Path) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         assert device.open_plain(*_place(directory, b"file")) is None
-        assert device.read_plain(*_place(directory, b"file"), 100, False) is None
+        assert device.read_plain(*_place(directory, b"file"), 100, False, 0) is None
         assert asked
     finally:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -112,6 +112,13 @@ def test_calls_that_make_no_sense(directory: int) -> None:
     for arguments in ((), place[:3], (*place, 1), ("x", *place[1:]), (directory, "file", *place[2:]), (*place[:3], -1)):
         with pytest.raises((TypeError, OverflowError)):
             device.open_plain(*arguments)
-    for arguments in (place, (*place, "x", True), (*place, 1 << 70, True), ("x", *place[1:], 10, True)):
+    for arguments in (
+        place,
+        (*place, 10, True),
+        (*place, "x", True, 0),
+        (*place, 10, True, -1),
+        (*place, 1 << 70, True, 0),
+        ("x", *place[1:], 10, True, 0),
+    ):
         with pytest.raises((TypeError, OverflowError)):
             device.read_plain(*arguments)

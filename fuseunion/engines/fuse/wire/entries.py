@@ -45,8 +45,8 @@ class Entries:
     def attributes(self, inode: Inode) -> bytes:
         """The entry of an inode."""
         ready = inode.reply
-        if ready is not None:
-            return ready  # type: ignore[return-value]
+        if isinstance(ready, bytes):
+            return ready
         entry = self._entry(inode, *self._union.stat(inode), self._seconds, self._nsec)
         inode.reply = entry
         inode.st = None  # the entry says it all, in a fifth of the memory

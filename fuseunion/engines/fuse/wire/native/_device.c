@@ -25,6 +25,7 @@
 #include "plain/remove.h"
 #include "data/waiting.h"
 #include "repeated/directories.h"
+#include "repeated/remembered.h"
 #include "repeated/repeated.h"
 #include "session/arguments.h"
 #include "session/counting.h"
@@ -46,7 +47,7 @@
 #define CROWDED (SECOND / 10)
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 8
+#define INTERFACE 9
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -479,6 +480,7 @@ static PyObject *attach(PyObject *module, PyObject *args)
     device.pending = 0;
     device.init_unique = 0;
     device.fd = fd;
+    forget_all_attributes(); /* of another mount */
     Py_RETURN_NONE;
 }
 
@@ -531,6 +533,7 @@ static PyMethodDef functions[] = {
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
     {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
+    {"forget_attributes", forget_attributes, METH_O, forget_attributes_doc},
     {"copy_plain", (PyCFunction)(void (*)(void))copy_plain, METH_FASTCALL, copy_plain_doc},
     {"prepare_plain", (PyCFunction)(void (*)(void))prepare_plain, METH_FASTCALL, prepare_plain_doc},
     {"show_plain", show_plain, METH_VARARGS, show_plain_doc},

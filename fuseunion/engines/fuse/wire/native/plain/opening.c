@@ -7,6 +7,8 @@
 #define _GNU_SOURCE
 #include "opening.h"
 
+#include "../repeated/remembered.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
@@ -19,9 +21,10 @@ const char open_plain_doc[] =
     "A descriptor to read from of `name` in a directory, which is the regular file (device, number) and has nobody's lease.\n"
     "None: nothing was done.";
 const char read_plain_doc[] =
-    "read_plain(dirfd, name, device, number, most, waits) -> bytes, fd or None\n--\n\n"
+    "read_plain(dirfd, name, device, number, most, waits, shown) -> bytes, fd or None\n--\n\n"
     "All of such a file, which has less than `most` bytes. waits: it may have to be waited for; then only what is in memory\n"
-    "is read, and where that is not all, a descriptor says where the file is. None: it is another, or longer.";
+    "is read, and where that is not all, a descriptor says where the file is. shown: the number of the inode of which its\n"
+    "attributes are remembered if it has one link (remembered.c); 0 for none. None: it is another, or longer.";
 
 enum { LARGEST = 1 << 20 }; /* FUSE_MAX_MAX_PAGES, 256, of 4 KiB */
 
@@ -108,12 +111,13 @@ PyObject *read_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
     (void)module;
     struct file file;
     struct stat st;
-    if (count != 6) {
-        PyErr_SetString(PyExc_TypeError, "read_plain(dirfd, name, device, number, most, waits)");
+    if (count != 7) {
+        PyErr_SetString(PyExc_TypeError, "read_plain(dirfd, name, device, number, most, waits, shown)");
         return NULL;
     }
     const long most = PyLong_AsLong(args[4]);
     const int waits = PyObject_IsTrue(args[5]);
+    const uint64_t shown = PyLong_AsUnsignedLongLong(args[6]);
     if (PyErr_Occurred() || !read_file_arguments(args, &file))
         return NULL;
     const int fd = open_file(&file, &st);
@@ -121,6 +125,8 @@ PyObject *read_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
         Py_RETURN_NONE;
     const bool whole = st.st_size < most && st.st_size <= LARGEST;
     PyObject *data = whole ? read_all(fd, (size_t)st.st_size, waits) : NULL;
+    if (shown != 0 && st.st_nlink == 1)
+        remember_attributes(shown, &st);
     if (data == NULL && whole && waits && !PyErr_Occurred())
         return given(fd);
     close(fd);

@@ -16,6 +16,7 @@
 #include "../session/replies.h"
 #include "../state.h"
 #include "directories.h"
+#include "remembered.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -134,12 +135,18 @@ static void say_absent(struct known *known)
 }
 
 /* Say what an inode has (Entries in entries.py). */
-static void say_attributes(uint64_t number, const struct stat *st, struct known *known)
+static void say_attributes(const struct fuse_attr *attr, struct known *known)
 {
-    struct fuse_attr_out out = {.attr_valid = device.seconds, .attr_valid_nsec = device.nsec};
-    fill_attributes(&out.attr, st, number);
+    struct fuse_attr_out out = {.attr_valid = device.seconds, .attr_valid_nsec = device.nsec, .attr = *attr};
     memcpy(device.data, &out, sizeof out);
     *known = (struct known){.size = sizeof out};
+}
+
+static void say_status(uint64_t number, const struct stat *st, struct known *known)
+{
+    struct fuse_attr attr;
+    fill_attributes(&attr, st, number);
+    say_attributes(&attr, known);
 }
 
 static bool look_at_shared(const struct shared *shared, struct known *known)
@@ -147,7 +154,7 @@ static bool look_at_shared(const struct shared *shared, struct known *known)
     struct stat st;
     if (fstat(shared->fd, &st) != 0)
         return false;
-    say_attributes(shared->number, &st, known);
+    say_status(shared->number, &st, known);
     return true;
 }
 
@@ -186,7 +193,12 @@ bool is_known(const struct fuse_in_header *header, const char *body, size_t size
         return true;
     }
     if (header->opcode == FUSE_GETATTR && look_at_directory(header->nodeid, &st)) {
-        say_attributes(header->nodeid, &st, known);
+        say_status(header->nodeid, &st, known);
+        return true;
+    }
+    const struct fuse_attr *attr = header->opcode == FUSE_GETATTR ? find_attributes(header->nodeid) : NULL;
+    if (attr != NULL) {
+        say_attributes(attr, known);
         return true;
     }
     const struct shared *shared = find_shared(header->nodeid);
