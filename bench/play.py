@@ -194,6 +194,7 @@ def main() -> None:
     for name in ("/run", "/dev/shm"):
         if may_cover(name, Path(wanted.loops)):
             subprocess.run(["mount", "-t", "tmpfs", "bench", name], check=True)
+    os.environ.pop("PYTHONPATH", None)  # a peer may be another version of fuseunion, which has its own files
     everybody = {contestant.name: contestant for contestant in (*KNOWN, *map(peer, wanted.peers))}
     present = []
     for name in wanted.contestants:
