@@ -200,7 +200,8 @@ static enum outcome dispatch(size_t size, int64_t since)
 /* -- the loop ------------------------------------------------------------------------------------------------------ */
 
 /* Look for a request for a while, and let whoever needs the core have it. Who had it for long will want it again, and the
- * scheduler lets him, because we take all that we are given: so there is no looking then for some time. */
+ * scheduler lets him, because we take all that we are given: so there is no looking then for some time. A thread of ours
+ * (data/waiting.c) does not: what fsync(2) has to do is done when it has been. */
 static ssize_t look_for_request(int64_t patience)
 {
     ssize_t got;
@@ -210,10 +211,11 @@ static ssize_t look_for_request(int64_t patience)
         errno = EAGAIN;
         return -1;
     }
+    const bool may_be_ours = unanswered() > 0;
     do {
         sched_yield();
         const int64_t after = now();
-        if (after - before > LONG_TURN)
+        if (after - before > LONG_TURN && !may_be_ours)
             device.crowded_until = after + CROWDED;
         before = device.clock = after;
         got = read(device.fd, device.buffer, BUFFER_SIZE);
