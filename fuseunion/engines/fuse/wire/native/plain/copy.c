@@ -88,17 +88,22 @@ static bool is_plain(const struct stat *st, const struct wish *w)
 {
     return st->st_dev == w->device && st->st_ino == w->number && S_ISREG(st->st_mode) && st->st_nlink == 1 &&
            (st->st_mode & (S_ISUID | S_ISGID)) == 0 && st->st_size <= LARGEST &&
-           st->st_blocks * 512 >= st->st_size; /* without holes */
+           st->st_blocks * 512 >= st->st_size && /* without holes */
+           st->st_ctim.tv_sec >= 0 && st->st_ctim.tv_sec < INT64_MAX / SECOND; /* the mark can say it */
 }
 
+static char data[LARGEST + 1];
+
 /* The whole file, which must have the size that it had. */
-static bool copy_data(int from, int to, size_t size, bool waits)
+static bool read_data(int from, size_t size, bool waits)
 {
-    static char data[LARGEST + 1];
-    if (size == 0)
-        return true;
     struct iovec iov = {.iov_base = data, .iov_len = size + 1};
-    return preadv2(from, &iov, 1, 0, waits ? RWF_NOWAIT : 0) == (ssize_t)size && write(to, data, size) == (ssize_t)size;
+    return size == 0 || preadv2(from, &iov, 1, 0, waits ? RWF_NOWAIT : 0) == (ssize_t)size;
+}
+
+static bool write_data(int to, size_t size)
+{
+    return size == 0 || write(to, data, size) == (ssize_t)size;
 }
 
 /* All but the data, in the order that keeps each from taking another away (files.py). */
@@ -147,10 +152,13 @@ static bool show(int work, const char *temporary, int upper, const char *new_nam
 /* A finished copy in work, open for reading and writing; -1 where there is none. */
 static int copy_to_work(int from, const struct stat *st, struct wish *w, struct outcome *outcome)
 {
+    /* What would have to be waited for is found out before anything is made. */
+    if (!read_data(from, (size_t)st->st_size, w->waits))
+        return -1;
     const int to = openat(w->work, w->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (to < 0)
         return -1;
-    if (copy_data(from, to, (size_t)st->st_size, w->waits) && dress(to, st, w, &outcome->st)) {
+    if (write_data(to, (size_t)st->st_size) && dress(to, st, w, &outcome->st)) {
         outcome->size = st->st_size;
         return to;
     }
