@@ -10,6 +10,7 @@ A change to a whole tree comes here for each file, and does little else: what is
 
 from __future__ import annotations
 
+import os
 import stat
 from typing import TypeAlias
 
@@ -21,7 +22,7 @@ from fuseunion.core.ops.attributes import Change
 from fuseunion.core.ops.copy_up.files import show
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import NEEDS_NO_PATH, NO_CAPABILITY
-from fuseunion.core.tree.place import InLower
+from fuseunion.core.tree.place import InLower, Location
 from fuseunion.core.tree.state import State, Upper
 
 AS_IT_IS = -1
@@ -39,6 +40,8 @@ modification in nanoseconds or AS_IT_IS."""
 NOTHING: Wish = (KEEP, KEEP, AS_IT_IS, AS_IT_IS, AS_IT_IS)
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
+_LATEST = 1 << 63
+"""Nanoseconds since 1970 that need more than 64 bits: the year 2262."""
 
 
 def wish(uid: int | None, gid: int | None, mode: int | None, atime_ns: int | None, mtime_ns: int | None) -> Wish | None:
@@ -51,11 +54,11 @@ def wish(uid: int | None, gid: int | None, mode: int | None, atime_ns: int | Non
         mode = stat.S_IMODE(mode)
     if atime_ns is None:
         atime_ns = AS_IT_IS
-    elif atime_ns < 0:
+    elif not 0 <= atime_ns < _LATEST:
         return None
     if mtime_ns is None:
         mtime_ns = AS_IT_IS
-    elif mtime_ns < 0:
+    elif not 0 <= mtime_ns < _LATEST:
         return None
     return KEEP if uid is None else uid, KEEP if gid is None else gid, mode, atime_ns, mtime_ns
 
@@ -104,22 +107,13 @@ class PlainCopies:
         Raises:
             OSError: as RealDir.fd.
         """
-        place, name = file.place, file.only_name
-        if (
-            not self.any
-            or name is None
-            or type(place) is not InLower
-            or file.kind != stat.S_IFREG
-            or file.handles
-            or file.data is not None
-            or file.lower_links is not None
-            or file.group is not None
-        ):
+        place, name = file.place, self._name_of(file)
+        if not self.any or name is None or file.kind != stat.S_IFREG:
             return None
+        assert type(place) is InLower
         lower, lower_name, device, number = place
-        directory, new_name = name
-        upper = directory.upper
-        if upper is None or lower.layer.ownership is not None or lower.layer.withholds(device, number):
+        upper, new_name = name
+        if lower.layer.ownership is not None or lower.layer.withholds(device, number):
             return None
         if lower.layer.remote:
             return None  # it would be opened in vain, and the server be told of that
@@ -136,6 +130,33 @@ class PlainCopies:
             return None  # to open one closed the other
         work_fd, temporary = work.tmp.fd(), work.new_name()
         return lower_fd, lower_name, device, number, work_fd, temporary, upper_fd, new_name, file.ino, self._mark, value
+
+    @staticmethod
+    def _name_of(file: File) -> Location | None:
+        """Where the copy of a file of a lower is shown, if that is all that there is to be done then."""
+        name = file.only_name
+        if (
+            name is None
+            or type(file.place) is not InLower
+            or file.handles
+            or file.data is not None
+            or file.lower_links is not None
+            or file.group is not None
+        ):
+            return None
+        upper = name[0].upper
+        return None if upper is None else (upper, name[1])
+
+    def target(self, file: File) -> tuple[int, int, bytes] | None:
+        """Where the prepared copy of a file is shown, for show_plain: descriptors of work and of a directory in the
+        upper, borrowed as of RealDir.fd, and the name there; None where it takes more. Nothing is asked of the lower:
+        what lies there now is of no account.
+
+        Raises:
+            OSError: as RealDir.fd.
+        """
+        name = self._name_of(file)
+        return None if name is None else (self._work.tmp.fd(), name[0].fd(), name[1])
 
     def begin(self) -> None:
         """Count the descriptors of one that is prepared, until `end`.
@@ -180,16 +201,13 @@ class PlainCopies:
 
         Args:
             temporary: its name in work.
-            fd: a descriptor of it, for reading and writing.
+            fd: a descriptor of it.
 
         Raises:
             OSError: nothing has changed then.
         """
-        with file.grasp() as held:
-            st = held.stat()
-        show(self._state, file, temporary, st)
-        for handle in file.handles:
-            handle.switch(fd)
+        # It has one name, as the file had; the lower may have another there by now.
+        show(self._state, file, temporary, os.fstat(fd))
 
 
 def _is_nothing_else(state: State, upper: Upper) -> bool:

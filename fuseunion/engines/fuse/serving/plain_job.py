@@ -92,13 +92,16 @@ class PlainJob:
         """
         assert self._temporary is not None
         copies = self._copies
-        plain = copies.of(self._file)
-        times_kept = plain and self._device.show_plain(plain[4], self._temporary, plain[6], plain[7])
-        if times_kept is None:
-            copies.show(self._file, self._temporary, self.fd)
-        else:
+        target = copies.target(self._file)
+        times_kept = target and self._device.show_plain(target[0], self._temporary, *target[1:])
+        if times_kept is not None:
             copies.made(self._file, *self._id, times_kept=times_kept, leaves=self._leaves)
+            self._temporary = None
+            return
+        copies.show(self._file, self._temporary, self.fd)
         self._temporary = None
+        for handle in self._file.handles:
+            handle.switch(self.fd)
 
     def close(self) -> None:
         """Undo what is not published, and close the descriptor. Called once."""
