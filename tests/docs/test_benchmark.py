@@ -89,6 +89,18 @@ def test_what_cannot_run_and_who_is_wrong_are_said(tmp_path: Path) -> None:
     assert {cell.strip() for cell in text.partition("| du cold |")[2].splitlines()[0].split("|")} >= {"failed"}
 
 
+def test_a_peer_finds_its_own_files(tmp_path: Path) -> None:
+    """Another version of fuseunion would measure this one, if it were told where this one's modules are."""
+    program, seen = tmp_path / "fuseunion-old", tmp_path / "seen"
+    program.write_text(f"#!/bin/sh\nenv > {seen}\n")
+    program.chmod(0o755)
+    peers = ["--peer", f"fuseunion-old={program} {{merged}}", "--contestants", "plain,fuseunion-old"]
+    run_the_benchmark(tmp_path, "du", *peers, "--rounds", "1", "--medium", "tmpfs")
+    names = {line.partition("=")[0] for line in seen.read_text().splitlines()}
+    assert "PATH" in names
+    assert not {name for name in names if name.startswith("PYTHON")}
+
+
 # -- what is said about a run -----------------------------------------------------------------------------------------
 
 
