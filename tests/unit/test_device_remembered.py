@@ -14,7 +14,8 @@ from fuseunion.core.disk.layer import Layer
 from fuseunion.core.format.numbers import Ino
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower
-from fuseunion.engines.fuse.wire import layouts, remembered
+from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.entries import remembered
 from tests.support.wire_kernel import NODE, Kernel, attributes, kernel
 
 __all__ = ["kernel"]
@@ -101,7 +102,7 @@ def test_a_token_goes_with_the_answer(kernel: Kernel, directory: int, tmp_path: 
     files = [File(Ino(NODE), 0o100000, InLower(layer.root, b"file", 1, 1))]
     for _ in range(2):  # the second read does not drop the token of the first
         _read(kernel, directory)
-        remembered.keep(files[0])
+        remembered(files[0])
         assert _look(kernel)[0] == 0
     if way == "stale":
         files[0].stale()

@@ -35,8 +35,8 @@ from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.serving.waiting.ahead import Ahead
 from fuseunion.engines.fuse.serving.waiting.later import Later, ended, now_or_patiently
 from fuseunion.engines.fuse.serving.waiting.pace import now_or_in_steps
-from fuseunion.engines.fuse.wire import layouts, remembered
-from fuseunion.engines.fuse.wire.entries import Entries, unkept
+from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.entries import Entries, remembered, unkept
 from fuseunion.engines.fuse.wire.listed import Listed
 from fuseunion.engines.fuse.wire.native.device import compares, device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
@@ -559,7 +559,7 @@ class Answers:
                 shown = file.ino if self._union.shows_lower_as_it_is(file) else 0
                 found = device.read_plain(*place, most, self._requests.reader.may_wait(place[2]), shown)
                 if shown:
-                    remembered.keep(file)
+                    remembered(file)
                 if found is not None:
                     return self._read_small(found, most) if isinstance(found, int) else found
             fd = self._union.open_for_a_moment(file)

@@ -2,16 +2,20 @@
 
 Entries and attributes are valid for a very long time, and names that are not there are cached too, because nobody but
 this daemon may change the layers. An entry is made once for each inode and kept there until the core drops it
-(`Inode.stale`), so that a warm listing only copies.
+(`Inode.stale`), so that a warm listing only copies. Of a file of a lower that was read the extension remembers the
+attributes; then a token lies in the entry's place, with which they go: there is no other place where one has to think
+of it.
 """
 
 from __future__ import annotations
 
 import os
 
+from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
+from fuseunion.engines.fuse.wire.native.device import device
 
 _SECOND = 1_000_000_000
 _LONGEST = 1 << 62
@@ -84,6 +88,30 @@ class Entries:
             st.st_blksize & _WORD,
             0,
         )
+
+
+class Remembered:
+    """The extension may remember the attributes of an inode for as long as this is there
+    (wire/native/repeated/remembered.c).
+
+    Args:
+        number: of the inode.
+    """
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        assert device is not None
+        device.forget_attributes(self._number)
+
+
+def remembered(file: File) -> None:
+    """The extension may have just remembered the attributes of a file."""
+    if type(file.reply) is not Remembered:  # dropped now, it would have them forgotten
+        file.reply = Remembered(file.ino)
 
 
 def unkept(entry: bytes) -> bytes:

@@ -3,7 +3,7 @@
  * After each FUSE_READ the kernel believes the time of access no more, and asks for all attributes when somebody looks at
  * the file again (fs/fuse/dir.c fuse_invalidate_atime); a mount that is noatime is not spared. They were seen when the file
  * was read, and are the same as long as the file is that of the lower: Python keeps a token of each inode that is
- * remembered where it would keep the attributes, and forgets both at once (Remembered in remembered.py).
+ * remembered where it would keep the attributes, and forgets both at once (Remembered in entries.py).
  */
 
 #include "remembered.h"
