@@ -74,6 +74,8 @@ struct device {
     uint32_t nsec;
     bool compares;
     int64_t crowded_until; /* CLOCK_MONOTONIC */
+    unsigned shared_turns; /* requests in a row that were there after a turn of somebody else */
+    unsigned sleeps;       /* how often we slept at once for that */
     char *data; /* what is answered without Python */
     uint64_t requests[OPCODES]; /* how many there were */
     uint64_t alone[OPCODES];    /* how many of them were answered without Python */
