@@ -130,7 +130,6 @@ def load() -> None:
     from fuseunion.engines.fuse.asking import facts  # noqa: F401
     from fuseunion.engines.fuse.asking.sockets import orders, pause_socket, status_socket  # noqa: F401
     from fuseunion.engines.fuse.serving import requests, tidying  # noqa: F401
-    from fuseunion.linux.namespaces import apart  # noqa: F401
     from fuseunion.engines.fuse import session  # noqa: F401  # isort: skip  # the last import of all
 
     bytecode.finish()

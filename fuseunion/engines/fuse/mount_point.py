@@ -20,22 +20,18 @@ can do nothing that they could not do themselves.
 `MountPoint.unmount` acts only while the mount at the path is the one that was made here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
 import re
 import stat
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from fuseunion.errors import ExitCode, UserError
 from fuseunion.linux import syscalls
+from fuseunion.linux.namespaces.apart import Namespace
 from fuseunion.mounting.options.grammar import escape
-
-if TYPE_CHECKING:
-    from fuseunion.linux.namespaces.apart import Namespace
 
 DEVICE = "/dev/fuse"
 _NUMBERS = (10, 229)
@@ -161,8 +157,6 @@ def make(target: str, flags: MountFlags) -> MountPoint:
     fd = descriptor_of(target)
     if fd is not None:
         return MountPoint(fd, None, None, False)
-    from fuseunion.linux.namespaces.apart import Namespace  # only who mounts needs it, not who unmounts
-
     try:
         fd = _mount_directly(target, flags)
         posix_acl, own_root = flags.posix_acl, False

@@ -15,15 +15,12 @@ Nobody waits and nothing is polled: the kernel tells the end of a FUSE mount thr
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable
 
 from fuseunion.linux import namespaces, syscalls
 from fuseunion.linux.os_error import os_error
 from fuseunion.linux.proc import processes
-
-_log = logging.getLogger("fuseunion.apart")
 
 _ROOT = b"/dev"
 """Where the new root is mounted for a moment, in the own namespace: any directory that is there, but /proc."""
@@ -60,6 +57,9 @@ class Namespace:
         """
         if not is_private():
             return
+        import logging  # the daemon has it; umount, which imports this module, does without
+
+        log = logging.getLogger("fuseunion.apart")
         self._name = processes.mount_namespace()
         here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -69,13 +69,13 @@ class Namespace:
                 _empty()
                 self.left = True
             except OSError as error:
-                _log.info("the daemon stays in its mount namespace, and the mount with it: %s", error.strerror)
+                log.info("the daemon stays in its mount namespace, and the mount with it: %s", error.strerror)
                 syscalls.setns(here, syscalls.CLONE_NEWNS)
                 os.fchdir(root)
                 os.chroot(".")
         except OSError as error:
             # Not for an ordinary user, whose mount lies in a namespace of others.
-            _log.debug("no mount namespace of its own: %s", error)
+            log.debug("no mount namespace of its own: %s", error)
         finally:
             os.close(here)
             os.close(root)
