@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sys
 
 from fuseunion.core.format.numbers import ROOT, Ino, Numbers
 from fuseunion.core.ownership.store import OwnershipStore
@@ -17,10 +18,10 @@ from fuseunion.linux.objects.recognition import DiskId
 
 log = logging.getLogger("fuseunion.inode")
 
-_MANY = 1 << 14
-_ROOM = 8
-"""A dict keeps the room of all that it ever held, 42 bytes for each. Where that was many, it is made anew when only
-this part of them is left."""
+_ROOM = 1 << 20
+_ROOM_FOR_EACH = 400
+"""A dict keeps the room of all that it ever held, at least 42 bytes for each. Where it has more bytes than these, in
+all and for each that is left, it is made anew."""
 
 
 class HeldInodes:
@@ -59,7 +60,6 @@ class InodeTable:
         self.root = root
         root.nlookup = 1
         self._inodes: dict[int, Inode] = {ROOT: root}
-        self._most = _MANY  # that there were since the dict was made, or fewer than it is made anew for
         # Files with several names, by (st_dev, st_ino) of the object on disk: whatever number a name would give, what
         # is one object on disk is one inode here.
         self._upper_files: dict[DiskId, File] = {}
@@ -149,18 +149,11 @@ class InodeTable:
                 if directory.children.get(name) is inode:
                     del directory.children[name]
                     waiting.append(directory)
-            self._take_out(inode.ino)
+            self._inodes.pop(inode.ino, None)
+            if sys.getsizeof(self._inodes) > max(_ROOM, _ROOM_FOR_EACH * len(self._inodes)):
+                self._inodes = dict(self._inodes)
             if isinstance(inode, File):
                 self._forget_names(inode)
-
-    def _take_out(self, ino: int) -> None:
-        inodes = self._inodes
-        if len(inodes) > self._most:
-            self._most = len(inodes)
-        inodes.pop(ino, None)
-        if len(inodes) < self._most // _ROOM and self._most > _MANY:
-            self._inodes = dict(inodes)
-            self._most = _MANY
 
     def _release(self, inode: Inode) -> None:
         """Close the descriptors by which an inode is held; what is stored of a removed object goes with it."""
