@@ -188,8 +188,9 @@ def inside(image: Opened, *, writable: bool = False) -> Iterator[int]:
     except BaseException:
         # The exception of a signal may have come between the open(2) of something and the moment when somebody
         # remembers to close it; the filesystem stays mounted for as long.
-        for fd in _open_on(mounted.device) - its_own:
-            os.close(fd)
+        if its_own:  # else they could not be listed
+            for fd in _open_on(mounted.device) - its_own:
+                os.close(fd)
         # Of two errors the first is told. An image that is in disorder now says so the next time (`refuse_damaged`).
         with suppress(UserError):
             mounted.finish()
@@ -199,12 +200,7 @@ def inside(image: Opened, *, writable: bool = False) -> Iterator[int]:
 
 def _open_on(device: int) -> set[int]:
     """The descriptors of this process on a filesystem."""
-    found = set()
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with suppress(OSError):  # EBADF: that of the listing
-            if syscalls.device(fd) == device:
-                found.add(fd)
-    return found
+    return {fd for fd in processes.own_descriptors() if syscalls.device(fd) == device}
 
 
 def refuse_damaged(image: Opened, *, writable: bool) -> None:
