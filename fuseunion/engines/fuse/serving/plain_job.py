@@ -94,11 +94,10 @@ class PlainJob:
         copies = self._copies
         target = copies.target(self._file)
         times_kept = target and self._device.show_plain(target[0], self._temporary, *target[1:])
-        if times_kept is not None:
+        if times_kept is None:
+            copies.show(self._file, self._temporary, self.fd)
+        else:
             copies.made(self._file, *self._id, times_kept=times_kept, leaves=self._leaves)
-            self._temporary = None
-            return
-        copies.show(self._file, self._temporary, self.fd)
         self._temporary = None
         for handle in self._file.handles:
             handle.switch(self.fd)

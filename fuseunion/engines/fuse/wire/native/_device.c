@@ -212,11 +212,7 @@ static ssize_t look_for_request(int64_t patience)
     ssize_t got;
     int64_t before = now();
     const int64_t end = before + patience;
-    if (before < device.crowded_until) {
-        errno = EAGAIN;
-        return -1;
-    }
-    if (device.shared_turns >= SHARES_CORE && ++device.sleeps % PROBES != 0) {
+    if (before < device.crowded_until || (device.shared_turns >= SHARES_CORE && ++device.sleeps % PROBES != 0)) {
         errno = EAGAIN;
         return -1;
     }

@@ -179,9 +179,25 @@ static bool is_for_terminal(const char *body, size_t size)
     return size >= sizeof(struct fuse_ioctl_in) && _IOC_TYPE(((const struct fuse_ioctl_in *)body)->cmd) == 'T';
 }
 
-bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
+/* What an inode has, where that is seen, or remembered, without Python. */
+static bool knows_attributes(uint64_t number, struct known *known)
 {
     struct stat st;
+    if (look_at_directory(number, &st)) {
+        say_status(number, &st, known);
+        return true;
+    }
+    const struct fuse_attr *attr = find_attributes(number);
+    if (attr != NULL) {
+        say_attributes(attr, known);
+        return true;
+    }
+    const struct shared *shared = find_shared(number);
+    return shared != NULL && shared->uses & ATTRIBUTES && look_at_shared(shared, known);
+}
+
+bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
+{
     if (header->opcode == FUSE_LOOKUP) {
         if (!is_absent(header->nodeid, body, size))
             return false;
@@ -192,15 +208,8 @@ bool is_known(const struct fuse_in_header *header, const char *body, size_t size
         *known = (struct known){.error = ENOTTY};
         return true;
     }
-    if (header->opcode == FUSE_GETATTR && look_at_directory(header->nodeid, &st)) {
-        say_status(header->nodeid, &st, known);
-        return true;
-    }
-    const struct fuse_attr *attr = header->opcode == FUSE_GETATTR ? find_attributes(header->nodeid) : NULL;
-    if (attr != NULL) {
-        say_attributes(attr, known);
-        return true;
-    }
+    if (header->opcode == FUSE_GETATTR)
+        return knows_attributes(header->nodeid, known);
     const struct shared *shared = find_shared(header->nodeid);
     if (shared == NULL)
         return false;
@@ -212,8 +221,6 @@ bool is_known(const struct fuse_in_header *header, const char *body, size_t size
         *known = (struct known){.size = (size_t)got};
         return got >= 0;
     }
-    case FUSE_GETATTR:
-        return shared->uses & ATTRIBUTES && look_at_shared(shared, known);
     case FUSE_GETXATTR: {
         const size_t at = sizeof(struct fuse_getxattr_in);
         *known = (struct known){.error = ENODATA};
