@@ -12,8 +12,8 @@ from tests.support.waiting import wait_until
 COUNTS = "user.fuseunion.counts"
 """As fuseunion/engines/fuse/asking/questions.py has it."""
 
-PER_INODE = 1400
-"""Bytes of memory that one known inode may cost. About 1,030 with Python 3.11, short names and one name each."""
+PER_INODE = 614
+"""Bytes of memory that one known inode may cost. About 460 with Python 3.11, short names and one name each."""
 
 
 class Usage(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib.util
 import os
@@ -22,6 +23,7 @@ import pytest
 
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.native import device as found
+from tests.support import processes
 from tests.support.interpreter import PROJECT
 from tests.support.wire_kernel import (
     ABSENT,
@@ -216,6 +218,29 @@ def test_forgetting(kernel: Kernel) -> None:
     kernel.send(42, struct.pack("=IIQQ", 1000, 0, 7, 1))  # says more than it holds
     kernel.serve()
     assert kernel.calls == [(layouts.FORGET, *one) for one in [(NODE, 3), (5, 1), (6, 2), (7, 1)]]
+
+
+def test_memory_between_other_is_given_back(kernel: Kernel) -> None:
+    """After many were forgotten; what lies at the end of the heap keeps all before it otherwise."""
+    kernel.attach()
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(1 << 16) for _ in range(1000)]
+    for block in blocks:
+        ctypes.memset(block, 1, 1 << 16)
+    for block in blocks[:-1]:
+        libc.free(block)
+    before = processes.resident_kib(os.getpid())
+    try:
+        for number in range(10):
+            forgotten = b"".join(struct.pack("=QQ", 100 + each, 1) for each in range(1000))
+            assert processes.resident_kib(os.getpid()) > before - 30_000, f"not after {number} thousand"
+            kernel.send(42, struct.pack("=II", 1000, 0) + forgotten)
+            kernel.serve()
+        assert processes.resident_kib(os.getpid()) < before - 50_000
+    finally:
+        libc.free(blocks[-1])
 
 
 def test_the_loop(kernel: Kernel) -> None:

@@ -76,6 +76,8 @@ struct device {
     int64_t crowded_until; /* CLOCK_MONOTONIC */
     unsigned shared_turns; /* requests in a row that were there after a turn of somebody else */
     unsigned sleeps;       /* how often we slept at once for that */
+    size_t forgotten;      /* inodes, since memory was given back */
+    bool gives_back;       /* more may be forgotten before nothing is asked for any more */
     char *data; /* what is answered without Python */
     uint64_t requests[OPCODES]; /* how many there were */
     uint64_t alone[OPCODES];    /* how many of them were answered without Python */
