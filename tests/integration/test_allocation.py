@@ -1,4 +1,4 @@
-"""fallocate(2) through a mount: space, holes, zeros, in ranges that are given at once and in long ones."""
+"""fallocate(2) and lseek(2) through a mount: space, holes, zeros, in ranges that are given at once and in long ones."""
 
 from __future__ import annotations
 
@@ -55,6 +55,20 @@ def test_set_id_bits_are_what_a_write_leaves(arena: Arena, size: int) -> None:
                     fallocate(file.fileno(), 0, 0, size)
         modes = [stat.S_IMODE((mount / name).stat().st_mode) for name in ("written", "allocated")]
         assert modes[0] == modes[1]
+
+
+def test_where_data_is(arena: Arena) -> None:
+    """SEEK_DATA and SEEK_HOLE, and what is no place in a file: it is in no log either."""
+    lower = arena.lower({"f": File(b"lower")})
+    with arena.mount(lower) as mount:
+        for flags in (os.O_RDONLY, os.O_RDWR):
+            with open(os.open(mount / "f", flags), "rb", buffering=0) as file:
+                assert [os.lseek(file.fileno(), 3, whence) for whence in (os.SEEK_DATA, os.SEEK_HOLE)] == [3, 5]
+                for offset in (-1, -(1 << 63), 5, (1 << 63) - 1):
+                    for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+                        with pytest.raises(OSError) as failure:
+                            os.lseek(file.fileno(), offset, whence)
+                        assert failure.value.errno == errno.ENXIO, (offset, whence)
 
 
 def test_without_space(arena: Arena) -> None:

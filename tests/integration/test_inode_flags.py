@@ -50,6 +50,18 @@ def test_flags_of_both_layers(arena: Arena) -> None:
         assert [_flags(mount / name) for name in ("lower", "upper", "directory")] == [NODUMP, "", NODUMP]
 
 
+def test_the_time_of_change(arena: Arena) -> None:
+    """It is another after the flags were changed, though the kernel knew the attributes."""
+    lower = arena.lower({"lower": File(b"lower"), "directory": Dir()})
+    build(arena.upper, {"upper": File(b"upper")})
+    with arena.mount(lower) as mount:
+        for name in ("lower", "upper", "directory"):
+            for change in ("+" + NODUMP, "-" + NODUMP):
+                before = (mount / name).stat().st_ctime_ns
+                _change(mount / name, change)
+                assert before < (mount / name).stat().st_ctime_ns == (arena.upper / name).stat().st_ctime_ns
+
+
 def test_an_immutable_file(arena: Arena) -> None:
     """Root may make it one; whoever may not is told by the kernel, and nothing is copied up."""
     lower = arena.lower({"file": File(b"lower")})

@@ -36,6 +36,26 @@ def test_like_a_plain_directory(arena: Arena) -> None:
         twin.remount()
 
 
+@pytest.mark.actors("root")
+@pytest.mark.parametrize("name", ["lower", "new", "d"])
+def test_an_empty_capability(arena: Arena, name: str) -> None:
+    """It can be set and listed, but not be read (EINVAL); and be set again and removed."""
+    with arena.mount(arena.lower({"lower": File(b"x"), "d": Dir()})) as mount:
+        twin = Twin(arena, mount)
+        if name == "new":
+            twin.both(lambda root: (root / name).write_bytes(b"x"))
+        for flags in (os.XATTR_REPLACE, os.XATTR_CREATE, os.XATTR_CREATE, os.XATTR_REPLACE, 0):
+
+            def store(root: Path, flags: int = flags) -> None:
+                os.setxattr(root / name, "security.capability", b"", flags)
+
+            twin.both(store)
+        twin.both(lambda root: os.listxattr(root / name))
+        for _ in range(2):
+            twin.both(lambda root: os.removexattr(root / name, "security.capability"))
+        twin.both(lambda root: os.listxattr(root / name))
+
+
 def test_without_attributes(arena: Arena) -> None:
     """noxattrs=1: there are none, ACLs neither; and who does not own a file is judged by its mode."""
     lower = arena.lower({"d": Dir(mode=0o775), "d/f": File(b"x", mode=0o664, xattrs={"user.a": b"1"})})

@@ -206,10 +206,11 @@ def is_there(state: State, inode: Inode, name: bytes) -> bool:
         getxattr(state, inode, name)
         return True
     except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EACCES):
+        if error.errno not in (errno.ENODATA, errno.EACCES, errno.EINVAL):
             raise
-        # To remove what one may not read is allowed (fs/xattr.c xattr_permission): its name tells that it is there.
-        if error.errno == errno.EACCES and name in listxattr(state, inode):
+        # What cannot be read can be removed, by its name: what one may not read (fs/xattr.c xattr_permission), and a
+        # capability that is none (security/commoncap.c cap_inode_getsecurity: EINVAL).
+        if error.errno != errno.ENODATA and name in listxattr(state, inode):
             return True
     if name not in _ACLS:
         raise os_error(errno.ENODATA)

@@ -182,7 +182,12 @@ class Requests:
 
     def set_flags(self, target: Inode, command: int, value: bytes) -> Later[None] | None:
         """Set inode flags (Union.set_flags)."""
-        return self._copied_up(target, lambda: self.union.set_flags(target, command, value))
+
+        def set_flags() -> None:
+            self.union.set_flags(target, command, value)
+            self.attributes_changed(target)  # an ioctl(2) does not change the ctime that the kernel knows
+
+        return self._copied_up(target, set_flags)
 
     def look_after_change(self, inode: Inode, entries: Entries[T]) -> T:
         """The entry of an object whose change is made, and cannot be taken back.

@@ -781,13 +781,15 @@ class Answers:
     def _check_presence(self, number: int, name: bytes, flags: int) -> None:
         """Raises EEXIST or ENODATA, as setxattr(2) with these flags."""
         try:
-            self._union.getxattr(self._requests.inode(number), name)
+            there = self._union.xattr_is_there(self._requests.inode(number), name)
         except OSError as error:
-            if error.errno != errno.ENODATA or flags & layouts.XATTR_REPLACE:
+            if error.errno != errno.ENODATA:
                 raise
-        else:
-            if flags & layouts.XATTR_CREATE:
-                raise os_error(errno.EEXIST)
+            there = False
+        if there and flags & layouts.XATTR_CREATE:
+            raise os_error(errno.EEXIST)
+        if not there and flags & layouts.XATTR_REPLACE:
+            raise os_error(errno.ENODATA)
 
     def _removexattr(self, number: int, name: bytes) -> Answer:
         if name == xattr_names.CAPABILITY:

@@ -239,7 +239,7 @@ void read_arguments(const request *r, arguments *a, uint32_t *room)
         if (too_short(r, sizeof(struct fuse_lseek_in), a))
             return;
         const struct fuse_lseek_in *in = BODY(struct fuse_lseek_in);
-        put(a, number(in->offset));
+        put(a, PyLong_FromLongLong((long long)in->offset)); /* whatever lseek(2) was given (fs/fuse/file.c fuse_lseek) */
         put(a, number(in->whence));
         break;
     }
