@@ -811,11 +811,15 @@ class Union:
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
-    def where_to_look(self, inode: Inode, name: bytes) -> tuple[int, bytes, int, int] | None:
-        """Where an attribute of a file of a lower would be (xattrs.where_to_look)."""
-        return xattrs.where_to_look(self.state, inode, name)
+    def where_xattrs_are(self, inode: Inode) -> xattrs.Where | None:
+        """Where the attributes of an inode are, and nowhere else (xattrs.where_to_look)."""
+        return xattrs.where_to_look(self.state, inode)
 
-    def note_absent(self, inode: Inode, name: bytes | None) -> None:
+    def lists_all_xattrs(self, inode: Inode) -> bool:
+        """Whether an inode has none when it lists none (xattrs.lists_all)."""
+        return xattrs.lists_all(self.state, inode)
+
+    def note_absent(self, inode: Inode, name: bytes) -> None:
         """It was looked for there, and is not (xattrs.note_absent)."""
         xattrs.note_absent(inode, name)
 

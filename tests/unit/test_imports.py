@@ -89,16 +89,17 @@ DATA_AND_PURE_RULES = {
     "core.ops.live.whereabouts": {"Part", "Role", "Whereabouts"},
     "core.tree.directory": {"Directory"},
     "core.tree.file": {"File"},
-    "core.tree.inode": {"Inode"},
+    "core.tree.inode": {"ASKED_OFTEN", "Inode"},
     "core.tree.handle": {"DirectoryHandle", "FileHandle", "Handle"},
     "core.ops.attributes": {"Change", "setgid_is_at_risk", "without_privileges"},
     "core.ops.copy_up.plain": {"NOTHING", "Wish", "wish", "wish_of"},
     "core.ops.create": {"Owner"},
     "core.ops.rename": {"check_flags"},
+    "core.ops.xattrs": {"Where"},
     "core.ops.removing.plain": {"PlainRemoval"},
 }
-"""What lies behind the door and may be named in front of it: types of what Union takes and answers, and functions of
-plain values that touch no layer."""
+"""What lies behind the door and may be named in front of it: types of what Union takes and answers, plain values, and
+functions of such that touch no layer."""
 
 BUILDS_THE_UNION = "mounting/assembly.py"
 

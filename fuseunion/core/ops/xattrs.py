@@ -12,8 +12,10 @@ from __future__ import annotations
 import errno
 import stat
 from functools import partial
+from typing import TypeAlias
 
 from fuseunion.core.disk.access import LayerAccess
+from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.ids import acl, capability
 from fuseunion.core.ids.identity import Identity
@@ -23,18 +25,20 @@ from fuseunion.core.ops.copy_up.directories import copy_up_directory
 from fuseunion.core.ownership.stored_names import STORED
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
-from fuseunion.core.tree.inode import NO_CAPABILITY, NONE_ABSENT, Inode
-from fuseunion.core.tree.place import InLower
+from fuseunion.core.tree.inode import ASKED_OFTEN, NO_CAPABILITY, NONE_ABSENT, Inode
+from fuseunion.core.tree.place import Held
 from fuseunion.core.tree.state import State
 from fuseunion.linux.objects.permission import as_owner_of
 from fuseunion.linux.objects.real_object import RealObject
 from fuseunion.linux.os_error import os_error
 
-# Asked for again and again by the kernel; nobody sets them behind our back.
-_REMEMBERED = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
-
-_ABSENT: dict[frozenset[bytes], frozenset[bytes]] = {NO_CAPABILITY: NO_CAPABILITY, _REMEMBERED: _REMEMBERED}
+_ABSENT: dict[frozenset[bytes], frozenset[bytes]] = {NO_CAPABILITY: NO_CAPABILITY, ASKED_OFTEN: ASKED_OFTEN}
 """The subsets of these that inodes lack, shared by all who lack the same."""
+
+Where: TypeAlias = tuple[RealDir, bytes, int, int]
+"""A real directory and a name there, st_dev and st_ino of what it leads to."""
+
+_LOOKED_AT = frozenset({stat.S_IFREG, stat.S_IFLNK})
 
 _PERMISSIONS = 0o777
 _ACLS = frozenset({xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
@@ -63,7 +67,7 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
         # A filesystem without ACLs has none to show; EOPNOTSUPP would fail the kernel's permission check (fs/fuse/acl.c
         # fuse_get_acl).
         none = error.errno == errno.ENODATA or (error.errno == errno.EOPNOTSUPP and name in _ACLS)
-        if none and name in _REMEMBERED:
+        if none and name in ASKED_OFTEN:
             note_absent(inode, name)
         if none or error.errno == errno.EPERM:
             raise os_error(errno.ENODATA) from error
@@ -73,31 +77,29 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     return _to_shown(name, value, state.settings.identity)
 
 
-def note_absent(inode: Inode, name: bytes | None) -> None:
-    """An inode was found to lack an attribute, one that is asked for again and again; None: it has none at all."""
-    absent = _REMEMBERED if name is None else inode.absent_xattrs | {name}
+def note_absent(inode: Inode, name: bytes) -> None:
+    """An inode was found to lack an attribute, one that is asked for again and again."""
+    absent = frozenset({*inode.absent_xattrs, name})
     inode.absent_xattrs = _ABSENT.setdefault(absent, absent)
 
 
-def where_to_look(state: State, inode: Inode, name: bytes) -> tuple[int, bytes, int, int] | None:
-    """Where the attribute of a file of a lower is, and nowhere else, for who looks whether it is there.
+def lists_all(state: State, inode: Inode) -> bool:
+    """Whether an inode has no attribute that is asked for again and again when a list of its attributes is empty."""
+    layer = state.layer_of(inode)
+    return state.settings.xattrs and state.settings.acl and layer.ownership is None and layer.true_names is None
 
-    Returns:
-        A descriptor of its directory, borrowed as of RealDir.fd; its name there, its st_dev and st_ino. None where
-        there is more to it.
 
-    Raises:
-        OSError: as RealDir.fd.
-    """
-    if name not in _REMEMBERED or not isinstance(inode, File) or inode.kind != stat.S_IFREG:
+def where_to_look(state: State, inode: Inode) -> Where | None:
+    """Where the attributes of a file or directory are, and nowhere else, for who looks whether there are any; None
+    where there is more to it."""
+    if isinstance(inode, Directory):
+        known = inode.top.known_id
+        where = None if known is None else (inode.top, b".", *known)
+    elif isinstance(inode, File) and inode.kind in _LOOKED_AT and not isinstance(inode.place, Held):
+        where = inode.place
+    else:
         return None
-    place, settings = inode.place, state.settings
-    if not isinstance(place, InLower) or not (settings.xattrs and settings.acl):
-        return None
-    real, real_name, device, number = place
-    if real.layer.ownership is not None or real.layer.true_names is not None:
-        return None
-    return real.fd(), real_name, device, number
+    return where if lists_all(state, inode) else None
 
 
 def _read(layer: LayerAccess, held: RealObject, name: bytes) -> bytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import AbstractContextManager
 
 from fuseunion.core.format import xattr_names
@@ -23,8 +23,11 @@ from fuseunion.linux.os_error import os_error
 
 _NOBODY: frozenset[object] = frozenset()
 
-NONE_ABSENT: frozenset[bytes] = frozenset()
+NONE_ABSENT: Set[bytes] = frozenset()
 """Of an inode that was asked for no attribute that it lacks. One for all: an empty set takes 216 bytes."""
+
+ASKED_OFTEN = frozenset({xattr_names.CAPABILITY, xattr_names.POSIX_ACL_ACCESS, xattr_names.POSIX_ACL_DEFAULT})
+"""What the kernel asks for again and again. That they are not there is remembered: nobody sets them behind our back."""
 
 NO_CAPABILITY = frozenset({xattr_names.CAPABILITY})
 """Of one that has no capability, for all that is known."""
@@ -59,7 +62,7 @@ class Inode:
         self.nlookup = 0
         self.st: os.stat_result | None = None
         self.reply: object | None = None  # the adapter's ready-made answer
-        self.absent_xattrs = NONE_ABSENT
+        self.absent_xattrs = NONE_ABSENT  # frozensets, or what the adapter knows
         self._keepers: set[object] | frozenset[object] = _NOBODY
 
     def stale(self) -> None:

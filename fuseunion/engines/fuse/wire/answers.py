@@ -5,7 +5,7 @@ body of the answer; for attributes a whole entry), an error number (0: done, not
 with either.
 
 The kernel was told that there is nothing to open, so files are named by their inode (open_files.py), and so are
-directories (listings.py). And it was told that set-ID bits and capabilities are taken away here
+directories (listing/listings.py). And it was told that set-ID bits and capabilities are taken away here
 (FUSE_HANDLE_KILLPRIV_V2, include/uapi/linux/fuse.h): a capability by every write, truncation and chown; set-user-ID and
 set-group-ID by a chown, and by a write or truncation of somebody without CAP_FSETID, which the request says.
 """
@@ -37,10 +37,11 @@ from fuseunion.engines.fuse.serving.waiting.later import Later, ended, now_or_pa
 from fuseunion.engines.fuse.serving.waiting.pace import now_or_in_steps
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.entries import Entries, remembered, unkept
-from fuseunion.engines.fuse.wire.listed import Listed
+from fuseunion.engines.fuse.wire.listing.listed import Listed
 from fuseunion.engines.fuse.wire.native.device import compares, device
 from fuseunion.engines.fuse.wire.open_files import OpenFile, OpenFiles
 from fuseunion.engines.fuse.wire.shared_directories import SharedDirectories
+from fuseunion.engines.fuse.wire.xattrs import Xattrs
 from fuseunion.linux import syscalls
 from fuseunion.linux.os_error import os_error
 
@@ -124,13 +125,13 @@ class Answers:
         self._open_files = OpenFiles(
             self._union, requests.reader, _DESCRIPTORS, shows_all=shows_all, lists_more=requests.lists_layers
         )
+        self._xattrs = Xattrs(requests, self._open_files)
         self._directories = SharedDirectories(self._union, shows_all=shows_all)
         self._listed = Listed(requests, self._entries)
         requests.forget_layers = self._forget_layers
         requests.close_file = self._open_files.close
         assert device is not None
         requests.workers.elsewhere = device.waiting
-        self._lost_capability = -1  # the inode of which the kernel took one away last
 
     def handlers(self) -> dict[int, Callable[..., Answer | None]]:
         """The handlers by opcode; that of FORGET gives no answer."""
@@ -152,8 +153,8 @@ class Answers:
             layouts.READ: self._read,
             layouts.WRITE: self._write,
             layouts.STATFS: self._statfs,
-            layouts.GETXATTR: self._getxattr,
-            layouts.LISTXATTR: self._listxattr,
+            layouts.GETXATTR: self._xattrs.get,
+            layouts.LISTXATTR: self._xattrs.names,
             layouts.SETXATTR: self._setxattr,
             layouts.REMOVEXATTR: self._removexattr,
             layouts.READDIRPLUS: self._readdirplus,
@@ -332,8 +333,8 @@ class Answers:
         fuse_setattr); the WRITE then says it. The caller may be anybody, but a chown(2) that takes set-ID bits away
         is the owner's. Where it is the owner's write, to take them away now does no harm.
         """
-        if target.ino == self._lost_capability:
-            self._lost_capability = -1
+        if target.ino == self._xattrs.lost_capability:
+            self._xattrs.lost_capability = -1
             return True
         return isinstance(target, File) and uid not in (0, self._owner(target)) and not self._requests.own_root
 
@@ -749,53 +750,11 @@ class Answers:
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
-    def _getxattr(self, number: int, name: bytes) -> Answer:
-        inode = self._requests.inode(number)
-        if name in inode.absent_xattrs or self._lacks(inode, name):
-            return errno.ENODATA
-        return self._requests.getxattr(number, name)
-
-    def _lacks(self, inode: Inode, name: bytes) -> bool:
-        """Whether one look shows that a file lacks an attribute: most do."""
-        where = self._union.where_to_look(inode, name)
-        if where is None:
-            return False
-        assert device is not None
-        lacking = device.lacks_attribute(*where, name)
-        if not lacking:
-            return False
-        if compares and self._requests.has_xattr(inode, name):
-            log.error("inode %d has %r, but was said not to", inode.ino, name)
-        self._union.note_absent(inode, None if lacking == device.ALL else name)
-        return True
-
-    def _listxattr(self, number: int, uid: int) -> bytes:
-        return b"".join([name + b"\0" for name in self._requests.listxattr(number, uid)])
-
     def _setxattr(self, number: int, uid: int, gid: int, pid: int, name: bytes, value: bytes, flags: int) -> Answer:
-        if flags & (layouts.XATTR_CREATE | layouts.XATTR_REPLACE):
-            self._check_presence(number, name, flags)
-        self._open_files.changed(number)
-        return _done(self._requests.setxattr(number, name, value, Sender(uid, gid, pid)))
-
-    def _check_presence(self, number: int, name: bytes, flags: int) -> None:
-        """Raises EEXIST or ENODATA, as setxattr(2) with these flags."""
-        try:
-            there = self._union.xattr_is_there(self._requests.inode(number), name)
-        except OSError as error:
-            if error.errno != errno.ENODATA:
-                raise
-            there = False
-        if there and flags & layouts.XATTR_CREATE:
-            raise os_error(errno.EEXIST)
-        if not there and flags & layouts.XATTR_REPLACE:
-            raise os_error(errno.ENODATA)
+        return _done(self._xattrs.set(number, name, value, flags, Sender(uid, gid, pid)))
 
     def _removexattr(self, number: int, name: bytes) -> Answer:
-        if name == xattr_names.CAPABILITY:
-            self._lost_capability = number
-        self._open_files.changed(number)
-        return _done(self._requests.removexattr(number, name))
+        return _done(self._xattrs.remove(number, name))
 
 
 def _done(result: Later[None] | None) -> int | Later[int]:

@@ -23,10 +23,12 @@
 #include "plain/opening.h"
 #include "plain/plain.h"
 #include "plain/remove.h"
+#include "plain/xattrs.h"
 #include "data/waiting.h"
 #include "repeated/directories.h"
 #include "repeated/remembered.h"
 #include "repeated/repeated.h"
+#include "repeated/without_xattrs.h"
 #include "session/arguments.h"
 #include "session/counting.h"
 #include "session/replies.h"
@@ -57,7 +59,7 @@ enum { SOMEBODYS_TURN = 8000, SHARES_CORE = 8, PROBES = 64 };
 enum { MANY_FORGOTTEN = 10000 };
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 9
+#define INTERFACE 10
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -88,6 +90,7 @@ static void forget(const request *r)
     device.forgotten += count;
     for (size_t i = 0; i < count; i++) {
         unshare_directory(list[i].nodeid);
+        forget_without_xattrs(list[i].nodeid);
         arguments a = {.count = 0, .failed = false};
         put(&a, number(list[i].nodeid));
         put(&a, number(list[i].nlookup));
@@ -513,6 +516,7 @@ static PyObject *attach(PyObject *module, PyObject *args)
     device.init_unique = 0;
     device.fd = fd;
     forget_all_attributes(); /* of another mount */
+    forget_all_without_xattrs();
     Py_RETURN_NONE;
 }
 
@@ -566,10 +570,13 @@ static PyMethodDef functions[] = {
     {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"forget_attributes", forget_attributes, METH_O, forget_attributes_doc},
+    {"note_without_xattrs", note_without_xattrs, METH_O, note_without_xattrs_doc},
+    {"may_have_xattrs", may_have_xattrs, METH_O, may_have_xattrs_doc},
     {"copy_plain", (PyCFunction)(void (*)(void))copy_plain, METH_FASTCALL, copy_plain_doc},
     {"prepare_plain", (PyCFunction)(void (*)(void))prepare_plain, METH_FASTCALL, prepare_plain_doc},
     {"show_plain", show_plain, METH_VARARGS, show_plain_doc},
     {"lacks_attribute", (PyCFunction)(void (*)(void))lacks_attribute, METH_FASTCALL, lacks_attribute_doc},
+    {"are_without_xattrs", (PyCFunction)(void (*)(void))are_without_xattrs, METH_FASTCALL, are_without_xattrs_doc},
     {"open_plain", (PyCFunction)(void (*)(void))open_plain, METH_FASTCALL, open_plain_doc},
     {"read_plain", (PyCFunction)(void (*)(void))read_plain, METH_FASTCALL, read_plain_doc},
     {"pack_plain", (PyCFunction)(void (*)(void))pack_plain, METH_FASTCALL, pack_plain_doc},

@@ -30,7 +30,7 @@ const char pack_plain_doc[] =
     "its mode, length of its entry).";
 
 enum {
-    AT_ONCE = 64, /* as many as listed.py asks for at most */
+    AT_ONCE = 64, /* as many as listing/listed.py asks for at most */
     LAYERS = 64,  /* of more, Python asks only those that have a name */
     REAL_BITS = 48,
 };
@@ -243,45 +243,4 @@ PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Py_DECREF(entries);
     Py_DECREF(files);
     return result;
-}
-
-/* -- one attribute ------------------------------------------------------------------------------------------------- */
-
-const char lacks_attribute_doc[] =
-    "lacks_attribute(dirfd, name, device, number, attribute) -> ALL, ONE or 0\n--\n\n"
-    "Whether `name` in a directory is the object (device, number), and has not the attribute (ONE), or none (ALL).\n"
-    "0: it has, or another has to find out.";
-
-static int look_for_attribute(int fd, uint64_t device, uint64_t number, const char *attribute)
-{
-    struct stat st;
-    char path[sizeof "/proc/self/fd/2147483647"];
-    if (fstat(fd, &st) != 0 || st.st_dev != device || st.st_ino != number || !S_ISREG(st.st_mode))
-        return UNKNOWN;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    if (listxattr(path, NULL, 0) == 0)
-        return ALL;
-    return getxattr(path, attribute, NULL, 0) < 0 && errno == ENODATA ? ONE : UNKNOWN;
-}
-
-PyObject *lacks_attribute(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    (void)module;
-    if (count != 5) {
-        PyErr_SetString(PyExc_TypeError, "lacks_attribute takes 5 arguments");
-        return NULL;
-    }
-    char *name, *attribute;
-    int dirfd = (int)PyLong_AsLong(args[0]);
-    uint64_t device = PyLong_AsUnsignedLongLong(args[2]), number = PyLong_AsUnsignedLongLong(args[3]);
-    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[1], &name, NULL) < 0 ||
-        PyBytes_AsStringAndSize(args[4], &attribute, NULL) < 0)
-        return NULL;
-    int found = UNKNOWN;
-    int fd = openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (fd >= 0) {
-        found = look_for_attribute(fd, device, number, attribute);
-        close(fd);
-    }
-    return PyLong_FromLong(found);
 }

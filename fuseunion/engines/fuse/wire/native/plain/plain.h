@@ -9,11 +9,7 @@
 
 /* Not for others: the module is loaded with RTLD_GLOBAL. */
 #pragma GCC visibility push(hidden)
-/* What lacks_attribute found: nothing, that the one is not there, that there is none. */
-enum { UNKNOWN = 0, ONE = 1, ALL = 2 };
 extern const char pack_plain_doc[];
-extern const char lacks_attribute_doc[];
-PyObject *lacks_attribute(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *pack_plain(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* What is shown of an object with this lstat; `number` is its inode number there. */

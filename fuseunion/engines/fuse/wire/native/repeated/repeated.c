@@ -17,6 +17,7 @@
 #include "../state.h"
 #include "directories.h"
 #include "remembered.h"
+#include "without_xattrs.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,6 +30,7 @@
 
 #define CAPABILITY "security.capability"
 #define ACCESS_ACL "system.posix_acl_access"
+#define DEFAULT_ACL "system.posix_acl_default"
 
 static struct shared *place_of(uint64_t number)
 {
@@ -163,6 +165,23 @@ static bool is_name(const char *text, size_t size, const char *name)
     return size == strlen(name) + 1 && memcmp(text, name, size) == 0;
 }
 
+/* What is asked for of an inode that has no extended attributes. */
+static bool asks_for_xattrs(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
+{
+    const size_t at = sizeof(struct fuse_getxattr_in);
+    if (size < at)
+        return false;
+    if (header->opcode == FUSE_LISTXATTR) {
+        *known = (struct known){.size = 0};
+        return true;
+    }
+    *known = (struct known){.error = ENODATA};
+    body += at;
+    size -= at;
+    return header->opcode == FUSE_GETXATTR &&
+           (is_name(body, size, CAPABILITY) || is_name(body, size, ACCESS_ACL) || is_name(body, size, DEFAULT_ACL));
+}
+
 /* Whether a file has not the attribute with a name, as far as that is known. */
 static bool shared_lacks(const struct shared *shared, const char *name, size_t size)
 {
@@ -210,6 +229,8 @@ bool is_known(const struct fuse_in_header *header, const char *body, size_t size
     }
     if (header->opcode == FUSE_GETATTR)
         return knows_attributes(header->nodeid, known);
+    if (is_without_xattrs(header->nodeid) && asks_for_xattrs(header, body, size, known))
+        return true;
     const struct shared *shared = find_shared(header->nodeid);
     if (shared == NULL)
         return false;
@@ -271,6 +292,7 @@ static bool repeat_acl(const struct fuse_in_header *header, const char *body, si
     if (size < VALUE_AT || in->flags != 0 || size - VALUE_AT < in->size)
         return false;
     const char *name = body + FUSE_COMPAT_SETXATTR_IN_SIZE;
+    forget_without_xattrs(header->nodeid);
     if (!is_name(name, sizeof ACCESS_ACL, ACCESS_ACL) || !note_change(shared) ||
         fsetxattr(shared->fd, name, body + VALUE_AT, in->size, 0) != 0)
         return false;

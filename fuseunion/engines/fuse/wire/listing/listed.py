@@ -14,7 +14,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.entries import Entries, unkept_listing
-from fuseunion.engines.fuse.wire.listings import DOT, DOT_DOT, Listings
+from fuseunion.engines.fuse.wire.listing.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.native.device import device
 from fuseunion.steps import Steps
 
