@@ -103,11 +103,11 @@ def test_an_acl_that_is_set_without_python(attached: Kernel, tmp_path: Path) -> 
 
 
 def test_one_may_take_the_place_of_another(attached: Kernel) -> None:
-    numbers = range(NODE, NODE + 100_000)
+    numbers = range(NODE, NODE + 200_000)
     for number in numbers:
         attached.device.note_without_xattrs(number)
     left = [number for number in numbers if _list(attached, node=number)[0] == 0]
-    assert 16384 < len(left) <= 32768
+    assert 32768 < len(left) <= 65536
     for number in left:
         attached.device.may_have_xattrs(number)
     assert not [number for number in left if _list(attached, node=number)[0] == 0]
@@ -169,6 +169,14 @@ def test_who_has_none_is_noted(kernel: Kernel, inside: InProcess, answers: Answe
         assert answers._xattrs.names(number, 0) == b""
     assert _is_noted(kernel, number)
     assert answers._xattrs.get(number, KNOWN[1]) == errno.ENODATA
+
+
+def test_who_lost_the_place_gets_it_back(kernel: Kernel, inside: InProcess, answers: Answers) -> None:
+    number = inside.find("d/f1").ino
+    answers._xattrs.names(number, 0)
+    kernel.device.may_have_xattrs(number)  # as if another had it
+    assert answers._xattrs.get(number, KNOWN[0]) == errno.ENODATA
+    assert _is_noted(kernel, number)
 
 
 def test_who_has_one_is_not_noted(kernel: Kernel, inside: InProcess, answers: Answers) -> None:

@@ -45,8 +45,12 @@ class WithoutXattrs(Set[bytes]):
     def __init__(self, number: int, absent: frozenset[bytes]) -> None:
         self._number = number
         self._absent = absent
+        self.note()
+
+    def note(self) -> None:
+        """Tell the extension, whose table may have given the place to another."""
         assert device is not None
-        device.note_without_xattrs(number)
+        device.note_without_xattrs(self._number)
 
     def __del__(self) -> None:
         assert device is not None
@@ -91,7 +95,11 @@ class Xattrs:
     def get(self, number: int, name: bytes) -> bytes | int | Later[bytes]:
         """The answer to GETXATTR."""
         inode = self._requests.inode(number)
-        if name in inode.absent_xattrs or (name in ASKED_OFTEN and self._lacks(inode, name)):
+        if name in inode.absent_xattrs:
+            if isinstance(inode.absent_xattrs, WithoutXattrs):
+                inode.absent_xattrs.note()
+            return errno.ENODATA
+        if name in ASKED_OFTEN and self._lacks(inode, name):
             return errno.ENODATA
         return self._requests.getxattr(number, name)
 

@@ -13,7 +13,7 @@
 const char note_without_xattrs_doc[] = "note_without_xattrs(number)\n--\n\nThe inode with this number has none.";
 const char may_have_xattrs_doc[] = "may_have_xattrs(number)\n--\n\nThe inode with this number may have some from now on.";
 
-enum { PLACES = 32768, BITS = 15 };
+enum { PLACES = 65536, BITS = 16 };
 
 /* A table with one place for each number, which a later one may take: who is not found is answered by Python. */
 static uint64_t numbers[PLACES]; /* 0: nobody's */
