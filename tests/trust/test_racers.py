@@ -13,6 +13,8 @@ import collections
 import json
 import os
 import random
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,11 @@ def _start(arena: Arena, top: Path, seed: int, progress: int | None = None) -> l
                 ends = race.race(top, seed + process, STEPS, progress)
                 (arena.root / f"ends{process}").write_text(json.dumps(ends))
                 code = 0
+            except BaseException:
+                traceback.print_exc()  # the test says only that it failed
+                raise
             finally:
+                sys.stderr.flush()
                 os._exit(code)
         started.append(pid)
     return started
