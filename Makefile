@@ -17,10 +17,10 @@ setup:
 demo: setup
 	@scripts/demo
 
-# Once more without the extension module, as where there is no compiler: what a user sees of a mount.
+# Once more without the extension module, as where there is no compiler: what a user sees of a mount, whoever he is.
 test:
 	@scripts/setup --tests
-	FUSEUNION_WIRE=0 $(PYTEST) $(WORKERS) tests/integration $(ARGS)
+	FUSEUNION_WIRE=0 $(PYTEST) $(WORKERS) tests/integration --actor user $(ARGS)
 	$(PYTEST) $(WORKERS) tests --ignore=tests/rootfs --ignore=tests/conformance --ignore=tests/bundle $(ARGS)
 
 # A Debian root filesystem under apt-get, chroot and a compiler, compared with what the kernel's overlayfs gives.

@@ -32,6 +32,11 @@ MOUNT_TEST_LIMIT = 60.0
 """Seconds after which the daemons of a test are killed, so that a dead-locked mount fails its test and no more."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For what does not depend on who runs it."""
+    parser.addoption("--actor", help="run each test once: as this one, or as the first of its actors (user, root...)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
     config.addinivalue_line("markers", "stress: takes minutes; runs with `-m stress` or FUSEUNION_STRESS=1")
@@ -54,7 +59,11 @@ def _roles(metafunc: pytest.Metafunc) -> list[Role]:
     marker = metafunc.definition.get_closest_marker("actors")
     names = marker.args if marker else tuple(role.value for role in USUAL)
     roles = [Role(name) for name in names]
-    return [role for role in roles if role is not Role.ROOT or os.geteuid() == 0]
+    possible = [role for role in roles if role is not Role.ROOT or os.geteuid() == 0]
+    wanted = metafunc.config.getoption("--actor")
+    if wanted is None:
+        return possible
+    return [role for role in possible if role is Role(wanted)] or possible[:1]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

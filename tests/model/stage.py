@@ -161,17 +161,22 @@ def tree(base: Path, stored: Stored) -> dict[str, tuple[object, ...]]:
 
 def save(layers: Path, place: Path) -> None:
     """Keep a copy of upper and work, as they are before an operation."""
-    for name in ("upper", "work"):
-        _copy(layers / name, place / name)
+    _copy(layers, place)
 
 
 def restore(layers: Path, place: Path) -> None:
     """Bring upper and work back to what they were; the lower stays the same inodes."""
-    for name in ("upper", "work"):
+    for name in _SAVED:
         shutil.rmtree(layers / name)
-        _copy(place / name, layers / name)
+    _copy(place, layers)
+
+
+_SAVED = ("upper", "work")
 
 
 def _copy(source: Path, target: Path) -> None:
-    # cp keeps devices, xattrs, times and hard links, which shutil does not.
-    assert os.spawnlp(os.P_WAIT, "cp", "cp", "-a", str(source), str(target)) == 0
+    # cp keeps devices, xattrs, times and hard links, which shutil does not. Spawned: a fork of pytest takes as long as
+    # two copies, of which thousands are made.
+    words = ["cp", "-a", *(str(source / name) for name in _SAVED), f"{target}/"]
+    pid = os.posix_spawnp("cp", words, os.environ)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -63,8 +63,8 @@ STEPS_OF: tuple[Step, ...] = (
 
 
 GONE = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.EIO, errno.EXDEV})
-"""What a mount answers whose daemon was killed; EIO where a page was to be read (mm/filemap.c, filemap_read_folio), EXDEV
-where it was taken away between the two paths of a step."""
+"""What a mount answers whose daemon was killed; EIO where a page was to be read (mm/filemap.c, filemap_read_folio),
+EXDEV where it was taken away between the two paths of a step."""
 
 
 def race(
