@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, closing
 
 from fuseunion.core.disk.layer import Layer
@@ -819,9 +819,9 @@ class Union:
         """Whether an inode has none when it lists none (xattrs.lists_all)."""
         return xattrs.lists_all(self.state, inode)
 
-    def note_absent(self, inode: Inode, name: bytes) -> None:
-        """It was looked for there, and is not (xattrs.note_absent)."""
-        xattrs.note_absent(inode, name)
+    def note_absent(self, inode: Inode, names: Set[bytes]) -> frozenset[bytes]:
+        """They were looked for there, and are not (xattrs.note_absent)."""
+        return xattrs.note_absent(inode, names)
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
         """The value of an attribute (xattrs.getxattr)."""

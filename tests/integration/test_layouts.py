@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -46,3 +47,18 @@ def test_mounts_in_a_lower_are_empty_directories(arena: Arena) -> None:
             assert os.listdir(mount / "mnt") == []
             assert not (mount / "mnt/shown").exists()
             assert sorted(os.listdir(mount.merged)) == ["mnt", "other"]
+            assert os.listxattr(mount / "mnt") == []
+
+
+@pytest.mark.actors("root", "userns")
+def test_merged_within_a_lower(arena: Arena) -> None:
+    """It shows itself as an empty directory."""
+    lower = arena.lower({"merged": Dir(), "f": File(b"f")})
+    with arena.mount(lower, merged=lower / "merged") as mount:
+        assert os.listdir(mount / "merged") == []
+        for ask in (os.listxattr, lambda path: os.getxattr(path, "security.capability")):
+            for _ in range(2):  # as a filesystem without any says, which ls -l and cp -a know
+                with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+                    ask(mount / "merged")
+        (mount / "f").write_bytes(b"changed")
+        assert (mount / "f").read_bytes() == b"changed"

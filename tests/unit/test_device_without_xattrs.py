@@ -15,6 +15,7 @@ import pytest
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answers
+from fuseunion.engines.fuse.wire.xattrs import WithoutXattrs
 from tests.support.inprocess import InProcess, in_process
 from tests.support.wire_kernel import NODE, Kernel, kernel
 
@@ -171,12 +172,38 @@ def test_who_has_none_is_noted(kernel: Kernel, inside: InProcess, answers: Answe
     assert answers._xattrs.get(number, KNOWN[1]) == errno.ENODATA
 
 
-def test_who_lost_the_place_gets_it_back(kernel: Kernel, inside: InProcess, answers: Answers) -> None:
-    number = inside.find("d/f1").ino
+@pytest.mark.parametrize("path", ["d/f1", "d/uf1", "d/link", "d"])
+@pytest.mark.parametrize("way", ["get", "list"])
+def test_who_lost_the_place_gets_it_back(
+    kernel: Kernel, inside: InProcess, answers: Answers, path: str, way: str
+) -> None:
+    number = inside.find(path).ino
     answers._xattrs.names(number, 0)
     kernel.device.may_have_xattrs(number)  # as if another had it
-    assert answers._xattrs.get(number, KNOWN[0]) == errno.ENODATA
+    if way == "get":
+        assert answers._xattrs.get(number, KNOWN[0]) == errno.ENODATA
+    else:
+        assert answers._xattrs.names(number, 0) == b""
     assert _is_noted(kernel, number)
+
+
+def test_who_is_found_again_stays_noted(kernel: Kernel, inside: InProcess, answers: Answers) -> None:
+    """The end of what stood for it before does not undo that."""
+    inode = inside.find("d/f1")
+    answers._xattrs.names(inode.ino, 0)
+    answers._xattrs._note(inode)
+    assert _is_noted(kernel, inode.ino)
+
+
+def test_what_they_lack_is_kept_once(inside: InProcess, answers: Answers) -> None:
+    """Of a million files, too."""
+    kept = set()
+    for path in ("d/f1", "d/f2", "d/link", "d"):
+        inode = inside.find(path)
+        answers._xattrs.names(inode.ino, 0)
+        assert isinstance(inode.absent_xattrs, WithoutXattrs)
+        kept.add(id(inode.absent_xattrs._absent))
+    assert len(kept) == 1
 
 
 def test_who_has_one_is_not_noted(kernel: Kernel, inside: InProcess, answers: Answers) -> None:

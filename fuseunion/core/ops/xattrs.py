@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Set
 from functools import partial
 from typing import TypeAlias
 
@@ -68,7 +69,7 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
         # fuse_get_acl).
         none = error.errno == errno.ENODATA or (error.errno == errno.EOPNOTSUPP and name in _ACLS)
         if none and name in ASKED_OFTEN:
-            note_absent(inode, name)
+            note_absent(inode, {name})
         if none or error.errno == errno.EPERM:
             raise os_error(errno.ENODATA) from error
         raise
@@ -77,10 +78,11 @@ def getxattr(state: State, inode: Inode, name: bytes) -> bytes:
     return _to_shown(name, value, state.settings.identity)
 
 
-def note_absent(inode: Inode, name: bytes) -> None:
-    """An inode was found to lack an attribute, one that is asked for again and again."""
-    absent = frozenset({*inode.absent_xattrs, name})
-    inode.absent_xattrs = _ABSENT.setdefault(absent, absent)
+def note_absent(inode: Inode, names: Set[bytes]) -> frozenset[bytes]:
+    """An inode was found to lack attributes that are asked for again and again. Returns what it is known to lack."""
+    absent = frozenset({*inode.absent_xattrs, *names})
+    inode.absent_xattrs = absent = _ABSENT.setdefault(absent, absent)
+    return absent
 
 
 def lists_all(state: State, inode: Inode) -> bool:

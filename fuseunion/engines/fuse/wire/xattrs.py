@@ -37,7 +37,7 @@ class WithoutXattrs(Set[bytes]):
 
     Args:
         number: of the inode.
-        absent: the attributes that are asked for again and again, and what else it is known to lack.
+        absent: the attributes that are asked for again and again, and what else it is known to lack; shared.
     """
 
     __slots__ = ("_absent", "_number")
@@ -96,8 +96,7 @@ class Xattrs:
         """The answer to GETXATTR."""
         inode = self._requests.inode(number)
         if name in inode.absent_xattrs:
-            if isinstance(inode.absent_xattrs, WithoutXattrs):
-                inode.absent_xattrs.note()
+            self._is_without(inode)
             return errno.ENODATA
         if name in ASKED_OFTEN and self._lacks(inode, name):
             return errno.ENODATA
@@ -106,12 +105,21 @@ class Xattrs:
     def names(self, number: int, uid: int) -> bytes:
         """The answer to LISTXATTR."""
         inode = self._requests.inode(number)
-        if not compares and not self._requests.lists_layers and self._lacks(inode, b""):
+        if not self._requests.lists_layers and (self._is_without(inode) or (not compares and self._lacks(inode, b""))):
             return b""
         names = self._requests.listxattr(number, uid)
         if not names and uid == 0 and self._union.lists_all_xattrs(inode):
             self._note(inode)
         return b"".join([name + b"\0" for name in names])
+
+    def _is_without(self, inode: Inode) -> bool:
+        """Whether an inode was found to have none. The extension is told again: its table gave the place to another."""
+        if not isinstance(inode.absent_xattrs, WithoutXattrs):
+            return False
+        inode.absent_xattrs.note()
+        if compares and (names := self._union.listxattr(inode)):
+            log.error("inode %d has %r, but was said to have none", inode.ino, names)
+        return True
 
     def _lacks(self, inode: Inode, name: bytes) -> bool:
         """Whether one look shows that an inode lacks an attribute, or any where it is named b''."""
@@ -120,13 +128,16 @@ class Xattrs:
             return False
         real, there, st_dev, st_ino = where
         assert device is not None
-        lacking = device.lacks_attribute(real.fd(), there, st_dev, st_ino, name)
+        try:
+            lacking = device.lacks_attribute(real.fd(), there, st_dev, st_ino, name)
+        except OSError:
+            return False  # a closed, hidden or covered directory: who holds the object says what is to be said
         if not lacking:
             return False
         if compares and self._requests.has_xattr(inode, name):
             log.error("inode %d has %r, but was said not to", inode.ino, name)
         if lacking != device.ALL:
-            self._union.note_absent(inode, name)
+            self._union.note_absent(inode, {name})
             return True
         self._note(inode)
         if isinstance(inode, File) and not real.layer.remote:
@@ -135,10 +146,9 @@ class Xattrs:
 
     def _note(self, inode: Inode) -> None:
         """An inode has none."""
+        absent = self._union.note_absent(inode, ASKED_OFTEN)  # drops a token that is there, before there is another
         if not self._requests.lists_layers:
-            inode.absent_xattrs = WithoutXattrs(inode.ino, ASKED_OFTEN.union(inode.absent_xattrs))
-        elif not inode.absent_xattrs >= ASKED_OFTEN:
-            inode.absent_xattrs = ASKED_OFTEN.union(inode.absent_xattrs)
+            inode.absent_xattrs = WithoutXattrs(inode.ino, absent)
 
     def _look_around(self, file: File, found: Where) -> None:
         """Who asks for a file of a directory may ask for the others that lie beside it: the more, the more were asked
