@@ -8,6 +8,8 @@
 #define _GNU_SOURCE
 #include "directories.h"
 
+#include "places.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -37,7 +39,7 @@ static struct directory {
 
 static struct directory *place_of(uint64_t number)
 {
-    return &directories[(number * 0x9E3779B97F4A7C15u) >> 60]; /* the upper four bits */
+    return &directories[place_in(number, PLACES)];
 }
 
 static struct directory *find(uint64_t number)

@@ -9,6 +9,7 @@
 #include "remembered.h"
 
 #include "../plain/plain.h"
+#include "places.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 const char forget_attributes_doc[] =
     "forget_attributes(number)\n--\n\nThe attributes of the inode with this number may be others now.";
 
-enum { PLACES = 8192, BITS = 13 };
+enum { PLACES = 8192 };
 
 /* A table with one place for each number, which a later one may take: who is not found is answered by Python. */
 static struct remembered {
@@ -28,7 +29,7 @@ static bool any;
 
 static struct remembered *place_of(uint64_t number)
 {
-    return &remembered[(number * 0x9E3779B97F4A7C15u) >> (64 - BITS)];
+    return &remembered[place_in(number, PLACES)];
 }
 
 void remember_attributes(uint64_t number, const struct stat *st)

@@ -16,6 +16,7 @@
 #include "../session/replies.h"
 #include "../state.h"
 #include "directories.h"
+#include "places.h"
 #include "remembered.h"
 #include "without_xattrs.h"
 
@@ -34,7 +35,7 @@
 
 static struct shared *place_of(uint64_t number)
 {
-    return &device.shared[(number * 0x9E3779B97F4A7C15u) >> 54]; /* the upper ten bits */
+    return &device.shared[place_in(number, SHARED)];
 }
 
 /* What Python has shared of an inode, or NULL. */
@@ -165,23 +166,6 @@ static bool is_name(const char *text, size_t size, const char *name)
     return size == strlen(name) + 1 && memcmp(text, name, size) == 0;
 }
 
-/* What is asked for of an inode that has no extended attributes. */
-static bool asks_for_xattrs(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
-{
-    const size_t at = sizeof(struct fuse_getxattr_in);
-    if (size < at)
-        return false;
-    if (header->opcode == FUSE_LISTXATTR) {
-        *known = (struct known){.size = 0};
-        return true;
-    }
-    *known = (struct known){.error = ENODATA};
-    body += at;
-    size -= at;
-    return header->opcode == FUSE_GETXATTR &&
-           (is_name(body, size, CAPABILITY) || is_name(body, size, ACCESS_ACL) || is_name(body, size, DEFAULT_ACL));
-}
-
 /* Whether a file has not the attribute with a name, as far as that is known. */
 static bool shared_lacks(const struct shared *shared, const char *name, size_t size)
 {
@@ -189,6 +173,26 @@ static bool shared_lacks(const struct shared *shared, const char *name, size_t s
         return true;
     return shared->uses & XATTRS && (is_name(name, size, CAPABILITY) || is_name(name, size, ACCESS_ACL)) &&
            fgetxattr(shared->fd, name, NULL, 0) < 0 && errno == ENODATA;
+}
+
+/* Whether an inode has not the attribute that is asked for, or none where all names are, as far as that is known. */
+static bool lacks_xattrs(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
+{
+    const size_t at = sizeof(struct fuse_getxattr_in);
+    if (size < at)
+        return false;
+    const bool none = is_without_xattrs(header->nodeid);
+    const struct shared *shared = none ? NULL : find_shared(header->nodeid);
+    if (header->opcode == FUSE_LISTXATTR) {
+        *known = (struct known){.size = 0};
+        return none || (shared != NULL && shared->uses & XATTRS && flistxattr(shared->fd, NULL, 0) == 0);
+    }
+    *known = (struct known){.error = ENODATA};
+    const char *name = body + at;
+    size -= at;
+    if (none)
+        return is_name(name, size, CAPABILITY) || is_name(name, size, ACCESS_ACL) || is_name(name, size, DEFAULT_ACL);
+    return shared != NULL && shared_lacks(shared, name, size);
 }
 
 /* Whether an ioctl(2) asks a terminal for something (asm-generic/ioctls.h), as isatty(3) does of each file that Python
@@ -229,30 +233,17 @@ bool is_known(const struct fuse_in_header *header, const char *body, size_t size
     }
     if (header->opcode == FUSE_GETATTR)
         return knows_attributes(header->nodeid, known);
-    if (is_without_xattrs(header->nodeid) && asks_for_xattrs(header, body, size, known))
-        return true;
-    const struct shared *shared = find_shared(header->nodeid);
-    if (shared == NULL)
-        return false;
-    switch (header->opcode) {
-    case FUSE_READ: {
-        if (!is_shared_read(shared, size))
+    if (header->opcode == FUSE_GETXATTR || header->opcode == FUSE_LISTXATTR)
+        return lacks_xattrs(header, body, size, known);
+    if (header->opcode == FUSE_READ) {
+        const struct shared *shared = find_shared(header->nodeid);
+        if (shared == NULL || !is_shared_read(shared, size))
             return false;
         ssize_t got = read_shared((const struct fuse_read_in *)body, shared);
         *known = (struct known){.size = (size_t)got};
         return got >= 0;
     }
-    case FUSE_GETXATTR: {
-        const size_t at = sizeof(struct fuse_getxattr_in);
-        *known = (struct known){.error = ENODATA};
-        return size > at && shared_lacks(shared, body + at, size - at);
-    }
-    case FUSE_LISTXATTR:
-        *known = (struct known){.size = 0};
-        return shared->uses & XATTRS && size >= sizeof(struct fuse_getxattr_in) && flistxattr(shared->fd, NULL, 0) == 0;
-    default:
-        return false;
-    }
+    return false;
 }
 
 /* Make a change of owner, of mode, or of times: one of them, which is done or not. Returns false when it was not. */

@@ -4,6 +4,7 @@
 #include "counting.h"
 
 #include "../data/waiting.h"
+#include "../repeated/places.h"
 #include "../state.h"
 
 #include <string.h>
@@ -36,7 +37,7 @@ void count_answered(void)
 
 void note_busy(uint64_t number)
 {
-    struct busy *busy = &device.busy[(number * 0x9E3779B97F4A7C15u) >> 56]; /* the upper eight bits */
+    struct busy *busy = &device.busy[place_in(number, BUSY)];
     if (busy->number == number)
         busy->count++;
     else if (busy->count == 0)
