@@ -22,6 +22,8 @@ from tests.support.inprocess import InProcess, in_process
 
 Operation = Callable[[InProcess], None]
 
+_SAVED = ("upper", "work")
+
 
 def _redirecting(operation: Operation) -> Operation:
     """The operation with redirect_dir=on."""
@@ -169,9 +171,6 @@ def restore(layers: Path, place: Path) -> None:
     for name in _SAVED:
         shutil.rmtree(layers / name)
     _copy(place, layers)
-
-
-_SAVED = ("upper", "work")
 
 
 def _copy(source: Path, target: Path) -> None:
