@@ -6,7 +6,7 @@
  *                                `-- no handler (FUSE_INIT, FUSE_DESTROY): left for libfuse, which reads it here
  *
  *     state.h         what all parts know
- *     session/        libfuse, which keeps the session; arguments of handlers, replies, what is counted
+ *     session/        libfuse, which keeps the session; the next request, arguments of handlers, replies, what is counted
  *     repeated/       what needs no decision is repeated without asking Python
  *     plain/          what Python asks for in one call instead of many
  *     data/           reads and fsync(2) that wait, by threads; long reads, without a copy
@@ -31,6 +31,7 @@
 #include "repeated/without_xattrs.h"
 #include "session/arguments.h"
 #include "session/counting.h"
+#include "session/looking.h"
 #include "session/replies.h"
 #include "state.h"
 
@@ -39,21 +40,11 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
-#include <poll.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-/* A turn of others on our core that is longer than what a request takes, and how long they are believed to want more. */
-#define LONG_TURN (SECOND / 2000)
-#define CROWDED (SECOND / 10)
-
-/* A turn in which somebody else did more than ask us; after how many of them in a row, each of which brought a request, who
- * asks is believed to share our core; and how many times we sleep at once then before it is looked at again. */
-enum { SOMEBODYS_TURN = 8000, SHARES_CORE = 8, PROBES = 64 };
 
 /* After how many forgotten inodes what they took is given back to the system. */
 enum { MANY_FORGOTTEN = 10000 };
@@ -212,63 +203,6 @@ static enum outcome dispatch(size_t size, int64_t since)
 }
 
 /* -- the loop ------------------------------------------------------------------------------------------------------ */
-
-/* Look for a request for a while, and let whoever needs the core have it. Who had it for long will want it again, and the
- * scheduler lets him, because we take all that we are given: so there is no looking then for some time. A thread of ours
- * (data/waiting.c) does not: what fsync(2) has to do is done when it has been. Where who asks shares our core, he asks the
- * sooner the sooner we sleep: sched_yield(2) gives way at the third to fifth call only. */
-static ssize_t look_for_request(int64_t patience)
-{
-    ssize_t got;
-    int64_t before = now();
-    const int64_t end = before + patience;
-    if (before < device.crowded_until || (device.shared_turns >= SHARES_CORE && ++device.sleeps % PROBES != 0)) {
-        errno = EAGAIN;
-        return -1;
-    }
-    const bool may_be_ours = unanswered() > 0;
-    do {
-        sched_yield();
-        const int64_t after = now();
-        const int64_t turn = after - before;
-        if (turn > LONG_TURN && !may_be_ours)
-            device.crowded_until = after + CROWDED;
-        before = device.clock = after;
-        got = read(device.fd, device.buffer, BUFFER_SIZE);
-        if (got >= 0)
-            device.shared_turns = turn > SOMEBODYS_TURN ? device.shared_turns + 1 : 0;
-    } while (got < 0 && errno == EAGAIN && before < end && before >= device.crowded_until && !is_told());
-    return got;
-}
-
-/* Read a request; where there is none, look for one, and then sleep until one comes. */
-static ssize_t read_request(int64_t patience, int64_t sleep)
-{
-    ssize_t got = read(device.fd, device.buffer, BUFFER_SIZE);
-    if (got >= 0 || errno != EAGAIN || (patience <= 0 && sleep <= 0))
-        return got;
-    int error = EAGAIN;
-    Py_BEGIN_ALLOW_THREADS
-    if (patience > 0) {
-        got = look_for_request(patience);
-        error = errno;
-    }
-    if (got < 0 && error == EAGAIN && sleep > 0) {
-        struct pollfd waiting[] = {{.fd = device.fd, .events = POLLIN}, {.fd = device.told, .events = POLLIN}};
-        const struct timespec most = {.tv_sec = sleep / SECOND, .tv_nsec = sleep % SECOND};
-        if (ppoll(waiting, 2, &most, NULL) >= 0) {
-            eventfd_t count;
-            if (waiting[1].revents != 0 && !is_told()) /* they were found before it was written */
-                eventfd_read(device.told, &count);
-            device.clock = now();
-            got = read(device.fd, device.buffer, BUFFER_SIZE);
-        }
-        error = errno;
-    }
-    Py_END_ALLOW_THREADS
-    errno = error;
-    return got;
-}
 
 /* Let those go on whose files are on disk. Who comes after the descriptor was read makes it readable again. */
 static void go_on(void)

@@ -73,9 +73,6 @@ struct device {
     uint64_t seconds; /* how long the kernel may believe what it is told */
     uint32_t nsec;
     bool compares;
-    int64_t crowded_until; /* CLOCK_MONOTONIC */
-    unsigned shared_turns; /* requests in a row that were there after a turn of somebody else */
-    unsigned sleeps;       /* how often we slept at once for that */
     size_t forgotten;      /* inodes, since memory was given back */
     bool gives_back;       /* more may be forgotten before nothing is asked for any more */
     char *data; /* what is answered without Python */
