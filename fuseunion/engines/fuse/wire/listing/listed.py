@@ -15,7 +15,7 @@ from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.entries import Entries, unkept_listing
 from fuseunion.engines.fuse.wire.listing.listings import DOT, DOT_DOT, Listings
-from fuseunion.engines.fuse.wire.native.device import device
+from fuseunion.engines.fuse.wire.native.device import compares, device
 from fuseunion.steps import Steps
 
 _NAMES_AT_ONCE = 16
@@ -61,19 +61,28 @@ class Listed:
         renewed, listing = self._requests.renewed, object()
         self._requests.listings.add(listing)
         try:
-            entries = yield from self._entries_after(directory, position, size)
+            entries, end = yield from self._entries_after(directory, position, size)
         finally:
             self._requests.listings.discard(listing)
-        return entries if renewed is None else unkept_listing(entries, directory.ino, renewed)
+        if renewed is not None:
+            return unkept_listing(entries, directory.ino, renewed)
+        if position == 0 and end is not None and not compares:
+            assert device is not None
+            device.note_end(directory.ino, end)
+            self._listings.forgotten(directory.ino)
+        return entries
 
-    def _entries_after(self, directory: Directory, position: int, size: int) -> Steps[bytes]:
+    def _entries_after(self, directory: Directory, position: int, size: int) -> Steps[tuple[bytes, int | None]]:
+        """Entries, and the position of the last, if there are no more behind it."""
         listing = yield from self._listings.of(directory, again=position == 0)
         parts: list[bytes] = []
         left = size
+        end = position
         for offset, dots, special in ((DOT, b".", directory), (DOT_DOT, b"..", directory.parent or directory)):
             if position < offset:
                 parts.append(_dots(special.ino, offset, dots))
                 left -= len(parts[-1])
+                end = offset
         names = listing.after(position)
         others = 0  # names in a row that were asked whether they are plain, and are not
         passed = 0  # names that are not asked: the more, the longer the row
@@ -90,6 +99,7 @@ class Listed:
                         parts.append(packed)
                         left -= len(packed)
                         done += count
+                        end, _ = batch[done - 1]
                         others = 0
                         continue
                     if name not in directory.children:
@@ -97,17 +107,19 @@ class Listed:
                         passed = others - 1
                 room = layouts.ENTRY.size + layouts.DIRENT.size + (len(name) + 7 & ~7)
                 if room > left:
-                    return b"".join(parts)
+                    return b"".join(parts), None
                 try:
                     listed = self._requests.listed(directory, name, self._entries)
                 except OSError:
                     if not parts:
                         raise
-                    return b"".join(parts)  # what was found counts; asked for the rest, it is the first to fail again
+                    # What was found counts. Asked for the rest, it is the first to fail again.
+                    return b"".join(parts), None
                 done += 1
                 if listed is None:
                     continue
                 left -= room
+                end = place
                 inode, entry = listed
                 parts += (
                     entry,
@@ -119,7 +131,7 @@ class Listed:
             yield
         if not parts:
             self._listings.forgotten(directory.ino)
-        return b"".join(parts)
+        return b"".join(parts), end
 
     def _plain(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
         """Entries for plain files (listing.PlainFiles) among names, from one on, and for how many names they are."""

@@ -26,6 +26,7 @@
 #include "plain/xattrs.h"
 #include "data/waiting.h"
 #include "repeated/directories.h"
+#include "repeated/ends.h"
 #include "repeated/remembered.h"
 #include "repeated/repeated.h"
 #include "repeated/without_xattrs.h"
@@ -50,7 +51,7 @@
 enum { MANY_FORGOTTEN = 10000 };
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 10
+#define INTERFACE 11
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -82,6 +83,7 @@ static void forget(const request *r)
     for (size_t i = 0; i < count; i++) {
         unshare_directory(list[i].nodeid);
         forget_without_xattrs(list[i].nodeid);
+        forget_end(list[i].nodeid);
         arguments a = {.count = 0, .failed = false};
         put(&a, number(list[i].nodeid));
         put(&a, number(list[i].nlookup));
@@ -451,6 +453,7 @@ static PyObject *attach(PyObject *module, PyObject *args)
     device.fd = fd;
     forget_all_attributes(); /* of another mount */
     forget_all_without_xattrs();
+    forget_all_ends();
     Py_RETURN_NONE;
 }
 
@@ -504,6 +507,7 @@ static PyMethodDef functions[] = {
     {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
     {"forget_attributes", forget_attributes, METH_O, forget_attributes_doc},
+    {"note_end", (PyCFunction)(void (*)(void))note_end, METH_FASTCALL, note_end_doc},
     {"note_without_xattrs", note_without_xattrs, METH_O, note_without_xattrs_doc},
     {"may_have_xattrs", may_have_xattrs, METH_O, may_have_xattrs_doc},
     {"copy_plain", (PyCFunction)(void (*)(void))copy_plain, METH_FASTCALL, copy_plain_doc},

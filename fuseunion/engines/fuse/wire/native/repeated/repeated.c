@@ -16,6 +16,7 @@
 #include "../session/replies.h"
 #include "../state.h"
 #include "directories.h"
+#include "ends.h"
 #include "places.h"
 #include "remembered.h"
 #include "without_xattrs.h"
@@ -219,6 +220,18 @@ static bool knows_attributes(uint64_t number, struct known *known)
     return shared != NULL && shared->uses & ATTRIBUTES && look_at_shared(shared, known);
 }
 
+/* Whether what is asked for is behind the last name of a directory. */
+static bool ends_listing(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
+{
+    const struct fuse_read_in *in = (const struct fuse_read_in *)body;
+    if (size < sizeof *in)
+        return false;
+    if (in->offset == 0)
+        forget_end(header->nodeid);
+    *known = (struct known){.size = 0};
+    return in->offset != 0 && is_end(header->nodeid, in->offset);
+}
+
 bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
 {
     if (header->opcode == FUSE_LOOKUP) {
@@ -235,6 +248,8 @@ bool is_known(const struct fuse_in_header *header, const char *body, size_t size
         return knows_attributes(header->nodeid, known);
     if (header->opcode == FUSE_GETXATTR || header->opcode == FUSE_LISTXATTR)
         return lacks_xattrs(header, body, size, known);
+    if (header->opcode == FUSE_READDIRPLUS)
+        return ends_listing(header, body, size, known);
     if (header->opcode == FUSE_READ) {
         const struct shared *shared = find_shared(header->nodeid);
         if (shared == NULL || !is_shared_read(shared, size))
