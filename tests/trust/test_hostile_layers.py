@@ -4,7 +4,8 @@ Each round makes layers (hostile_layers.py), mounts them with options of the rou
 does random operations, unmounts, and looks again. What may come out of any of it is an errno that a filesystem may
 give, a warning in the log, or one line that says why there is no mount.
 
-`FUSEUNION_SEED=N make test ARGS="-k hostile_layers"` repeats a round; FUSEUNION_STRESS=1 runs many of them.
+`FUSEUNION_SEED=N make test ARGS="-k hostile_layers"` repeats a round; FUSEUNION_STRESS=1 runs many of them, which are
+longer, and repeats one of these.
 """
 
 from __future__ import annotations

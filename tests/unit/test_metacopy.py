@@ -407,6 +407,21 @@ def test_a_mark_without_data(base: Path, *, metacopy: bool) -> None:
     assert _answer(base, "/good", metacopy=metacopy) is None
 
 
+def test_data_that_says_it_is_a_whiteout(base: Path) -> None:
+    """It is none, as in overlayfs: only what is empty can be."""
+    os.setxattr(base / "top/d/top", PREFIX + "whiteout", b"garbage")
+    os.setxattr(base / "low/d/other", PREFIX + "whiteout", b"y")
+    for _ in range(2):
+        with _opened(base) as union:
+            for name in ("/d/top", "/d/other"):
+                union.setattr(name, Change(mode=0o600))
+                assert union.read(name) == DATA[:SIZE]
+    assert _is_hollow(base / "upper/d/top") and _is_hollow(base / "upper/d/other")
+    if ROOT:
+        with _kernel(base) as kernel:
+            assert (kernel / "d/top").read_bytes() == (kernel / "d/other").read_bytes() == DATA[:SIZE]
+
+
 @pytest.mark.skipif(not ROOT, reason="what root does not believe")
 @pytest.mark.parametrize("metacopy", [False, True])
 def test_root_does_not_believe_what_anybody_may_write(base: Path, *, metacopy: bool) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fuseunion.core.disk import wh_files
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
-from fuseunion.core.marks.marks import is_device, is_opaque, marks_of
+from fuseunion.core.marks.marks import is_device, is_marked_whiteout, is_opaque, marks_of
 
 _NONE: dict[bytes, bytes] = {}
 
@@ -93,8 +93,7 @@ def _of_object(real: RealDir, name: bytes, st: stat_result, *, hidden: bool) -> 
     try:
         marks = marks_of(real, name, st)
         if not is_directory:
-            whiteout = st.st_size == 0 and xattr_names.WHITEOUT in marks
-            return Content(real, name, None if whiteout else st, True, marks)
+            return Content(real, name, None if is_marked_whiteout(st, marks) else st, True, marks)
         opaque = is_opaque(real.child(name, st), marks)
         return Content(real, name, st, hidden or opaque, marks, opaque)
     except xattr_names.MalformedError as error:

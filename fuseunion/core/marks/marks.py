@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import stat
+from collections.abc import Container
 from os import stat_result
 
 from fuseunion.core.disk.access import LayerAccess
@@ -45,11 +46,17 @@ def is_device(st: stat_result) -> bool:
 
 def is_whiteout(real: RealDir, name: bytes, st: stat_result) -> bool:
     """True when the file `name`, whose lstat is `st`, is a whiteout in device or xattr form."""
-    if is_device(st):
-        return True
-    if stat.S_ISREG(st.st_mode) and st.st_size == 0:
-        return xattr_names.WHITEOUT in marks_of(real, name, st)
-    return False
+    return is_device(st) or (_may_be_whiteout(st) and is_marked_whiteout(st, marks_of(real, name, st)))
+
+
+def is_marked_whiteout(st: stat_result, marks: Container[bytes]) -> bool:
+    """True when an object with these marks, by suffix, is a whiteout in xattr form. What has data is none, whatever its
+    marks say (fs/overlayfs/util.c ovl_path_check_xwhiteout_xattr)."""
+    return _may_be_whiteout(st) and xattr_names.WHITEOUT in marks
+
+
+def _may_be_whiteout(st: stat_result) -> bool:
+    return stat.S_ISREG(st.st_mode) and st.st_size == 0
 
 
 def is_opaque(directory: RealDir, marks: dict[bytes, bytes]) -> bool:

@@ -32,7 +32,7 @@ from fuseunion.core.format.numbers import Ino
 from fuseunion.core.marks import metacopy
 from fuseunion.core.marks.holders import DEEP
 from fuseunion.core.marks.link_index import LinkGroup
-from fuseunion.core.marks.marks import is_opaque, is_whiteout, marks_of
+from fuseunion.core.marks.marks import is_marked_whiteout, is_opaque, is_whiteout, marks_of
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File, LowerLinks
 from fuseunion.core.tree.inode import Inode, Unreadable
@@ -250,7 +250,7 @@ def _data_of(state: State, real: RealDir, name: bytes, st: os.stat_result, below
             if found is None and next_real.hides(name):
                 break
         marks = {} if found is None or _is_lowest(state, next_real) else marks_of(next_real, name, found)
-        if found is None or not stat.S_ISREG(found.st_mode) or xattr_names.WHITEOUT in marks:
+        if found is None or not stat.S_ISREG(found.st_mode) or is_marked_whiteout(found, marks):
             log.error("the data of %r in %s is missing (metacopy); refused", name, real.layer.label)
             raise xattr_names.malformed(errno.EIO)
         if xattr_names.METACOPY not in marks:

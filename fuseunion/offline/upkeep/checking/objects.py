@@ -14,7 +14,7 @@ from fuseunion.core.disk import wh_files
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.format import xattr_names
 from fuseunion.core.format.xattr_names import MalformedError
-from fuseunion.core.marks.marks import is_device
+from fuseunion.core.marks.marks import is_device, is_marked_whiteout
 from fuseunion.core.ownership import facts, stored_names
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.union import Union
@@ -149,7 +149,7 @@ class Objects:
             attributes = as_owner_of(held, lambda: _attributes(held))
         seen = Seen(real, name, path, st, attributes)
         suffixes = {suffix for attribute in attributes if (suffix := _suffix(attribute)) is not None}
-        if stat.S_ISREG(st.st_mode) and not st.st_size and xattr_names.WHITEOUT in suffixes:
+        if is_marked_whiteout(st, suffixes):
             yield from self._of_whiteout(real, name, path, name, parent, alone=alone)
             return
         yield from self._of_object(seen)
