@@ -77,6 +77,10 @@ def candidates(state: State, directory: Directory) -> Names:
     return in_one_piece(listing(state, directory))
 
 
+PlainFile: TypeAlias = tuple[bytes, int, int, int, int, int]
+"""A name, which of the layers has it, the number to show, st_ino, S_IFMT bits, and the length of its entry."""
+
+
 class PlainFiles:
     """The files of a directory that need nothing but an lstat(2): most that are listed.
 
@@ -129,35 +133,30 @@ class PlainFiles:
             return None  # to open one closed another
         return found
 
-    def is_known(self, name: bytes) -> bool:
-        """Whether a name is that of an inode already."""
-        return name in self._directory.children
-
-    def add(self, name: bytes, layer: int, number: int, real_number: int, kind: int) -> File | None:
-        """The inode of a name that is not known; None when another object has its number, or the link index knows it.
-
-        Args:
-            layer: which of `layers`.
-            number: to show.
-            real_number: st_ino.
-            kind: S_IFMT bits.
-        """
-        table = self._state.table
-        if table.find(number) is not None:
-            return None
-        real, device = self._layers[layer]
-        place: InUpper | InLower
-        if real is self._directory.upper:
-            if real_number in self._state.writable().links.by_copy:
-                return None
-            place = InUpper(real, name, device, real_number)
-        else:
-            place = InLower(real, name, device, real_number)
-        file = File(Ino(number), kind, place)
-        file.add_name(self._directory, name)
-        table.add(file)
-        self._directory.children[name] = file
-        return file
+    def add(self, found: Sequence[PlainFile]) -> list[File]:
+        """The inodes of names, up to the first that is known already, or whose number another object has, or that the
+        link index knows."""
+        directory, upper = self._directory, self._directory.upper
+        children, find, add = directory.children, self._state.table.find, self._state.table.add
+        layers = self._layers
+        copies = () if upper is None else self._state.writable().links.by_copy
+        files = []
+        for name, layer, number, real_number, kind, _ in found:
+            if name in children or find(number) is not None:
+                break
+            real, device = layers[layer]
+            if real is not upper:
+                place: InUpper | InLower = InLower(real, name, device, real_number)
+            elif real_number in copies:
+                break
+            else:
+                place = InUpper(real, name, device, real_number)
+            file = File(Ino(number), kind, place)
+            file.add_name(directory, name)
+            add(file)
+            children[name] = file
+            files.append(file)
+        return files
 
 
 KnownFile: TypeAlias = tuple[int, bytes, int, int, int]

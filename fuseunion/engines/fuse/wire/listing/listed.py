@@ -148,14 +148,12 @@ class Listed:
             return b"", 0  # a lookup says the same
         if layers is None:
             return b"", 0
-        packed, files = device.pack_plain(layers, plain.is_written, names, first, room, *self._entries.valid)
-        end = 0
-        for count, (name, layer, number, real_number, kind, length) in enumerate(files):
-            file = None if plain.is_known(name) else plain.add(name, layer, number, real_number, kind)
-            if file is None:
-                return packed[:end], count
+        packed, found = device.pack_plain(layers, plain.is_written, names, first, room, *self._entries.valid)
+        files = plain.add(found)
+        for file in files:
             self._requests.told(file)
-            end += length
+        if len(files) < len(found):
+            packed = packed[: sum(length for *_, length in found[: len(files)])]
         return packed, len(files)
 
     def _known(self, directory: Directory, names: list[tuple[int, bytes]], first: int, room: int) -> tuple[bytes, int]:
