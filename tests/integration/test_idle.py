@@ -38,4 +38,4 @@ def test_after_use(arena: Arena) -> None:
             before, stood = now, stood + 1 if now == before else 0
             return stood == LOOKS
 
-        wait_until(stands, f"the daemon does nothing between {LOOKS} looks in a row")
+        wait_until(stands, f"the daemon does nothing between {LOOKS} looks in a row", timeout=5)
