@@ -61,7 +61,7 @@ def copy(source: int, target: int, size: int, st: os.stat_result, unshared: Unsh
                 raise
             unshared.learn(st.st_dev, error.errno)
     copied = 0
-    for start, end in ((0, size),) if _is_dense(st) else data_segments(source, size):
+    for start, end in ((0, size),) if _is_dense(source, st) else data_segments(source, size):
         _copy_range(source, target, start, end)
         copied = end
     if copied < size:
@@ -69,9 +69,10 @@ def copy(source: int, target: int, size: int, st: os.stat_result, unshared: Unsh
     return False
 
 
-def _is_dense(st: os.stat_result) -> bool:
-    """True for a small file with as many blocks as bytes: reading a hole, if there is one, costs less than looking."""
-    return st.st_size <= _SMALL and st.st_blocks * 512 >= st.st_size
+def _is_dense(fd: int, st: os.stat_result) -> bool:
+    """True for a file with as many blocks as bytes where reading a hole, if there is one, costs less than looking: for
+    a small one, and for one in memory, where lseek(2) looks at each page (mm/shmem.c shmem_file_llseek)."""
+    return st.st_blocks * 512 >= st.st_size and (st.st_size <= _SMALL or syscalls.is_in_memory(fd))
 
 
 def data_segments(fd: int, size: int) -> Iterator[tuple[int, int]]:
