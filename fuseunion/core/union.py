@@ -417,9 +417,13 @@ class Union:
         copy_up_special(self.state, file, change)
         return None
 
-    def is_copied_quickly(self, file: File) -> bool:
-        """Whether a copy-up may take no longer than a usual request: the job then says (CopyJob.quick)."""
-        return not stat.S_ISREG(file.kind) or is_quick(self.state, attributes.stat_of(self.state, file).st_size)
+    def is_copied_quickly(self, file: File, change: Change | None) -> bool:
+        """Whether a copy-up for a change may take no longer than a usual request: the job then says (CopyJob.quick)."""
+        return (
+            not stat.S_ISREG(file.kind)
+            or is_quick(self.state, attributes.stat_of(self.state, file).st_size)
+            or data.is_quick_without(self.state, file, change)
+        )
 
     def copy_up(self, file: File) -> None:
         """Copy a file up at once, with its data; nothing happens when it was before.

@@ -103,7 +103,7 @@ class FakeUnion:
         def of(file: FakeFile, *, leaves: bool) -> None:
             """It is not."""
 
-    def is_copied_quickly(self, file: FakeFile) -> bool:
+    def is_copied_quickly(self, file: FakeFile, change: Change | None) -> bool:
         return self._quick or file.ino == SPECIAL
 
     def copy_job(self, file: FakeFile, change: Change | None = None) -> Job | None:

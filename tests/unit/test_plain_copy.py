@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -468,3 +469,30 @@ def test_the_first_write_is_answered_at_once(inside: InProcess, tmp_path: Path, 
     assert answers._write(number, 0, 0, os.getpid(), 0, 1, b"data") == layouts.WRITTEN.pack(4, 0)
     assert (tmp_path / "upper/d" / name).read_bytes()[1:5] == b"data"
     answers.close_files()
+
+
+@pytest.mark.parametrize("volatile", [False, True])
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_little_data_is_copied_with_metacopy_too(tmp_path: Path, where: str, *, volatile: bool) -> None:
+    """Where nothing has to be put on disk for that: it takes less time than to do without."""
+    with tempfile.TemporaryDirectory(dir=tmp_path if where == "disk" else "/dev/shm") as base:
+        lower, upper, work = (Path(base, name) for name in ("lower", "upper", "work"))
+        _make_lower(lower)
+        (upper / "d").mkdir(parents=True)
+        work.mkdir()
+        with open(upper / "d" / "beside", "wb") as file:
+            at_once = volatile or syscalls.is_in_memory(file.fileno())
+        with in_process([lower], upper, work, metacopy=True, volatile=volatile) as union:
+            requests = Requests(union.union)
+            for name in ("plain", "full", "large"):
+                found = union.find(f"d/{name}")
+                assert isinstance(found, File)
+                assert requests.copy_ups.now(found, Change(mode=0o600))
+                assert union.read(f"d/{name}") == (lower / "d" / name).read_bytes()
+            union.forget()
+        hollow = {
+            name
+            for name in os.listdir(upper / "d")
+            if any("metacopy" in key for key in os.listxattr(upper / "d" / name))
+        }
+        assert hollow == ({"large"} if at_once else {"plain", "full", "large"})

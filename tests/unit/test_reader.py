@@ -161,6 +161,19 @@ async def test_a_filesystem_is_looked_up_once(disk: Disk, fd: int, monkeypatch: 
     assert asked == [os.fstat(fd).st_dev]
 
 
+@pytest.mark.parametrize("where", ["/dev/shm", "/var/tmp"])
+async def test_what_a_directory_is_on_says_whether_its_files_may_wait(where: str) -> None:
+    """Before any of them was read; of what is mounted in it nothing is known."""
+    reader = Reader(Workers())
+    fd = os.open(where, os.O_PATH)
+    in_memory = syscalls.is_in_memory(fd)
+    for _ in range(2):
+        assert reader.may_wait(os.fstat(fd).st_dev, fd) == (not in_memory)
+        assert reader.may_wait(os.fstat(fd).st_dev + 1, fd)
+    os.close(fd)
+    assert in_memory or where != "/dev/shm"
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.EBADF])
 async def test_an_error_in_the_loop(disk: Disk, fd: int, code: int) -> None:
     def broken(_: int) -> int:

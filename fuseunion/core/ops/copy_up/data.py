@@ -35,7 +35,7 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.place import InLower
 from fuseunion.core.tree.state import State
 from fuseunion.linux.objects.permission import as_owner_of
-from fuseunion.linux.objects.real_object import RealObject
+from fuseunion.linux.objects.real_object import OpenObject, RealObject
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -48,20 +48,34 @@ def needs_no_data(state: State, file: File, change: Change | None) -> bool:
     Raises:
         OSError: of the layer that gives the attributes.
     """
-    upper = state.writable()
-    if not state.settings.metacopy or upper.work.capabilities.xattr_prefix is None or not stat.S_ISREG(file.kind):
-        return False
-    if change is None or change.size is not None or file.removed:
-        return False
-    if file.lower_links is not None or file.group is not None:
-        return False
-    if upper.layer.ownership is not None or state.layer_of(file).ownership is not None:
+    if change is None or not _may_go_without(state, file, change):
         return False
     shown = stat_of(state, file)
     if not shown.st_size or facts_after(Facts.of(shown), change).mode & _SET_ID:
         return False
     with file.grasp() as held:
         return xattr_names.CAPABILITY not in state.layer_of(file).listxattr(held)
+
+
+def is_quick_without(state: State, file: File, change: Change | None) -> bool:
+    """Whether a change takes no longer than a usual request, if it needs no data."""
+    return change is not None and not file.handles and _may_go_without(state, file, change)
+
+
+def _may_go_without(state: State, file: File, change: Change) -> bool:
+    """What can be said of that without asking a layer."""
+    upper = state.writable()
+    return (
+        state.settings.metacopy
+        and upper.work.capabilities.xattr_prefix is not None
+        and stat.S_ISREG(file.kind)
+        and change.size is None
+        and not file.removed
+        and file.lower_links is None
+        and file.group is None
+        and upper.layer.ownership is None
+        and state.layer_of(file).ownership is None
+    )
 
 
 def change_without_data(state: State, file: File, change: Change) -> None:
@@ -87,7 +101,7 @@ def change_without_data(state: State, file: File, change: Change) -> None:
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=tmp.fd())
     try:
         try:
-            target = RealObject(fd)
+            target = OpenObject(fd)
             os.ftruncate(fd, st.st_size)
             metacopy.mark(target, prefix)
             with file.grasp() as source:

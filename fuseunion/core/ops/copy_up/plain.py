@@ -89,11 +89,12 @@ class PlainCopies:
         self._state = state
         self._numbers = state.numbers
         self._value = origin_mark.template()
-        self.any = state.upper is not None and _is_nothing_else(state, state.upper)
-        self.waits = False
+        self.any = self.waits = False
+        if state.upper is not None:
+            self.waits = not (state.settings.volatile or state.upper.work.capabilities.in_memory)
+            self.any = _is_nothing_else(state, state.upper, self.waits)
         if self.any:
             upper = state.writable()
-            self.waits = not (state.settings.volatile or upper.work.capabilities.in_memory)
             self._work = upper.work
             self._unshared = upper.unshared
             self._mark = (upper.work.capabilities.xattr_prefix or b"") + xattr_names.UNION_ORIGIN
@@ -210,13 +211,14 @@ class PlainCopies:
         show(self._state, file, temporary, os.fstat(fd))
 
 
-def _is_nothing_else(state: State, upper: Upper) -> bool:
-    """Whether a copy-up in this union can be nothing but system calls."""
+def _is_nothing_else(state: State, upper: Upper, waits: bool) -> bool:
+    """Whether a copy-up in this union can be nothing but system calls. To copy a little data takes less time than to do
+    without (data.py), unless it has to be put on disk."""
     settings, capabilities = state.settings, upper.work.capabilities
     return (
         settings.identity.trivial
         and not settings.owner_optional
-        and not settings.metacopy
+        and not (settings.metacopy and waits)
         and upper.layer.ownership is None
         and capabilities.xattr_prefix is not None
         and capabilities.noreplace

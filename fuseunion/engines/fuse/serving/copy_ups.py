@@ -86,7 +86,7 @@ class CopyUps:
         wish = wish_of(change) if device is not None else None
         if wish is not None and self.plainly(file, wish, leaves=leaves) is not None:
             return True
-        if not self._union.is_copied_quickly(file):
+        if not self._union.is_copied_quickly(file, change):
             return None
         begun = self.log.begin()
         try:
@@ -127,7 +127,7 @@ class CopyUps:
         if plain is None:
             return None
         begun = self.log.begin()
-        made = device.copy_plain(plain, wish, self._reader.may_wait(plain[2]), keeps)
+        made = device.copy_plain(plain, wish, self._reader.may_wait(plain[2], plain[0]), keeps)
         if made is None:
             return None
         entry, copy_device, number, size, times_kept, fd = made

@@ -35,7 +35,7 @@ def plain_job(
     copies.begin()
     with ExitStack() as end:
         end.callback(copies.end, None)
-        made: tuple[int, int, int, int] | None = device.prepare_plain(plain, wish, reader.may_wait(plain[2]))
+        made: tuple[int, int, int, int] | None = device.prepare_plain(plain, wish, reader.may_wait(plain[2], plain[0]))
         if made is None:
             return None
         end.pop_all()

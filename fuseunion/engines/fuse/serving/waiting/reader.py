@@ -64,8 +64,15 @@ class Reader:
             direct = self._direct[device] = syscalls.is_in_memory(fd)
         return direct
 
-    def may_wait(self, device: int) -> bool:
-        """Whether files of a filesystem, by its st_dev, may lie on a disk, for all that is known."""
+    def may_wait(self, device: int, directory: int) -> bool:
+        """Whether files of a filesystem may lie on a disk, for all that is known.
+
+        Args:
+            device: its st_dev.
+            directory: a descriptor of the directory that has their names, which is on the same mostly.
+        """
+        if device not in self._direct:
+            self.never_waits(directory)
         return not self._direct.get(device)
 
     def would_wait(self, fd: int, size: int, offset: int = 0) -> bool:
