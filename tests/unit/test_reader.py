@@ -167,8 +167,10 @@ async def test_what_a_directory_is_on_says_whether_its_files_may_wait(where: str
     reader = Reader(Workers())
     fd = os.open(where, os.O_PATH)
     in_memory = syscalls.is_in_memory(fd)
+    assert reader.may_wait(os.fstat(fd).st_dev), "nothing is known"
     for _ in range(2):
         assert reader.may_wait(os.fstat(fd).st_dev, fd) == (not in_memory)
+        assert reader.may_wait(os.fstat(fd).st_dev) == (not in_memory)
         assert reader.may_wait(os.fstat(fd).st_dev + 1, fd)
     os.close(fd)
     assert in_memory or where != "/dev/shm"

@@ -558,7 +558,7 @@ class Answers:
             if place is not None:
                 assert device is not None
                 shown = file.ino if self._union.shows_lower_as_it_is(file) else 0
-                found = device.read_plain(*place, most, self._requests.reader.may_wait(place[2], place[0]), shown)
+                found = device.read_plain(*place, most, self._requests.reader.may_wait(place[2]), shown)
                 if shown:
                     remembered(file)
                 if found is not None:

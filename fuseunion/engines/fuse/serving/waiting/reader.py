@@ -64,14 +64,15 @@ class Reader:
             direct = self._direct[device] = syscalls.is_in_memory(fd)
         return direct
 
-    def may_wait(self, device: int, directory: int) -> bool:
+    def may_wait(self, device: int, directory: int | None = None) -> bool:
         """Whether files of a filesystem may lie on a disk, for all that is known.
 
         Args:
             device: its st_dev.
-            directory: a descriptor of the directory that has their names, which is on the same mostly.
+            directory: to find it out by, a descriptor of what has their names, which is on the same mostly; None where
+                it may be on a server, which that would ask.
         """
-        if device not in self._direct:
+        if device not in self._direct and directory is not None:
             self.never_waits(directory)
         return not self._direct.get(device)
 
