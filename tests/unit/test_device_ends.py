@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from fuseunion.core.tree.directory import Directory
-from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answers
 from fuseunion.engines.fuse.wire.listing import listed
 from fuseunion.steps import in_one_piece
-from tests.support.inprocess import InProcess, in_process
+from tests.support.inprocess import InProcess
 from tests.support.wire_kernel import NODE, Kernel, kernel
+from tests.support.wire_union import answers, union_in
 
-__all__ = ["kernel"]
+__all__ = ["answers", "kernel"]
 
 ASKED = (errno.EPERM, b"")
 """What the handler says."""
@@ -119,15 +119,8 @@ def inside(tmp_path: Path) -> Iterator[InProcess]:
         (tmp_path / name).touch()
     for name in ("a", "b"):
         os.symlink("x", tmp_path / "upper/mixed" / name)
-    with in_process([tmp_path / "lower"], tmp_path / "upper", tmp_path / "work") as union:
+    with union_in(tmp_path) as union:
         yield union
-        union.forget()
-
-
-@pytest.fixture
-def answers(attached: Kernel, inside: InProcess) -> Answers:
-    """The handlers of a union, in a process whose module is asked beside them."""
-    return Answers(Requests(inside.union), 1.0)
 
 
 def _listed(answers: Answers, directory: object, position: int, size: int = LARGE) -> list[tuple[bytes, int]]:

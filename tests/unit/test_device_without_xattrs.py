@@ -16,10 +16,11 @@ from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answers
 from fuseunion.engines.fuse.wire.xattrs import WithoutXattrs
-from tests.support.inprocess import InProcess, in_process
+from tests.support.inprocess import InProcess
 from tests.support.wire_kernel import NODE, Kernel, kernel
+from tests.support.wire_union import answers, union_in
 
-__all__ = ["kernel"]
+__all__ = ["answers", "kernel"]
 
 ASKED = (errno.EPERM, b"")
 """What the handler says."""
@@ -145,15 +146,8 @@ def inside(tmp_path: Path) -> Iterator[InProcess]:
         (tmp_path / "upper/d" / f"u{name}").write_text(name)
     os.symlink("f1", tmp_path / "lower/d/link")
     os.setxattr(tmp_path / "lower/d/f8", "user.name", b"value")
-    with in_process([tmp_path / "lower"], tmp_path / "upper", tmp_path / "work") as union:
+    with union_in(tmp_path) as union:
         yield union
-        union.forget()
-
-
-@pytest.fixture
-def answers(attached: Kernel, inside: InProcess) -> Answers:
-    """The handlers of a union, in a process whose module is asked beside them."""
-    return Answers(Requests(inside.union), 1.0)
 
 
 def _is_noted(kernel: Kernel, number: int) -> bool:

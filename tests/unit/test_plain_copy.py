@@ -25,6 +25,7 @@ from fuseunion.engines.fuse.wire.native import device
 from fuseunion.linux import syscalls
 from tests.support.inprocess import InProcess, in_process
 from tests.support.product import WITH_EXTENSION
+from tests.support.wire_union import union_in
 
 pytestmark = pytest.mark.skipif(not WITH_EXTENSION, reason="there is nothing to compare")
 
@@ -376,9 +377,8 @@ def inside(tmp_path: Path, counted: list[bool]) -> Iterator[InProcess]:
     _make_lower(tmp_path / "lower")
     for name in ("upper/d", "work"):
         (tmp_path / name).mkdir(parents=True)
-    with in_process([tmp_path / "lower"], tmp_path / "upper", tmp_path / "work") as union:
+    with union_in(tmp_path) as union:
         yield union
-        union.forget()
 
 
 @pytest.mark.root

@@ -1,0 +1,28 @@
+"""A union and its handlers, in one process with the extension module, which is asked beside them (wire_kernel.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fuseunion.engines.fuse.serving.requests import Requests
+from fuseunion.engines.fuse.wire.answers import Answers
+from tests.support.inprocess import InProcess, in_process
+from tests.support.wire_kernel import Kernel
+
+
+@contextmanager
+def union_in(base: Path) -> Iterator[InProcess]:
+    """The union of `lower`, `upper` and `work` in a directory, all of whose inodes are forgotten at the end."""
+    with in_process([base / "lower"], base / "upper", base / "work") as union:
+        yield union
+        union.forget()
+
+
+@pytest.fixture
+def answers(attached: Kernel, inside: InProcess) -> Answers:
+    """The handlers of the test's union, while its module is attached."""
+    return Answers(Requests(inside.union), 1.0)
