@@ -96,7 +96,7 @@ class Xattrs:
         """The answer to GETXATTR."""
         inode = self._requests.inode(number)
         if name in inode.absent_xattrs:
-            self._is_without(inode)
+            self._note_again(inode)
             return errno.ENODATA
         if name in ASKED_OFTEN and self._lacks(inode, name):
             return errno.ENODATA
@@ -105,15 +105,16 @@ class Xattrs:
     def names(self, number: int, uid: int) -> bytes:
         """The answer to LISTXATTR."""
         inode = self._requests.inode(number)
-        if not self._requests.lists_layers and (self._is_without(inode) or (not compares and self._lacks(inode, b""))):
+        if not self._requests.lists_layers and (self._note_again(inode) or (not compares and self._lacks(inode, b""))):
             return b""
         names = self._requests.listxattr(number, uid)
         if not names and uid == 0 and self._union.lists_all_xattrs(inode):
             self._note(inode)
         return b"".join([name + b"\0" for name in names])
 
-    def _is_without(self, inode: Inode) -> bool:
-        """Whether an inode was found to have none. The extension is told again: its table gave the place to another."""
+    def _note_again(self, inode: Inode) -> bool:
+        """Whether an inode was found to have none, of which the extension is told again: its table may have given the
+        place to another."""
         if not isinstance(inode.absent_xattrs, WithoutXattrs):
             return False
         inode.absent_xattrs.note()
