@@ -6,6 +6,7 @@
  *                                `-- no handler (FUSE_INIT, FUSE_DESTROY): left for libfuse, which reads it here
  *
  *     state.h         what all parts know
+ *     places.h        where a number is in a table
  *     session/        libfuse, which keeps the session; the next request, arguments of handlers, replies, what is counted
  *     repeated/       what needs no decision is repeated without asking Python
  *     plain/          what Python asks for in one call instead of many

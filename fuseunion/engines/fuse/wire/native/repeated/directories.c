@@ -8,7 +8,7 @@
 #define _GNU_SOURCE
 #include "directories.h"
 
-#include "places.h"
+#include "../places.h"
 
 #include <errno.h>
 #include <fcntl.h>

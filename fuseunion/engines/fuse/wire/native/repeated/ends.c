@@ -2,13 +2,13 @@
  *
  * Who lists a directory asks once more behind its last name. Python, which has sent all names in one answer, says which
  * position that is, and what is made later need not be in a listing that was begun before (readdir(3p)). It is true of
- * the listing that was begun last: whoever begins another makes an end of it, because a name may have come to where the
- * directory ended.
+ * the listing that was begun last: whoever begins another, at position 0, ends that, because a name may have come to
+ * where the directory ended.
  */
 
 #include "ends.h"
 
-#include "places.h"
+#include "../places.h"
 
 #include <string.h>
 
@@ -30,10 +30,10 @@ static struct end *place_of(uint64_t number)
 bool is_end(uint64_t number, uint64_t position)
 {
     struct end *end = place_of(number);
-    if (number == 0 || end->number != number || end->position != position)
+    if (number == 0 || end->number != number || (position != end->position && position != 0))
         return false;
     end->number = 0;
-    return true;
+    return position != 0;
 }
 
 void forget_end(uint64_t number)

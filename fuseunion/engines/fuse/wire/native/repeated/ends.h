@@ -11,10 +11,11 @@
 extern const char note_end_doc[];
 PyObject *note_end(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
-/* Whether there is nothing behind a position in the listing of a directory. It is said once. */
+/* Whether there is nothing behind a position in the listing of a directory. It is said once, and no more when the
+ * directory is listed from the beginning. */
 bool is_end(uint64_t number, uint64_t position);
 
-/* The directory is listed anew, or is another. */
+/* The directory is another. */
 void forget_end(uint64_t number);
 
 /* Nothing is known of any. */

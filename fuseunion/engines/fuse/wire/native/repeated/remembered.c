@@ -8,8 +8,8 @@
 
 #include "remembered.h"
 
+#include "../places.h"
 #include "../plain/plain.h"
-#include "places.h"
 
 #include <stddef.h>
 #include <string.h>

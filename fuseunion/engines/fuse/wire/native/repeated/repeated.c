@@ -10,14 +10,14 @@
 #define _GNU_SOURCE
 #include "repeated.h"
 
-#include "../plain/plain.h"
 #include "../data/spliced.h"
 #include "../data/waiting.h"
+#include "../places.h"
+#include "../plain/plain.h"
 #include "../session/replies.h"
 #include "../state.h"
 #include "directories.h"
 #include "ends.h"
-#include "places.h"
 #include "remembered.h"
 #include "without_xattrs.h"
 
@@ -223,13 +223,8 @@ static bool knows_attributes(uint64_t number, struct known *known)
 /* Whether what is asked for is behind the last name of a directory. */
 static bool ends_listing(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)
 {
-    const struct fuse_read_in *in = (const struct fuse_read_in *)body;
-    if (size < sizeof *in)
-        return false;
-    if (in->offset == 0)
-        forget_end(header->nodeid);
     *known = (struct known){.size = 0};
-    return in->offset != 0 && is_end(header->nodeid, in->offset);
+    return size >= sizeof(struct fuse_read_in) && is_end(header->nodeid, ((const struct fuse_read_in *)body)->offset);
 }
 
 bool is_known(const struct fuse_in_header *header, const char *body, size_t size, struct known *known)

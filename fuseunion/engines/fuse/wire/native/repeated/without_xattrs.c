@@ -8,7 +8,7 @@
 
 #include "without_xattrs.h"
 
-#include "places.h"
+#include "../places.h"
 
 #include <string.h>
 

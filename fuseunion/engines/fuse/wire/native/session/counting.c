@@ -4,7 +4,7 @@
 #include "counting.h"
 
 #include "../data/waiting.h"
-#include "../repeated/places.h"
+#include "../places.h"
 #include "../state.h"
 
 #include <string.h>
