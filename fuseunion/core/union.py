@@ -233,7 +233,7 @@ class Union:
 
         Returns:
             None where a name is not looked for in all of them. They get more by a copy-up of the directory, which
-            `on_directory_copied` is told of, and by a lower that is added to the whole union.
+            `on_restacked` is told of, and by a lower that is added to the whole union.
         """
         layers = directory.layers()
         if len(layers) >= DEEP or directory.removed:
@@ -251,9 +251,9 @@ class Union:
         """What such lowers are going to be asked about an inode, or about a name in a directory (remote_parts.py)."""
         return remote_parts(self.inode(ino), name, whole=whole)
 
-    def on_directory_copied(self, call: Callable[[Directory], None]) -> None:
-        """Have a function called for each directory that gets a part in the upper, before anything is made there."""
-        self.state.directory_copied = call
+    def on_restacked(self, call: Callable[[Directory], None]) -> None:
+        """Have a function called for each directory whose parts become others (State.restacked)."""
+        self.state.restacked = call
 
     @property
     def needs_paths(self) -> bool:
@@ -338,15 +338,29 @@ class Union:
         )
 
     def shows_directory_as_it_is(self, directory: Directory) -> bool:
-        """Whether what is shown of a directory, but for its number, is what fstat(2) says of the upper's, as long as it
-        has a name."""
+        """Whether what is shown of a directory, but for its number and its count of links, is what fstat(2) says of the
+        upper's, as long as it has a name."""
+        upper = directory.upper
         return (
-            directory.upper is not None
-            and not directory.lowers
-            and not self.settings.static_nlink
-            and directory.upper.layer.ownership is None
+            upper is not None
+            and not directory.removed
+            and not upper.holds_the_mount
+            and upper.layer.ownership is None
             and self.settings.identity.trivial
         )
+
+    def shows_one_link(self, directory: Directory) -> bool:
+        """Whether a directory shows one link as long as it has a name (attributes.shows_one_link)."""
+        return attributes.shows_one_link(self.state, directory)
+
+    def upper_part(self, directory: Directory) -> int:
+        """A descriptor of the upper's part of a directory, which has one, borrowed as of RealDir.fd.
+
+        Raises:
+            OSError: as RealDir.fd.
+        """
+        assert directory.upper is not None
+        return directory.upper.fd()
 
     def setattr(self, inode: Inode, change: Change) -> None:
         """Change attributes. Precondition: a file was copied up."""

@@ -209,6 +209,7 @@ def in_process(
     volatile: bool = False,
     redirect_dir: bool = False,
     metacopy: bool = False,
+    static_nlink: bool = False,
 ) -> Iterator[InProcess]:
     """Open a union over existing directories, topmost lower first; closed at the end."""
     descriptors = Descriptors()
@@ -223,7 +224,12 @@ def in_process(
     if top is not None and area is not None:
         top.ownership = choose(top.root_fd, store, area.layer.root_fd, [layer.root_fd for layer in layers])
     settings = Settings(
-        umask_pending=True, identity=identity, volatile=volatile, redirect_dir=redirect_dir, metacopy=metacopy
+        umask_pending=True,
+        identity=identity,
+        volatile=volatile,
+        redirect_dir=redirect_dir,
+        metacopy=metacopy,
+        static_nlink=static_nlink,
     )
     union = Union(layers, top, area, settings)
     try:

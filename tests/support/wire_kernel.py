@@ -123,12 +123,12 @@ def kernel() -> Iterator[Kernel]:
     os.close(made.fd)
 
 
-def attributes(st: os.stat_result, number: int = NODE) -> bytes:
-    """struct fuse_attr_out."""
+def attributes(st: os.stat_result, number: int = NODE, nlink: int | None = None) -> bytes:
+    """struct fuse_attr_out; with another count of links, if one is given."""
     times = (st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns)
     return ATTRIBUTES.pack(
         *(100, 5, 0, number, st.st_size, st.st_blocks),
         *(ns // 10**9 for ns in times),
         *(ns % 10**9 for ns in times),
-        *(st.st_mode, st.st_nlink, st.st_uid, st.st_gid, 0, st.st_blksize, 0),
+        *(st.st_mode, st.st_nlink if nlink is None else nlink, st.st_uid, st.st_gid, 0, st.st_blksize, 0),
     )

@@ -15,9 +15,11 @@ from tests.support.wire_kernel import Kernel
 
 
 @contextmanager
-def union_in(base: Path) -> Iterator[InProcess]:
-    """The union of `lower`, `upper` and `work` in a directory, all of whose inodes are forgotten at the end."""
-    with in_process([base / "lower"], base / "upper", base / "work") as union:
+def union_in(base: Path, *lowers: str, static_nlink: bool = False) -> Iterator[InProcess]:
+    """The union of lowers (`lower` alone, if none is said), `upper` and `work` in a directory, all of whose inodes are
+    forgotten at the end."""
+    layers = [base / name for name in lowers or ("lower",)]
+    with in_process(layers, base / "upper", base / "work", static_nlink=static_nlink) as union:
         yield union
         union.forget()
 

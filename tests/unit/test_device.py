@@ -500,7 +500,7 @@ def test_short_requests(kernel: Kernel, owned: int) -> None:
 def test_comparing(kernel: Kernel, shared: int, tmp_path: Path) -> None:
     """For tests: Python is asked too, and a difference is told as the bug that it is."""
     directory = os.open(tmp_path, os.O_PATH)
-    kernel.device.share_directory(NODE, (directory,), 0)
+    kernel.device.share_directory(NODE, (directory,), kernel.device.NAMES)
     os.close(directory)
     kernel.attach(layouts.LOOKUP, layouts.READ, compares=True)
     kernel.device.share(NODE, shared, kernel.device.READS)
@@ -711,7 +711,7 @@ def feed(seed: int, module: str) -> None:
         kernel.answer = dice.choice(answers)
         if not dice.randrange(10):
             kernel.device.share(NODE, shared, dice.randrange(64))
-            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), dice.randrange(32))
+            kernel.device.share_directory(NODE, (directory,) * dice.randrange(1, 4), dice.randrange(64))
             layers = [(directory, device, 0)] * dice.randrange(4)
             kernel.device.pack_plain(layers, dice.random() < 0.5, names, dice.randrange(4), dice.randrange(700), 1, 0)
             name, number = names[dice.randrange(4)][1], os.stat(place / "LICENSE").st_ino

@@ -28,7 +28,7 @@ def layers(kernel: Kernel, tmp_path: Path) -> Iterator[tuple[int, int]]:
         (tmp_path / name).mkdir()
         (tmp_path / name / below).write_bytes(b"")
         fds.append(os.open(tmp_path / name, os.O_PATH))
-    kernel.device.share_directory(NODE, tuple(fds), 0)
+    kernel.device.share_directory(NODE, tuple(fds), kernel.device.NAMES)
     yield fds[0], fds[1]
     for fd in fds:
         os.close(fd)
@@ -89,12 +89,29 @@ def test_what_is_shown_of_a_directory(kernel: Kernel, layers: tuple[int, int], t
     assert kernel.ask(layouts.GETATTR, bytes(16), NODE + 1) == (errno.EPERM, b"")
 
 
+def test_a_directory_that_shows_one_link(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "upper/more").mkdir()
+    kernel.device.share_directory(NODE, layers, kernel.device.SHOWN | kernel.device.ONE_LINK)
+    st = os.stat(tmp_path / "upper")
+    assert st.st_nlink == 3
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (0, attributes(st, nlink=1))
+
+
+def test_a_directory_that_others_have_names_in(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
+    device = kernel.device
+    device.share_directory(NODE, layers[:1], device.SHOWN | device.MADE | device.DIRECTORIES)
+    assert kernel.ask(layouts.LOOKUP, b"none\0") == (errno.EPERM, b"")
+    assert _make(kernel, b"made") == (errno.EPERM, b"")
+    assert _mkdir(kernel, b"made") == (errno.EPERM, b"")
+    assert kernel.ask(layouts.GETATTR, bytes(16)) == (0, attributes(os.stat(tmp_path / "upper")))
+
+
 def test_a_directory_that_was_removed(kernel: Kernel, tmp_path: Path) -> None:
     kernel.attach(layouts.GETATTR)
     kernel.answer = errno.EPERM
     (tmp_path / "gone").mkdir()
     fd = os.open(tmp_path / "gone", os.O_PATH)
-    kernel.device.share_directory(NODE, (fd,), kernel.device.SHOWN)
+    kernel.device.share_directory(NODE, (fd,), kernel.device.SHOWN | kernel.device.ONE_LINK)
     (tmp_path / "gone").rmdir()
     assert kernel.ask(layouts.GETATTR, bytes(16)) == (errno.EPERM, b"")
     os.close(fd)
@@ -108,7 +125,7 @@ OURS = (os.geteuid(), os.getegid())
 @pytest.fixture
 def workshop(kernel: Kernel, layers: tuple[int, int]) -> tuple[int, int]:
     """The two, where files are made."""
-    kernel.device.share_directory(NODE, layers, kernel.device.MADE)
+    kernel.device.share_directory(NODE, layers, kernel.device.NAMES | kernel.device.MADE)
     return layers
 
 
@@ -137,7 +154,7 @@ def test_a_file_is_made(kernel: Kernel, workshop: tuple[int, int], tmp_path: Pat
 
 
 def test_the_umask_that_the_kernel_has_not_applied(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
-    kernel.device.share_directory(NODE, layers, kernel.device.MADE | kernel.device.UMASK)
+    kernel.device.share_directory(NODE, layers, kernel.device.NAMES | kernel.device.MADE | kernel.device.UMASK)
     before = os.umask(0o11)
     try:
         assert _make(kernel, b"made", 0o100777, 0o27)[0] == 0
@@ -232,7 +249,7 @@ def _mkdir(
 
 
 def test_a_directory_is_made(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
-    kernel.device.share_directory(NODE, layers, kernel.device.DIRECTORIES)
+    kernel.device.share_directory(NODE, layers, kernel.device.NAMES | kernel.device.DIRECTORIES)
     before = len(os.listdir("/proc/self/fd"))
     error, entry = _mkdir(kernel, b"made")
     st = os.stat(tmp_path / "upper/made")
@@ -241,7 +258,7 @@ def test_a_directory_is_made(kernel: Kernel, layers: tuple[int, int], tmp_path: 
     assert (error, layouts.ENTRY.unpack(entry)[:7]) == (0, (78, 0, 100, 100, 5, 5, 78))
     assert entry[40:] == attributes(st, number=78)[16:]
     assert len(os.listdir("/proc/self/fd")) == before
-    kernel.device.share_directory(NODE, layers, kernel.device.DIRECTORIES | kernel.device.UMASK)
+    kernel.device.share_directory(NODE, layers, kernel.device.NAMES | kernel.device.DIRECTORIES | kernel.device.UMASK)
     assert _mkdir(kernel, b"other", 0o1777, 0o27)[0] == 0
     assert stat.S_IMODE(os.stat(tmp_path / "upper/other").st_mode) == 0o1750
     assert not kernel.calls
@@ -264,7 +281,7 @@ def test_a_directory_is_made(kernel: Kernel, layers: tuple[int, int], tmp_path: 
 def test_what_directory_python_makes(
     kernel: Kernel, layers: tuple[int, int], tmp_path: Path, name: bytes, mode: int, ids: tuple[int, int]
 ) -> None:
-    kernel.device.share_directory(NODE, layers, kernel.device.DIRECTORIES)
+    kernel.device.share_directory(NODE, layers, kernel.device.NAMES | kernel.device.DIRECTORIES)
     assert _mkdir(kernel, name, mode, ids=ids) == (errno.EPERM, b"")
     assert [call[0] for call in kernel.calls] == [layouts.MKDIR]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["lower", "new", "old", "upper"]

@@ -116,13 +116,19 @@ def nlink_of(state: State, inode: Inode, st: os.stat_result) -> int:
     if isinstance(inode, Directory):
         if inode.removed:
             return 0
-        return 1 if inode.is_merged or state.settings.static_nlink else st.st_nlink
+        return 1 if shows_one_link(state, inode) else st.st_nlink
     assert isinstance(inode, File)
     if inode.group is not None:
         return inode.group.nlink(st.st_nlink if inode.has_upper else None)
     if inode.has_upper or inode.lower_links is not None:
         return st.st_nlink
     return 0 if inode.removed else 1
+
+
+def shows_one_link(state: State, directory: Directory) -> bool:
+    """Whether a directory that has a name shows one link, whatever its parts have: those of several cannot be counted
+    (fs/overlayfs/inode.c ovl_getattr)."""
+    return directory.is_merged or state.settings.static_nlink
 
 
 def flags_of(inode: Inode, command: int, size: int) -> bytes:

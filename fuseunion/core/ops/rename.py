@@ -223,6 +223,7 @@ def _make_empty(state: State, target: Directory) -> None:
         with target.grasp() as held:
             state.writable().whiteouts.make_opaque(held, target.upper)
         target.detach()  # also if the rename fails: nothing hides their names any more
+        state.restacked(target)
     for name in target.upper.names():
         st = target.upper.stat(name)
         if st is not None and not is_reserved(name) and not is_whiteout(target.upper, name, st):

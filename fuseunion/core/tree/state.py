@@ -83,18 +83,19 @@ class State:
 
     Attributes:
         lowers: topmost first; others only once one is added (ops/live/addition.py).
-        directory_copied: is told of each directory that got a part in the upper, before anything is made there.
+        restacked: is told of each directory that got a part in the upper, before anything is made there; that the
+            lowers left; that was removed, unless it was empty and the upper's alone, and ended with its name.
     """
 
     __slots__ = (
         "descriptors",
-        "directory_copied",
         "gid",
         "holders",
         "log",
         "lowers",
         "numbers",
         "origins",
+        "restacked",
         "root",
         "settings",
         "table",
@@ -107,7 +108,7 @@ class State:
         self.upper = upper
         self.settings = settings
         self.log = logging.getLogger("fuseunion.core")
-        self.directory_copied: Callable[[Directory], None] = lambda _directory: None
+        self.restacked: Callable[[Directory], None] = lambda _directory: None
         # What the upper's filesystem gives to an object that we make.
         self.uid = os.geteuid()
         self.gid = os.getegid()

@@ -93,7 +93,7 @@ def _copied(state: State, directory: Directory, real: RealDir) -> RealDir:
     directory.upper = real
     directory.absent_xattrs = NONE_ABSENT
     directory.stale()
-    state.directory_copied(directory)
+    state.restacked(directory)
     return real
 
 

@@ -94,6 +94,7 @@ def make_independent(state: State, directory: Directory) -> Preparation:
             _mark_opaque(state, directory, prepared)
         for one in prepared:
             one.detach()
+            state.restacked(one.directory)
         for one in prepared:
             yield from _drop_useless_whiteouts(one.directory, one.hidden if one.complete else None)
 

@@ -252,3 +252,4 @@ def directory_gone(state: State, target: Directory, directory: Directory, name: 
     for child in list(target.children.values()):
         state.log.error("inode %d was left in a removed directory", child.ino)
     target.mark_removed()
+    state.restacked(target)

@@ -52,7 +52,7 @@
 enum { MANY_FORGOTTEN = 10000 };
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 11
+#define INTERFACE 12
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -548,7 +548,8 @@ PyMODINIT_FUNC PyInit__device(void)
         PyModule_AddIntMacro(module, NO_CAPABILITY) < 0 || PyModule_AddIntMacro(module, XATTRS) < 0 || PyModule_AddIntMacro(module, SYNCS) < 0 ||
         PyModule_AddIntMacro(module, SHOWN) < 0 || PyModule_AddIntMacro(module, MADE) < 0 ||
         PyModule_AddIntMacro(module, UMASK) < 0 || PyModule_AddIntMacro(module, ALL) < 0 ||
-        PyModule_AddIntMacro(module, DIRECTORIES) < 0) {
+        PyModule_AddIntMacro(module, DIRECTORIES) < 0 || PyModule_AddIntMacro(module, NAMES) < 0 ||
+        PyModule_AddIntMacro(module, ONE_LINK) < 0) {
         Py_DECREF(module);
         return NULL;
     }

@@ -1,5 +1,5 @@
-/* Directories by descriptors of everything that may hold a name in them: names that are not there, their attributes, and
- * the files that are made in them.
+/* Directories by descriptors: their attributes, and, where the descriptors are of everything that may hold a name in them,
+ * names that are not there, and the files that are made in them.
  *
  * Nothing is remembered of what is in them: the layers are asked each time. What is not as simple as it was believed to
  * be is left to Python (SharedDirectories in shared_directories.py, which is the only one who shares one).
@@ -17,12 +17,12 @@
 
 const char share_directory_doc[] =
     "share_directory(number, fds, uses)\n--\n\n"
-    "Answer for the directory with this number by descriptors of all that may hold a name of it, topmost first, which are\n"
-    "opened again: which names are not there, and what else it is shared for. It may be forgotten at any time, and is when\n"
-    "the kernel forgets the number.\n\n"
-    "uses: SHOWN where what fstat(2) says of the first is what is shown; MADE where files are made in the first by\n"
-    "open(2) alone, if who asks for one is the daemon's own user; DIRECTORIES where directories are, too, by mkdir(2), and\n"
-    "shown as they are; UMASK where the kernel has not applied it.\n"
+    "Answer for the directory with this number by descriptors of its parts, topmost first, which are opened again. It may\n"
+    "be forgotten at any time, and is when the kernel forgets the number.\n\n"
+    "uses: SHOWN where what fstat(2) says of the first is what is shown, ONE_LINK where its count of links is not; NAMES\n"
+    "where no other part may hold a name; MADE where files are made in the first by open(2) alone, if who asks for one is\n"
+    "the daemon's own user; DIRECTORIES where directories are, too, by mkdir(2), and shown as they are; UMASK where the\n"
+    "kernel has not applied it.\n"
     "Raises OSError of openat(2), ValueError for more than 3.";
 const char unshare_one_directory_doc[] =
     "unshare_directory(number)\n--\n\nClose the descriptors of the directory with this number, if it is shared.";
@@ -127,20 +127,25 @@ static bool lacks(const struct directory *directory, const char *name, size_t si
 bool is_absent(uint64_t number, const char *name, size_t size)
 {
     const struct directory *directory = find(number);
-    return directory != NULL && lacks(directory, name, size);
+    return directory != NULL && directory->uses & NAMES && lacks(directory, name, size);
 }
 
 bool look_at_directory(uint64_t number, struct stat *st)
 {
     const struct directory *directory = find(number);
-    return directory != NULL && directory->uses & SHOWN && fstat(directory->fds[0], st) == 0 && st->st_nlink != 0;
+    if (directory == NULL || !(directory->uses & SHOWN) || fstat(directory->fds[0], st) != 0 || st->st_nlink == 0)
+        return false;
+    if (directory->uses & ONE_LINK)
+        st->st_nlink = 1;
+    return true;
 }
 
 /* The shared directory in which a name is to be made by its owner, of which no layer has it; NULL where Python has to. */
 static const struct directory *place_for(const struct fuse_in_header *header, int use, const char *name, size_t size)
 {
     const struct directory *directory = find(header->nodeid);
-    if (directory == NULL || !(directory->uses & use) || header->uid != geteuid() || header->gid != getegid())
+    if (directory == NULL || !(directory->uses & NAMES) || !(directory->uses & use) || header->uid != geteuid() ||
+        header->gid != getegid())
         return NULL;
     return lacks(directory, name, size) ? directory : NULL;
 }

@@ -16,10 +16,11 @@ PyObject *share_directory(PyObject *module, PyObject *args);
 PyObject *unshare_one_directory(PyObject *module, PyObject *argument);
 PyObject *unshare_directories(PyObject *module, PyObject *unused);
 
-/* What a shared directory may be used for, besides its names. SHOWN: what is shown of it is what the first of its
- * descriptors has. MADE: regular files of the daemon's own user are made in the first. UMASK: which is told with each.
- * DIRECTORIES: are made there too, and what is shown of one is what it has. */
-enum { SHOWN = 1, MADE = 2, UMASK = 4, DIRECTORIES = 8 };
+/* What a shared directory may be used for. SHOWN: what is shown of it is what the first of its descriptors has.
+ * ONE_LINK: but for its count of links, which is 1. NAMES: what none of its descriptors has is not in it. MADE: and regular
+ * files of the daemon's own user are made in the first. UMASK: which is told with each. DIRECTORIES: are made there too,
+ * and what is shown of one is what it has. */
+enum { SHOWN = 1, MADE = 2, UMASK = 4, DIRECTORIES = 8, NAMES = 16, ONE_LINK = 32 };
 
 /* Nobody asks for a directory any more. */
 void unshare_directory(uint64_t number);
