@@ -183,6 +183,7 @@ def _serve(prepared: Prepared, options: Options, ready: Callable[[], None]) -> N
             if layers.upper is not None and to_sync >= 0:
                 last.callback(_write_out, to_sync, layers.upper.label)
             prepared.keep()
+            union.root.stale()  # the upper remembers its lowers
             tell(layers, prepared, options)
             for each in reversed(sockets):  # the one that is looked for comes last
                 each.show()

@@ -152,6 +152,7 @@ class Adding:
         """Say that it is there."""
         lowers = [lower.root_fd for lower in self._requests.union.lowers]
         self._prepared.add_lower(Opened(layer.root_fd, layer.label), lowers)
+        self._requests.union.root.stale()  # the upper remembers it
         self._facts.lowers_changed()
         _log.info("lower '%s' was added on top of the others", layer.label)
 
