@@ -97,6 +97,19 @@ def test_a_directory_that_shows_one_link(kernel: Kernel, layers: tuple[int, int]
     assert kernel.ask(layouts.GETATTR, bytes(16)) == (0, attributes(st, nlink=1))
 
 
+def test_comparing_what_is_shown_of_a_directory(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
+    """Python need not know of each time of change."""
+    kernel.attach(layouts.GETATTR, compares=True)
+    kernel.device.share_directory(NODE, layers, kernel.device.SHOWN)
+    kernel.answer = bytes(40) + attributes(os.stat(tmp_path / "upper"))[16:]
+    os.chmod(tmp_path / "upper", stat.S_IMODE(os.stat(tmp_path / "upper").st_mode))
+    assert kernel.ask(layouts.GETATTR, bytes(16))[0] == 0
+    assert not kernel.errors
+    os.utime(tmp_path / "upper", (0, 0))
+    kernel.ask(layouts.GETATTR, bytes(16))
+    assert [type(error) for error in kernel.errors] == [AssertionError]
+
+
 def test_a_directory_that_others_have_names_in(kernel: Kernel, layers: tuple[int, int], tmp_path: Path) -> None:
     device = kernel.device
     device.share_directory(NODE, layers[:1], device.SHOWN | device.MADE | device.DIRECTORIES)

@@ -399,7 +399,8 @@ bool repeat(const struct fuse_in_header *header, const char *body, size_t size)
 }
 
 /* Where an entry and the attributes in `device.data` differ, from the beginning of struct fuse_attr; -1: nowhere that
- * counts. A read changes the time of access without telling Python. */
+ * counts. A read changes the time of access without telling Python, and a directory that its owner closed, and that is
+ * opened for a moment, has another time of change. */
 static int difference_of_attributes(const char *entry)
 {
     struct fuse_entry_out one;
@@ -408,6 +409,10 @@ static int difference_of_attributes(const char *entry)
     memcpy(&other, device.data, sizeof other);
     one.attr.atime = other.attr.atime;
     one.attr.atimensec = other.attr.atimensec;
+    if (S_ISDIR(one.attr.mode) && S_ISDIR(other.attr.mode)) {
+        one.attr.ctime = other.attr.ctime;
+        one.attr.ctimensec = other.attr.ctimensec;
+    }
     const char *left = (const char *)&one.attr, *right = (const char *)&other.attr;
     for (int at = 0; at < (int)sizeof one.attr; at++)
         if (left[at] != right[at])
