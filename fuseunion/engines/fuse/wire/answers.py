@@ -126,7 +126,7 @@ class Answers:
             self._union, requests.reader, _DESCRIPTORS, shows_all=shows_all, lists_more=requests.lists_layers
         )
         self._xattrs = Xattrs(requests, self._open_files)
-        self._directories = SharedDirectories(self._union, shows_all=shows_all)
+        self._directories = SharedDirectories(requests, shows_all=shows_all)
         self._listed = Listed(requests, self._entries)
         requests.forget_layers = self._forget_layers
         requests.close_file = self._open_files.close
@@ -412,8 +412,7 @@ class Answers:
         # It is going to be written to.
         file, handle = self._open_files.retried(lambda: self._union.create(directory, name, mode, owner))
         self._open_files.share_new(self._open_files.keep(handle, readable=True), mode)
-        if self._requests.renewed is None:
-            self._directories.made_file(directory)
+        self._directories.made_file(directory)
         return self._told(file)
 
     def made(self, parent: int, name: bytes, fd: int, device: int, number: int) -> int:
@@ -450,8 +449,7 @@ class Answers:
     def _mkdir(self, parent: int, uid: int, gid: int, pid: int, umask: int, mode: int, name: bytes) -> bytes:
         directory = self._union.directory(parent)
         made = self._union.mkdir(directory, name, mode, self._callers.owner(Sender(uid, gid, pid, umask)))
-        if self._requests.renewed is None:
-            self._directories.made_file(directory)
+        self._directories.made_file(directory)
         return self._told(made)
 
     def _symlink(self, parent: int, uid: int, gid: int, pid: int, name: bytes, target: bytes) -> bytes:

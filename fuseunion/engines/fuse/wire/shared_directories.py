@@ -14,7 +14,7 @@ asked for anything for a while.
 from __future__ import annotations
 
 from fuseunion.core.tree.directory import Directory
-from fuseunion.core.union import Union
+from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire.native.device import device
 
 _DESCRIPTORS = 48
@@ -28,14 +28,20 @@ class SharedDirectories:
         shows_all: the kernel decides who may change what.
     """
 
-    def __init__(self, union: Union, *, shows_all: bool) -> None:
-        self._union = union
+    def __init__(self, requests: Requests, *, shows_all: bool) -> None:
+        self._requests = requests
+        self._union = union = requests.union
         self._shows_all = shows_all
         self._any = False
-        self._may = union.descriptors_to_spare(_DESCRIPTORS)
+        self._has_descriptors = union.descriptors_to_spare(_DESCRIPTORS)
         union.on_restacked(self._restacked)
         self._made_in = 0  # the number of the last directory that was shared for what is made in it
         self._looked_at = 0  # of the last of which Python said the attributes
+
+    @property
+    def _may(self) -> bool:
+        """Whether one may be shared: none while the kernel may not remember names, which the extension would let it."""
+        return self._has_descriptors and self._requests.renewed is None
 
     def lacks_a_name(self, directory: Directory) -> None:
         """A name was found not to be in a directory: others will not be in it either."""
@@ -105,7 +111,7 @@ class SharedDirectories:
 
     def close(self) -> None:
         """Share none any more."""
-        self._made_in = 0
+        self._made_in = self._looked_at = 0
         if self._any:
             assert device is not None
             device.unshare_directories()
