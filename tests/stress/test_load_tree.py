@@ -80,6 +80,10 @@ def test_walked_by_find_and_du(arena: Arena, directories: int) -> None:
                 lambda most=most: processes.resident_kib(mount.daemon) < most,
                 f"all memory but {most} KiB to be given back: idle {idle}, walked {walked}",
             )
+            wait_until(
+                lambda: len(processes.descriptors(mount.daemon)) <= idle.descriptors,
+                f"what the module looks at by itself to be closed: idle {idle}",
+            )
             seen.append((walked, usage(mount)))
         print(f"{expected} objects: idle {idle}; walked and forgotten {seen}")
         _judge(idle, seen, expected)

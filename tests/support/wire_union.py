@@ -24,7 +24,16 @@ def union_in(base: Path, *lowers: str, static_nlink: bool = False) -> Iterator[I
         union.forget()
 
 
+@contextmanager
+def answers_of(union: InProcess) -> Iterator[Answers]:
+    """The handlers of a union, which close at the end what they keep open, and what the module does for them."""
+    made = Answers(Requests(union.union), 1.0)
+    yield made
+    made.close_files()
+
+
 @pytest.fixture
-def answers(attached: Kernel, inside: InProcess) -> Answers:
+def answers(attached: Kernel, inside: InProcess) -> Iterator[Answers]:
     """The handlers of the test's union, while its module is attached."""
-    return Answers(Requests(inside.union), 1.0)
+    with answers_of(inside) as made:
+        yield made

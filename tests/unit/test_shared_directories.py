@@ -11,13 +11,12 @@ import pytest
 from fuseunion.core.disk.realdir import RealDir
 from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.inode import Inode
-from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answers
 from fuseunion.steps import in_one_piece
 from tests.support.inprocess import InProcess
 from tests.support.wire_kernel import ABSENT, Kernel, kernel
-from tests.support.wire_union import answers, union_in
+from tests.support.wire_union import answers, answers_of, union_in
 
 __all__ = ["answers", "kernel"]
 
@@ -185,8 +184,7 @@ def test_the_links_of_several_are_one(kernel: Kernel, inside: InProcess, answers
 
 def test_links_that_are_never_counted(kernel: Kernel, attached: Kernel, tmp_path: Path) -> None:
     _make(tmp_path, "lower")
-    with union_in(tmp_path, static_nlink=True) as inside:
-        answers = Answers(Requests(inside.union), 1.0)
+    with union_in(tmp_path, static_nlink=True) as inside, answers_of(inside) as answers:
         alone = inside.find("upper only")
         assert _shared(kernel, answers, alone)
         assert _nlink(kernel, alone) == 1
@@ -195,8 +193,7 @@ def test_links_that_are_never_counted(kernel: Kernel, attached: Kernel, tmp_path
 def test_a_directory_of_many_layers_is_not_asked_for_names(kernel: Kernel, attached: Kernel, tmp_path: Path) -> None:
     lowers = [f"lower {number}" for number in range(6)]
     _make(tmp_path, *lowers)
-    with union_in(tmp_path, *lowers) as inside:
-        answers = Answers(Requests(inside.union), 1.0)
+    with union_in(tmp_path, *lowers) as inside, answers_of(inside) as answers:
         both = inside.find("both")
         assert answers._lookup(both.ino, b"none") == answers._entries.negative
         assert _asked_by_the_kernel(kernel, both) is None
@@ -214,3 +211,20 @@ def test_one_that_is_copied_up_is_shared_again(kernel: Kernel, inside: InProcess
     assert kernel.ask(layouts.LOOKUP, b"none\0", directory.ino) == ASKED
     assert _shared(kernel, answers, directory)
     assert kernel.ask(layouts.LOOKUP, b"none\0", directory.ino) == (0, ABSENT)
+
+
+def test_nothing_is_shared_while_a_lower_is_being_added(kernel: Kernel, inside: InProcess, answers: Answers) -> None:
+    """The module would let the kernel remember that a name is not there, which the lower may have."""
+    both, alone = inside.find("both"), inside.find("upper only")
+    requests = answers._requests
+    requests.renewed = set()
+    for inode in (both, alone):
+        assert not _shared(kernel, answers, inode)
+        answers._lookup(inode.ino, b"none")
+        answers._mknod(inode.ino, 0, 0, 0, 0, 0o100644, 0, b"made")
+        assert not _shared(kernel, answers, inode)
+        assert kernel.ask(layouts.LOOKUP, b"none\0", inode.ino) == ASKED
+    requests.renewed = None
+    for inode in (both, alone):
+        assert _shared(kernel, answers, inode)
+        assert kernel.ask(layouts.LOOKUP, b"none\0", inode.ino) == (0, ABSENT)
