@@ -2,15 +2,16 @@
 
 Entries and attributes are valid for a very long time, and names that are not there are cached too, because nobody but
 this daemon may change the layers. An entry is made once for each inode and kept there until the core drops it
-(`Inode.stale`), so that a warm listing only copies. Of a file of a lower that was read the extension remembers the
-attributes; then a token lies in the entry's place, with which they go: there is no other place where one has to think
-of it.
+(`Inode.stale`), so that a warm listing only copies. Of a file of a lower that was read, and of a directory that was
+listed, the extension remembers the attributes; then a token lies in the entry's place, with which they go: there is no
+other place where one has to think of it.
 """
 
 from __future__ import annotations
 
 import os
 
+from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
@@ -51,6 +52,8 @@ class Entries:
         ready = inode.reply
         if isinstance(ready, bytes):
             return ready
+        if type(ready) is Remembered and ready.entry is not None:
+            return ready.entry
         entry = self._entry(inode, *self._union.stat(inode), self._seconds, self._nsec)
         inode.reply = entry
         inode.st = None  # the entry says it all, in a fifth of the memory
@@ -96,12 +99,14 @@ class Remembered:
 
     Args:
         number: of the inode.
+        entry: where it is ready.
     """
 
-    __slots__ = ("_number",)
+    __slots__ = ("_number", "entry")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, entry: bytes | None = None) -> None:
         self._number = number
+        self.entry = entry
 
     def __del__(self) -> None:
         assert device is not None
@@ -112,6 +117,18 @@ def remembered(file: File) -> None:
     """The extension may have just remembered the attributes of a file."""
     if type(file.reply) is not Remembered:  # dropped now, it would have them forgotten
         file.reply = Remembered(file.ino)
+
+
+def remember(directory: Directory) -> None:
+    """Have the extension remember what the kernel was told of a directory: it asks for it again after each listing."""
+    ready = directory.reply
+    entry = ready.entry if type(ready) is Remembered else ready
+    if not isinstance(entry, bytes):
+        return
+    assert device is not None
+    device.note_attributes(entry)
+    if entry is ready:
+        directory.reply = Remembered(directory.ino, entry)
 
 
 def unkept(entry: bytes) -> bytes:

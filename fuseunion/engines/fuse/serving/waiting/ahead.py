@@ -108,7 +108,7 @@ class Ahead:
         await self._workers.ask(question.put)
 
     def lies_far(self, number: int) -> bool:
-        """Whether a file has to be opened by `opened`.
+        """Whether a part of an inode lies where nobody may answer; a file then has to be opened by `opened`.
 
         Raises:
             OSError: as Union.inode.

@@ -13,7 +13,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.entries import Entries, unkept_listing
+from fuseunion.engines.fuse.wire.entries import Entries, remember, unkept_listing
 from fuseunion.engines.fuse.wire.listing.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.native.device import compares, device
 from fuseunion.steps import Steps
@@ -66,7 +66,11 @@ class Listed:
             self._requests.listings.discard(listing)
         if renewed is not None:
             return unkept_listing(entries, directory.ino, renewed)
-        if position == 0 and end is not None and not compares:
+        if end is None:
+            return entries
+        if not self._requests.ahead.lies_far(directory.ino):
+            remember(directory)
+        if position == 0 and not compares:
             assert device is not None
             device.note_end(directory.ino, end)
             self._listings.forgotten(directory.ino)

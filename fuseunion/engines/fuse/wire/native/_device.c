@@ -52,7 +52,7 @@
 enum { MANY_FORGOTTEN = 10000 };
 
 /* What Python finds here (device.py): another number when functions or their arguments change. */
-#define INTERFACE 12
+#define INTERFACE 13
 
 /* LATER: a thread answers; nobody else is told. */
 enum outcome { IDLE, PASSED, TURN, LATER };
@@ -507,6 +507,7 @@ static PyMethodDef functions[] = {
     {"share_directory", share_directory, METH_VARARGS, share_directory_doc},
     {"unshare_directory", unshare_one_directory, METH_O, unshare_one_directory_doc},
     {"unshare_directories", unshare_directories, METH_NOARGS, unshare_directories_doc},
+    {"note_attributes", note_attributes, METH_O, note_attributes_doc},
     {"forget_attributes", forget_attributes, METH_O, forget_attributes_doc},
     {"note_end", (PyCFunction)(void (*)(void))note_end, METH_FASTCALL, note_end_doc},
     {"note_without_xattrs", note_without_xattrs, METH_O, note_without_xattrs_doc},

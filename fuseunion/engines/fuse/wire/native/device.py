@@ -10,7 +10,7 @@ from types import ModuleType
 device: ModuleType | None = None
 """`_device`, or None where it was not built or is switched off by FUSEUNION_WIRE=0."""
 
-_INTERFACE = 12
+_INTERFACE = 13
 """Of what `_device.c` offers. An extension with another number was built from other sources, as in a checkout that was
 updated: it is as if there were none, until the next `pip install`."""
 

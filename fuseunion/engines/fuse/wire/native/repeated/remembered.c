@@ -1,9 +1,10 @@
-/* Attributes of files of a lower that were read.
+/* Attributes of files of a lower that were read, and of directories that were listed.
  *
- * After each FUSE_READ the kernel believes the time of access no more, and asks for all attributes when somebody looks at
- * the file again (fs/fuse/dir.c fuse_invalidate_atime); a mount that is noatime is not spared. They were seen when the file
- * was read, and are the same as long as the file is that of the lower: Python keeps a token of each inode that is
- * remembered where it would keep the attributes, and forgets both at once (Remembered in entries.py).
+ * After each FUSE_READ and FUSE_READDIRPLUS the kernel believes the time of access no more, and asks for all attributes
+ * when somebody looks at the inode again (fs/fuse/dir.c fuse_invalidate_atime); a mount that is noatime is not spared.
+ * Those of a file were seen when it was read, and are the same as long as the file is that of the lower; those of a
+ * directory are what Python says of it. Python keeps a token of each inode that is remembered where it would keep the
+ * attributes, and forgets both at once (Remembered in entries.py).
  */
 
 #include "remembered.h"
@@ -16,6 +17,8 @@
 
 const char forget_attributes_doc[] =
     "forget_attributes(number)\n--\n\nThe attributes of the inode with this number may be others now.";
+const char note_attributes_doc[] =
+    "note_attributes(entry)\n--\n\nRemember the attributes in a struct fuse_entry_out, of its inode.";
 
 enum { PLACES = 8192 };
 
@@ -51,6 +54,20 @@ void forget_all_attributes(void)
     if (any)
         memset(remembered, 0, sizeof remembered);
     any = false;
+}
+
+PyObject *note_attributes(PyObject *module, PyObject *argument)
+{
+    (void)module;
+    struct fuse_entry_out entry;
+    if (!PyBytes_Check(argument) || PyBytes_GET_SIZE(argument) != sizeof entry) {
+        PyErr_SetString(PyExc_TypeError, "note_attributes(entry)");
+        return NULL;
+    }
+    memcpy(&entry, PyBytes_AS_STRING(argument), sizeof entry);
+    *place_of(entry.nodeid) = (struct remembered){.number = entry.nodeid, .attr = entry.attr};
+    any = true;
+    Py_RETURN_NONE;
 }
 
 PyObject *forget_attributes(PyObject *module, PyObject *argument)

@@ -10,7 +10,8 @@
 
 /* Not for others: the module is loaded with RTLD_GLOBAL. */
 #pragma GCC visibility push(hidden)
-extern const char forget_attributes_doc[];
+extern const char note_attributes_doc[], forget_attributes_doc[];
+PyObject *note_attributes(PyObject *module, PyObject *argument);
 PyObject *forget_attributes(PyObject *module, PyObject *argument);
 
 /* Remember the attributes of an inode until Python says `forget_attributes`, or another takes its place. */
