@@ -17,8 +17,10 @@ from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
 from fuseunion.engines.fuse.serving.requests import Requests
-from fuseunion.engines.fuse.wire.answers import Answers, ToSync
+from fuseunion.engines.fuse.wire import layouts as wire_layouts
+from fuseunion.engines.fuse.wire.answers import Answers
 from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
+from fuseunion.engines.fuse.wire.results import ToSync
 from fuseunion.steps import in_one_piece
 from tests.support.inprocess import InProcess, in_process
 
@@ -41,6 +43,15 @@ def _answers(inside: InProcess) -> tuple[Answers, int]:
     return answers, ENTRY.unpack(answers._lookup(1, b"file"))[0]
 
 
+def test_requests_are_called_what_the_protocol_calls_them(layers: Path) -> None:
+    """In what `fuseunion status` and `fuseunion top` say."""
+    with _union(layers) as inside:
+        names = Answers(Requests(inside.union), 1.0).names()
+    called = {opcode: getattr(wire_layouts, name.upper(), None) for opcode, name in names.items()}
+    several = {wire_layouts.RENAME2: wire_layouts.RENAME, wire_layouts.BATCH_FORGET: wire_layouts.FORGET}
+    assert called == {opcode: several.get(opcode, opcode) for opcode in names}
+
+
 @pytest.mark.trio
 async def test_a_descriptor_stays_open_until_its_task_runs(layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another request may close it after the answer was put off, and its number then be another file's."""
@@ -48,7 +59,7 @@ async def test_a_descriptor_stays_open_until_its_task_runs(layers: Path, monkeyp
         answers, number = _answers(inside)
         with monkeypatch.context() as none_left:
             none_left.setattr(os, "dup", _no_descriptor)
-            result: Any = answers._fsync(number, False)
+            result: Any = answers._contents.fsync(number, False)
         assert isinstance(result, CoroutineType)
         opened = answers._open_files.reading(inside.union.file(number))
         answers.close_files()
@@ -70,15 +81,15 @@ def test_a_thread_that_syncs_has_a_descriptor_of_its_own(layers: Path) -> None:
     with _union(layers) as inside:
         answers, number = _answers(inside)
         below = ENTRY.unpack(answers._lookup(1, b"below"))[0]
-        sync = answers._fsync(number, True)
+        sync = answers._contents.fsync(number, True)
         assert isinstance(sync, ToSync)
         assert sync.data_only
         answers.close_files()
         assert os.path.samestat(os.fstat(sync.fd), (layers / "upper/file").stat())
-        of_directory = answers._fsyncdir(1, True)
+        of_directory = answers._contents.fsyncdir(1, True)
         assert isinstance(of_directory, ToSync)
         assert os.path.samestat(os.fstat(of_directory.fd), (layers / "upper").stat())
-        assert answers._fsync(below, False) == 0
+        assert answers._contents.fsync(below, False) == 0
         for fd in (sync.fd, of_directory.fd):
             os.close(fd)
         answers.close_files()
@@ -94,7 +105,7 @@ def test_a_small_file_in_memory_waits_for_no_thread() -> None:
         (Path(place) / "upper/file").write_bytes(b"content")
         with _union(Path(place)) as inside:
             answers, number = _answers(inside)
-            assert [answers._read(number, 0, 4096) for _ in range(2)] == [b"content", b"content"]
+            assert [answers._contents.read(number, 0, 4096) for _ in range(2)] == [b"content", b"content"]
             answers._forget(number, 1)
 
 

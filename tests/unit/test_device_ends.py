@@ -1,5 +1,5 @@
 """What the extension module says of the ends of listings (wire/native/repeated/ends.c), and who tells it of them
-(wire/listing/listed.py)."""
+(wire/directories/listed.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from fuseunion.core.tree.directory import Directory
 from fuseunion.engines.fuse.wire import layouts
 from fuseunion.engines.fuse.wire.answers import Answers
-from fuseunion.engines.fuse.wire.listing import listed
+from fuseunion.engines.fuse.wire.directories import listed
 from fuseunion.steps import in_one_piece
 from tests.support.inprocess import InProcess
 from tests.support.wire_kernel import NODE, Kernel, kernel

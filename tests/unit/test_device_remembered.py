@@ -1,5 +1,5 @@
 """Attributes that the extension module remembers of files that were read and of directories that were listed
-(wire/native/repeated/remembered.c), and who tells it those of directories (wire/listing/listed.py)."""
+(wire/native/repeated/remembered.c), and who tells it those of directories (wire/directories/listed.py)."""
 
 from __future__ import annotations
 

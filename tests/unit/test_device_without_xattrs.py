@@ -159,11 +159,11 @@ def _is_noted(kernel: Kernel, number: int) -> bool:
 def test_who_has_none_is_noted(kernel: Kernel, inside: InProcess, answers: Answers, path: str, way: str) -> None:
     number = inside.find(path).ino
     if way == "get":
-        assert answers._xattrs.get(number, KNOWN[0]) == errno.ENODATA
+        assert answers._xattrs.getxattr(number, KNOWN[0]) == errno.ENODATA
     else:
-        assert answers._xattrs.names(number, 0) == b""
+        assert answers._xattrs.listxattr(number, 0) == b""
     assert _is_noted(kernel, number)
-    assert answers._xattrs.get(number, KNOWN[1]) == errno.ENODATA
+    assert answers._xattrs.getxattr(number, KNOWN[1]) == errno.ENODATA
 
 
 @pytest.mark.parametrize("path", ["d/f1", "d/uf1", "d/link", "d"])
@@ -172,19 +172,19 @@ def test_who_lost_the_place_gets_it_back(
     kernel: Kernel, inside: InProcess, answers: Answers, path: str, way: str
 ) -> None:
     number = inside.find(path).ino
-    answers._xattrs.names(number, 0)
+    answers._xattrs.listxattr(number, 0)
     kernel.device.may_have_xattrs(number)  # as if another had it
     if way == "get":
-        assert answers._xattrs.get(number, KNOWN[0]) == errno.ENODATA
+        assert answers._xattrs.getxattr(number, KNOWN[0]) == errno.ENODATA
     else:
-        assert answers._xattrs.names(number, 0) == b""
+        assert answers._xattrs.listxattr(number, 0) == b""
     assert _is_noted(kernel, number)
 
 
 def test_who_is_found_again_stays_noted(kernel: Kernel, inside: InProcess, answers: Answers) -> None:
     """The end of what stood for it before does not undo that."""
     inode = inside.find("d/f1")
-    answers._xattrs.names(inode.ino, 0)
+    answers._xattrs.listxattr(inode.ino, 0)
     answers._xattrs._note(inode)
     assert _is_noted(kernel, inode.ino)
 
@@ -194,7 +194,7 @@ def test_what_they_lack_is_kept_once(inside: InProcess, answers: Answers) -> Non
     kept = set()
     for path in ("d/f1", "d/f2", "d/link", "d"):
         inode = inside.find(path)
-        answers._xattrs.names(inode.ino, 0)
+        answers._xattrs.listxattr(inode.ino, 0)
         assert isinstance(inode.absent_xattrs, WithoutXattrs)
         kept.add(id(inode.absent_xattrs._absent))
     assert len(kept) == 1
@@ -202,8 +202,8 @@ def test_what_they_lack_is_kept_once(inside: InProcess, answers: Answers) -> Non
 
 def test_who_has_one_is_not_noted(kernel: Kernel, inside: InProcess, answers: Answers) -> None:
     number = inside.find("d/f8").ino
-    assert answers._xattrs.names(number, 0) == b"user.name\0"
-    assert answers._xattrs.get(number, KNOWN[0]) == errno.ENODATA
+    assert answers._xattrs.listxattr(number, 0) == b"user.name\0"
+    assert answers._xattrs.getxattr(number, KNOWN[0]) == errno.ENODATA
     assert not _is_noted(kernel, number)
 
 
@@ -211,7 +211,7 @@ def test_others_of_the_directory_are_looked_at_too(kernel: Kernel, inside: InPro
     """Which lie where the first lies: four of them, then eight."""
     numbers = {name: inside.find(f"d/{name}").ino for name in [*NAMES, *(f"u{name}" for name in NAMES)]}
     for first, noted in (("f0", 5), ("f9", 9)):
-        answers._xattrs.names(numbers[first], 0)
+        answers._xattrs.listxattr(numbers[first], 0)
         assert sum(_is_noted(kernel, number) for number in numbers.values()) == noted
     assert not _is_noted(kernel, numbers["f8"]), "it has one"
     assert not [name for name in NAMES if _is_noted(kernel, numbers[f"u{name}"])]
@@ -228,17 +228,17 @@ def test_who_may_have_some_is_noted_no_more(
     kernel: Kernel, inside: InProcess, answers: Answers, path: str, change: str
 ) -> None:
     inode = inside.find(path)
-    assert answers._xattrs.names(inode.ino, 0) == b""
+    assert answers._xattrs.listxattr(inode.ino, 0) == b""
     assert _is_noted(kernel, inode.ino)
     match change:
         case "set":
             inside.setxattr(path, b"user.a", b"b")
             assert not _is_noted(kernel, inode.ino)
-            assert answers._xattrs.names(inode.ino, 0) == b"user.a\0"
+            assert answers._xattrs.listxattr(inode.ino, 0) == b"user.a\0"
         case "ACL set":
             inside.setxattr(path, KNOWN[1], ACL)
             assert not _is_noted(kernel, inode.ino)
-            assert answers._xattrs.get(inode.ino, KNOWN[1]) == ACL
+            assert answers._xattrs.getxattr(inode.ino, KNOWN[1]) == ACL
         case "copied up":
             inside.copied(path)
         case "refreshed":
@@ -253,8 +253,8 @@ def test_who_may_have_some_is_noted_no_more(
 def test_who_shows_where_things_lie_lists_that(kernel: Kernel, inside: InProcess) -> None:
     answers = Answers(Requests(inside.union, list_layers=True), 1.0)
     number = inside.find("d/f1").ino
-    assert b"layer" in answers._xattrs.names(number, 0)
-    assert answers._xattrs.get(number, KNOWN[0]) == errno.ENODATA
+    assert b"layer" in answers._xattrs.listxattr(number, 0)
+    assert answers._xattrs.getxattr(number, KNOWN[0]) == errno.ENODATA
     kernel.answer = errno.EPERM
     kernel.attach(layouts.LISTXATTR)
     assert not _is_noted(kernel, number)

@@ -409,12 +409,12 @@ def test_a_capability_goes_with_the_owner(inside: InProcess, tmp_path: Path, cou
     os.setxattr(tmp_path / "lower/d/plain", "security.capability", CAPABILITY)
     answers = Answers(Requests(inside.union), 1.0)
     number = inside.find("d/plain").ino
-    assert answers._xattrs.get(number, b"security.capability") == CAPABILITY
+    assert answers._xattrs.getxattr(number, b"security.capability") == CAPABILITY
     assert isinstance(_setattr(answers, number, *REQUESTS["group"]), bytes)
     assert True not in counted
     with pytest.raises(OSError, match="No data"):
         os.getxattr(tmp_path / "upper/d/plain", "security.capability")
-    assert answers._xattrs.get(number, b"security.capability") == errno.ENODATA
+    assert answers._xattrs.getxattr(number, b"security.capability") == errno.ENODATA
 
 
 def test_what_is_not_there_is_found_by_one_look(
@@ -422,21 +422,21 @@ def test_what_is_not_there_is_found_by_one_look(
 ) -> None:
     answers = Answers(Requests(inside.union), 1.0)
     plain, other = inside.find("d/plain").ino, inside.find("d/attributes").ino
-    assert answers._xattrs.get(plain, b"security.capability") == errno.ENODATA
-    assert answers._xattrs.get(other, b"security.capability") == errno.ENODATA
+    assert answers._xattrs.getxattr(plain, b"security.capability") == errno.ENODATA
+    assert answers._xattrs.getxattr(other, b"security.capability") == errno.ENODATA
     monkeypatch.setattr(device.device, "lacks_attribute", None)
-    assert answers._xattrs.get(plain, b"system.posix_acl_access") == errno.ENODATA, "it has none at all"
-    assert answers._xattrs.get(other, b"security.capability") == errno.ENODATA, "it is remembered"
-    assert answers._xattrs.get(other, b"user.name") == b"value"
+    assert answers._xattrs.getxattr(plain, b"system.posix_acl_access") == errno.ENODATA, "it has none at all"
+    assert answers._xattrs.getxattr(other, b"security.capability") == errno.ENODATA, "it is remembered"
+    assert answers._xattrs.getxattr(other, b"user.name") == b"value"
 
 
 def test_a_capability_that_is_set_is_found(inside: InProcess) -> None:
     answers = Answers(Requests(inside.union), 1.0)
     number = inside.find("d/plain").ino
-    assert answers._xattrs.get(number, b"system.posix_acl_access") == errno.ENODATA
+    assert answers._xattrs.getxattr(number, b"system.posix_acl_access") == errno.ENODATA
     acl = b"\2\0\0\0" + b"".join(struct.pack("<HHI", tag, 6, -1 & 0xFFFFFFFF) for tag in (1, 4, 0x10, 0x20))
-    assert answers._setxattr(number, 0, 0, os.getpid(), b"system.posix_acl_access", acl, 0) == 0
-    assert answers._xattrs.get(number, b"system.posix_acl_access") == acl
+    assert answers._xattrs.setxattr(number, 0, 0, os.getpid(), b"system.posix_acl_access", acl, 0) == 0
+    assert answers._xattrs.getxattr(number, b"system.posix_acl_access") == acl
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_one_look_at_what_has_another(arguments: dict[str, Any], tmp_path: Path)
 def test_the_first_write_is_answered_at_once(inside: InProcess, tmp_path: Path, counted: list[bool], name: str) -> None:
     answers = Answers(Requests(inside.union), 1.0)
     number = inside.find(f"d/{name}").ino
-    assert answers._write(number, 0, 0, os.getpid(), 0, 1, b"data") == layouts.WRITTEN.pack(4, 0)
+    assert answers._contents.write(number, 0, 0, os.getpid(), 0, 1, b"data") == layouts.WRITTEN.pack(4, 0)
     assert (tmp_path / "upper/d" / name).read_bytes()[1:5] == b"data"
     answers.close_files()
 

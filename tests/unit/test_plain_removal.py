@@ -180,7 +180,7 @@ def test_a_file_keeps_its_data_until_it_is_forgotten(tmp_path: Path, plainly: li
         assert plainly == [(b"f", True)]
         assert not (tmp_path / "upper/d/f").exists()
         assert mount.answers._lookup(directory, b"f")[:8] == bytes(8)
-        assert mount.answers._read(number, 0, 100) == b"kept"
+        assert mount.answers._contents.read(number, 0, 100) == b"kept"
         assert _links(mount, number) == 0, "no link is left"
         mount.answers.close_files()
         assert _descriptors() == before + 1
@@ -193,13 +193,13 @@ def test_a_file_keeps_its_data_until_it_is_forgotten(tmp_path: Path, plainly: li
 def test_a_file_that_is_open_keeps_its_descriptor(tmp_path: Path, plainly: list[Any]) -> None:
     with _mounted(tmp_path) as mount:
         number = ENTRY.unpack(mount.answers._mknod(1, *OURS, 1, 0, 0o100644, 0, b"f"))[0]
-        mount.answers._write(number, *OURS, 1, 0, 0, b"data")
+        mount.answers._contents.write(number, *OURS, 1, 0, 0, b"data")
         before = _descriptors()
         mount.answers._unlink(1, b"f")
         assert plainly == [(b"f", True)]
         assert _descriptors() == before
         mount.answers.close_files()
-        assert mount.answers._read(number, 0, 100) == b"data"
+        assert mount.answers._contents.read(number, 0, 100) == b"data"
         mount.answers._forget(number, 1)
 
 

@@ -1,4 +1,5 @@
-"""Which directories the extension module may look at by itself, and until when (wire/shared_directories.py)."""
+"""Which directories the extension module may look at by itself, and until when
+(wire/directories/shared_directories.py)."""
 
 from __future__ import annotations
 

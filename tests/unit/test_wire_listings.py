@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuseunion.engines.fuse.wire.directories import listings
+from fuseunion.engines.fuse.wire.directories.listings import Listing
 from fuseunion.engines.fuse.wire.entries import unkept_listing
 from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
-from fuseunion.engines.fuse.wire.listing import listings
-from fuseunion.engines.fuse.wire.listing.listings import Listing
 
 NAMES = st.lists(st.binary(min_size=1, max_size=8), unique=True, max_size=300)
 

@@ -15,7 +15,7 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import Inode
 from fuseunion.core.union import Union
-from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY
+from fuseunion.engines.fuse.wire.layouts import DIRENT, ENTRY, MODE, UID
 from fuseunion.engines.fuse.wire.native.device import device
 
 _SECOND = 1_000_000_000
@@ -58,6 +58,14 @@ class Entries:
         inode.reply = entry
         inode.st = None  # the entry says it all, in a fifth of the memory
         return entry
+
+    def mode(self, inode: Inode) -> int:
+        """The mode of an inode, with its type."""
+        return ENTRY.unpack(self.attributes(inode))[MODE]  # type: ignore[no-any-return]
+
+    def owner(self, inode: Inode) -> int:
+        """The user whom an inode is shown to belong to."""
+        return ENTRY.unpack(self.attributes(inode))[UID]  # type: ignore[no-any-return]
 
     def unreadable(self, inode: Inode, st: os.stat_result) -> bytes:
         """The entry of an object that answers an error: the kernel must not remember it."""

@@ -27,8 +27,9 @@ from fuseunion.engines.fuse.asking.watching.counts import Counts, Durations, tog
 from fuseunion.engines.fuse.serving.waiting.ahead import Ahead, Question
 from fuseunion.engines.fuse.serving.waiting.later import Later, ended
 from fuseunion.engines.fuse.wire import layouts
-from fuseunion.engines.fuse.wire.answers import Answer, Answers, Final
+from fuseunion.engines.fuse.wire.answers import Answers
 from fuseunion.engines.fuse.wire.native.device import compares, device
+from fuseunion.engines.fuse.wire.results import Answer, Final
 
 log = logging.getLogger("fuseunion.fuse")
 trace_log = logging.getLogger("fuseunion.trace")

@@ -16,12 +16,12 @@ from fuseunion.core.format import xattr_names
 from fuseunion.core.ops.xattrs import Where
 from fuseunion.core.tree.file import File
 from fuseunion.core.tree.inode import ASKED_OFTEN, Inode
-from fuseunion.engines.fuse.serving.callers import Caller
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.serving.waiting.later import Later
 from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.files.open_files import OpenFiles
 from fuseunion.engines.fuse.wire.native.device import compares, device
-from fuseunion.engines.fuse.wire.open_files import OpenFiles
+from fuseunion.engines.fuse.wire.results import Answer, Sender, done
 from fuseunion.linux.os_error import os_error
 
 log = logging.getLogger("fuseunion.fuse")
@@ -92,7 +92,7 @@ class Xattrs:
 
     # -- what is not there -------------------------------------------------------------------------------------------
 
-    def get(self, number: int, name: bytes) -> bytes | int | Later[bytes]:
+    def getxattr(self, number: int, name: bytes) -> bytes | int | Later[bytes]:
         """The answer to GETXATTR."""
         inode = self._requests.inode(number)
         if name in inode.absent_xattrs:
@@ -102,7 +102,7 @@ class Xattrs:
             return errno.ENODATA
         return self._requests.getxattr(number, name)
 
-    def names(self, number: int, uid: int) -> bytes:
+    def listxattr(self, number: int, uid: int) -> bytes:
         """The answer to LISTXATTR."""
         inode = self._requests.inode(number)
         if not self._requests.lists_layers and (self._note_again(inode) or (not compares and self._lacks(inode, b""))):
@@ -182,12 +182,12 @@ class Xattrs:
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
-    def set(self, number: int, name: bytes, value: bytes, flags: int, caller: Caller) -> Later[None] | None:
-        """What SETXATTR asks for."""
+    def setxattr(self, number: int, uid: int, gid: int, pid: int, name: bytes, value: bytes, flags: int) -> Answer:
+        """The answer to SETXATTR."""
         if flags & (layouts.XATTR_CREATE | layouts.XATTR_REPLACE):
             self._check_presence(number, name, flags)
         self._open_files.changed(number)
-        return self._requests.setxattr(number, name, value, caller)
+        return done(self._requests.setxattr(number, name, value, Sender(uid, gid, pid)))
 
     def _check_presence(self, number: int, name: bytes, flags: int) -> None:
         """Raises EEXIST or ENODATA, as setxattr(2) with these flags."""
@@ -202,9 +202,9 @@ class Xattrs:
         if not there and flags & layouts.XATTR_REPLACE:
             raise os_error(errno.ENODATA)
 
-    def remove(self, number: int, name: bytes) -> Later[None] | None:
-        """What REMOVEXATTR asks for."""
+    def removexattr(self, number: int, name: bytes) -> Answer:
+        """The answer to REMOVEXATTR."""
         if name == xattr_names.CAPABILITY:
             self.lost_capability = number
         self._open_files.changed(number)
-        return self._requests.removexattr(number, name)
+        return done(self._requests.removexattr(number, name))

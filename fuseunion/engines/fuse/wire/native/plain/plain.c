@@ -30,7 +30,7 @@ const char pack_plain_doc[] =
     "its mode, length of its entry).";
 
 enum {
-    AT_ONCE = 64, /* as many as listing/listed.py asks for at most */
+    AT_ONCE = 64, /* as many as directories/listed.py asks for at most */
     LAYERS = 64,  /* of more, Python asks only those that have a name */
     REAL_BITS = 48,
 };

@@ -13,8 +13,8 @@ from fuseunion.core.tree.directory import Directory
 from fuseunion.core.tree.file import File
 from fuseunion.engines.fuse.serving.requests import Requests
 from fuseunion.engines.fuse.wire import layouts
+from fuseunion.engines.fuse.wire.directories.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.entries import Entries, remember, unkept_listing
-from fuseunion.engines.fuse.wire.listing.listings import DOT, DOT_DOT, Listings
 from fuseunion.engines.fuse.wire.native.device import compares, device
 from fuseunion.steps import Steps
 

@@ -1,0 +1,1 @@
+"""READDIRPLUS: the names of directories with their entries; and directories that need no Python."""

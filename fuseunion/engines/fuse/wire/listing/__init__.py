@@ -1,1 +1,0 @@
-"""READDIRPLUS: the names of directories with their entries."""
