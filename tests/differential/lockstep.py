@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.differential.generator import Generator
-from tests.differential.known_differences import Oracle, is_known, is_left_out, is_withheld
+from tests.differential.known_differences import Oracle, is_known, is_left_out, is_withheld, with_known
 from tests.differential.operations import IN_PLACE, Call, Operation, World
 from tests.differential.recipes import LONG_NAMES
 from tests.differential.shrink import shrink
@@ -194,7 +194,8 @@ class _Run:
 
     def _compare_trees(self, when: str) -> None:
         fields = (*tree.SEEN, "nlink")
-        expected, got = tree.snapshot(self.their_world.root), tree.snapshot(self.our_world.root)
+        theirs, got = tree.snapshot(self.their_world.root), tree.snapshot(self.our_world.root)
+        expected = with_known(self.owner.oracle, theirs, got, self.since)
         found = tree.differences(expected, got, fields, since=self.since)
         _raise_if(found, f"the trees differ {when}")
         _raise_if(tree.inode_faults(self.our_world.root), f"inode numbers {when}")
