@@ -160,7 +160,7 @@ class _Run:
             self._close()
             self._remount()
             return
-        if is_left_out(self.owner.oracle, operation):
+        if is_left_out(self.owner.oracle, operation, self.our_world):
             return
         expected = self.their_world.perform(operation)
         if is_withheld(self.owner.oracle, operation, expected):

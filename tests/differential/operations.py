@@ -166,6 +166,13 @@ class World:
             os.close(fd)
         self.slots.clear()
 
+    def is_removed_directory(self, slot: int) -> bool:
+        """Whether an open directory has no name any more."""
+        if slot not in self.slots:
+            return False
+        status = os.fstat(self.slots[slot])
+        return stat.S_ISDIR(status.st_mode) and status.st_nlink == 0
+
     def at(self, path: bytes) -> bytes:
         """The full path of a relative one."""
         return self.root if path == b"." else os.path.join(self.root, path)
